@@ -1,0 +1,41 @@
+"""Digests of files and of plain data: short, stable across machines and Python versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_DIGEST_BYTES = 8
+_CHUNK_BYTES = 1 << 22
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """BLAKE2b over the length-prefixed parts, 16 hex digits."""
+    state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.hexdigest()
+
+
+def digest_json(data: Any) -> str:
+    """Digest of JSON-ready data, independent of the order of keys."""
+    return digest_bytes(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """Digest of the contents and names (not folders) of files, independent of the order given.
+
+    Raises:
+        FileNotFoundError: a path is missing.
+    """
+    state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for path in sorted(paths, key=lambda p: p.name):
+        state.update(path.name.encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                state.update(chunk)
+    return state.hexdigest()

@@ -1,0 +1,90 @@
+"""The names that every stage and every table agree on: columns, reject reasons, table references.
+
+`row_id` and `item_id` identify; `image_vector` and `text_vector` are what was embedded; `isthmus_shard` and
+`isthmus_position` say from which record of which shard a row came, so that the ledger can be rebuilt from the
+rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+ROW_ID = "row_id"
+ITEM_ID = "item_id"
+CAPTION = "caption"
+IMAGE = "image"
+IMAGE_URI = "image_uri"
+IMAGE_VECTOR = "image_vector"
+TEXT_VECTOR = "text_vector"
+THUMBNAIL = "thumbnail"
+SHARD = "isthmus_shard"
+POSITION = "isthmus_position"
+
+RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, SHARD, POSITION})
+VECTOR_COLUMNS = {"image": IMAGE_VECTOR, "text": TEXT_VECTOR}
+
+# What a source yields, one row a record of the corpus, before captions are spread over rows. Pass-through
+# columns follow these. `reason` is set where the source itself could not read the record.
+RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("item", pa.string()),
+        pa.field("image", pa.large_binary()),
+        pa.field("image_uri", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+
+class Reason(StrEnum):
+    """Why a row was rejected: a closed set, so that reports can be compared and retries can name it."""
+
+    MISSING_IMAGE = "missing_image"
+    MISSING_CAPTION = "missing_caption"
+    MISSING_KEY = "missing_key"
+    IMAGE_NOT_FOUND = "image_not_found"
+    FETCH_FAILED = "fetch_failed"
+    EMPTY_IMAGE = "empty_image"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED_IMAGE = "truncated_image"
+    CORRUPT_IMAGE = "corrupt_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    BAD_RECORD = "bad_record"
+    CAPTION_TOO_LONG = "caption_too_long"
+    ENCODE_FAILED = "encode_failed"
+
+
+class Stage(StrEnum):
+    """Where a row was rejected."""
+
+    READ = "read"
+    DECODE = "decode"
+    ENCODE = "encode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column (or field of the format) plays which role; None lets the source look for the usual names."""
+
+    key: str | None = None
+    image: str | None = None
+    uri: str | None = None
+    caption: str | None = None
+    item: str | None = None
+
+    @classmethod
+    def from_mapping(cls, mapping: dict[str, str]) -> Columns:
+        """Columns from `{"image": "jpg", …}`.
+
+        Raises:
+            ValueError: a role that does not exist.
+        """
+        roles = set(cls.__dataclass_fields__)
+        if unknown := sorted(set(mapping) - roles):
+            raise ValueError(f"columns: unknown role {unknown[0]!r}; the roles are {', '.join(sorted(roles))}")
+        return cls(**mapping)

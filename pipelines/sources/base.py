@@ -1,0 +1,62 @@
+"""What a source is: a listing of shards with stable identities, and a reader of one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A piece of the corpus that is read as a whole: a file, or a range of row groups of one.
+
+    Attributes:
+        uri: the file, absolute.
+        version: what changes when the file's content does: the etag on S3, size and mtime on disk.
+        start: first row group (0 where the format has none).
+        stop: one past the last row group, -1 for the whole file.
+        first_row: index within the file of the shard's first record.
+        rows: number of records where it is known without reading, else None.
+        size_bytes: bytes to read, an estimate.
+    """
+
+    uri: str
+    version: str
+    start: int = 0
+    stop: int = -1
+    first_row: int = 0
+    rows: int | None = None
+    size_bytes: int = 0
+
+
+class Source(Protocol):
+    """One format. A source is plain data (it is pickled to the workers) and opens nothing before it is asked."""
+
+    def schema(self) -> pa.Schema:
+        """Fields that pass through to the table, with their types. Reserved names of the contract never occur.
+
+        Raises:
+            ValueError: a named column is missing, or the corpus is not of this format.
+            FileNotFoundError: nothing is there.
+        """
+        ...
+
+    def modalities(self) -> frozenset[str]:
+        """Which of `image` and `text` the corpus holds, by its layout (not by each row)."""
+        ...
+
+    def shards(self) -> list[Shard]:
+        """All shards, ordered by uri and start; the order and the cuts depend on the corpus alone."""
+        ...
+
+    def read(self, shard: Shard) -> Iterator[pa.Table]:
+        """The records of a shard in order, as tables of `RECORD_SCHEMA` + `schema()` of a few MiB each.
+
+        Reading the same shard twice gives the same records in the same order. A record that cannot be read
+        is a row whose `reason` and `message` are set. Pictures that are named by URI are not fetched here:
+        `image` is null and `image_uri` absolute.
+        """
+        ...
