@@ -1,0 +1,49 @@
+# `make` alone lists the targets. Each one makes its own virtual environment and installs what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-heavy lint types format check clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+
+demo: $(VENV)/.demo ## Embed real pictures, index them, search them in English and Chinese
+	$(BIN)/isthmus demo --folder $(DEMO) $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests (not the heavy ones)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-heavy: $(VENV)/.dev ## Run the heavy tests: kills, many rows, a real S3 server
+	$(BIN)/python -m pytest -m heavy $(ARGS)
+
+lint: $(VENV)/.dev ## Check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## Check types
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Rewrite to style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+check: lint types test ## All that CI runs
+
+clean: ## Remove the virtual environment and what the demo made
+	rm -rf $(VENV) $(DEMO) build *.egg-info
+
+# The constraints hold the exact set of versions that was tried together.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing isthmus and what the demo needs into $(VENV) …"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,s3]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing isthmus and what the tests need into $(VENV) …"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,173 @@
+"""The `isthmus` command: one subcommand a job, all made from the jobs' configs.
+
+Nothing heavy is imported before a job runs: `isthmus --help` loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+# Pydantic's messages otherwise end in a link that says nothing about the job.
+os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.config import Yaml
+from rich.console import Console
+
+from jobs.config import Report
+from jobs.demo import DemoConfig
+from jobs.embed import EmbedConfig
+from jobs.encoders import EncodersConfig
+from jobs.index import IndexConfig
+from jobs.info import InfoConfig
+from jobs.rejects import RejectsConfig
+from jobs.search import SearchConfig
+
+# Jobs whose every option has a default.
+_ENCODERS, _DEMO = EncodersConfig(), DemoConfig()
+_COMMON = Group("Every command", sort_key=100)
+app = App(
+    name="isthmus",
+    help="Cross-modal retrieval at the scale of a corpus: embed pictures and captions into LanceDB, search them.",
+    help_format="plaintext",
+    version="isthmus " + __import__("importlib.metadata").metadata.version("isthmus"),
+)
+app["--help"].group = app["--version"].group = _COMMON
+
+
+@app.command
+def embed(config: EmbedConfig) -> Report:
+    """Embed a corpus into a LanceDB table; started again, it goes on where it stopped."""
+    from jobs.display import row_progress
+    from jobs.embed import run
+
+    with row_progress("embedding") as progress:
+        return run(config, progress)
+
+
+@app.command
+def index(config: IndexConfig) -> Report:
+    """Build the vector, full-text and scalar indexes of a table."""
+    from jobs.index import run
+
+    return run(config)
+
+
+@app.command
+def search(config: SearchConfig) -> Report:
+    """Search a table by words, by a picture, or by one of its rows."""
+    from jobs.search import run
+
+    return run(config)
+
+
+@app.command
+def info(config: InfoConfig) -> Report:
+    """Show a table: rows, columns, provenance, indexes, versions."""
+    from jobs.info import run
+
+    return run(config)
+
+
+@app.command
+def rejects(config: RejectsConfig) -> Report:
+    """Show the rows of a table's corpus that could not be embedded, and why."""
+    from jobs.rejects import run
+
+    return run(config)
+
+
+@app.command
+def encoders(config: EncodersConfig = _ENCODERS) -> Report:
+    """List the encoders that are here, or describe one."""
+    from jobs.encoders import run
+
+    return run(config)
+
+
+@app.command
+def demo(config: DemoConfig = _DEMO) -> Report:
+    """Build a corpus of real pictures, embed it, and search it in English and Chinese."""
+    from jobs.demo import run
+
+    return run(config)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(group=_COMMON)] = None,
+    json: Annotated[bool, Parameter(group=_COMMON, negative="")] = False,
+    debug: Annotated[bool, Parameter(group=_COMMON, negative="")] = False,
+) -> int:
+    """Run a subcommand.
+
+    Parameters
+    ----------
+    config:
+        YAML file with the job's options; flags win over it.
+    json:
+        Print one JSON object on standard output.
+    debug:
+        Show the whole traceback of an error, and log more.
+    """
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    if config is not None:
+        app.config = [Yaml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False)]
+    return _guarded(lambda: app(tokens, result_action="return_value", exit_on_error=False), as_json=json, debug=debug)
+
+
+def _guarded(call: Callable[[], Any], *, as_json: bool, debug: bool) -> int:
+    """Run a job, show what it returns, and turn what it raises into one line and an exit code."""
+    try:
+        report = call()
+    except CycloptsError:
+        return 2
+    except KeyboardInterrupt:
+        print("isthmus: interrupted; what was committed is kept, the same command goes on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"isthmus: {_one_line(error)}", file=sys.stderr)
+        return 1
+    if report is not None:
+        _show(report, as_json=as_json)
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of an error; of one that Ray brings from a worker, the message that the worker raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException) and cause is not error:
+        return _one_line(cause)
+    known = isinstance(error, (ValueError, OSError, RuntimeError, ImportError, KeyError))
+    text = str(error) or type(error).__name__
+    return text if known else f"{type(error).__name__}: {text}"
+
+
+def _show(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        json.dump(report.to_dict(), sys.stdout, ensure_ascii=False, default=str)
+        sys.stdout.write("\n")
+        return
+    from jobs.display import render
+
+    Console().print(render(report))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(app.meta(exit_on_error=False) if len(sys.argv) > 1 else app.meta(["--help"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""How reports and progress look in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from jobs.config import Report
+
+_CELL_CHARS = 60
+
+
+@contextmanager
+def row_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress line on standard error; called with (rows done, rows in all or None)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows · {task.fields[rate]} rows/s"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None, rate="–")
+
+        def update(done: int, total: int | None) -> None:
+            elapsed = progress.tasks[0].elapsed or 0.0
+            progress.update(task, completed=done, total=total, rate=f"{done / elapsed:.0f}" if elapsed else "–")
+
+        yield update
+
+
+def render(report: Report) -> RenderableType:
+    """A report as tables: its plain values first, then each list of rows."""
+    if hasattr(report, "__rich__"):
+        return report  # type: ignore[return-value]
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    parts: list[RenderableType] = [facts]
+    for name, value in report.to_dict().items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            parts += [Text(f"\n{name}", style="bold"), rows_table(value)]
+        elif value not in (None, {}, []):
+            facts.add_row(name.replace("_", " "), _cell(value, limit=None))
+    return Group(*parts)
+
+
+def rows_table(rows: list[dict[str, Any]]) -> Table:
+    """Dictionaries with equal keys as a table."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value, limit=_CELL_CHARS) for value in row.values()))
+    return table
+
+
+def _cell(value: Any, *, limit: int | None) -> str:
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {_cell(item, limit=None)}" for key, item in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(str(item) for item in value)
+    elif isinstance(value, float):
+        text = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    else:
+        text = "" if value is None else str(value)
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,128 @@
+"""`isthmus embed`: a corpus goes in, a searchable LanceDB table comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, Self
+
+from cyclopts import Parameter
+from pydantic import Field, model_validator
+
+from jobs.config import JobConfig
+
+if TYPE_CHECKING:
+    from pipelines.embedding.report import EmbedReport
+
+Embed = Literal["auto", "image", "text", "both", "any"]
+
+
+@Parameter(name="*")
+class EmbedConfig(JobConfig):
+    """Config of `isthmus embed`."""
+
+    corpus: str = Field(description="A file, a folder, a glob, or an s3:// prefix.")
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; made if it is not there.")
+    encoder: str = Field(
+        description="A registered name (see `isthmus encoders`), a model directory, a hub id, or IMAGE+TEXT for two "
+        "unrelated towers."
+    )
+    format: Literal["auto", "parquet", "webdataset", "folder", "captions", "coco", "karpathy"] = Field(
+        default="auto", description="The corpus' format; auto looks at what is there."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Names that differ: --columns.ROLE NAME, with role key, image, uri, caption or item.",
+    )
+    embed: Embed = Field(
+        default="auto",
+        description="What to embed. both: each row needs a picture and a caption. any: whatever a row has. "
+        "auto: all that both the corpus' layout and the encoder have.",
+    )
+    preprocessing: Literal["fast", "exact"] = Field(
+        default="fast", description="exact equals the model family's own processor; fast decodes large JPEGs small."
+    )
+    text_policy: Literal["truncate", "window", "reject"] = Field(
+        default="truncate", description="Captions longer than the text tower reads: cut, cut into windows, rejected."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the encoder runs.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="auto: bf16 on CUDA.")
+    batch_size: int = Field(default=64, ge=1, description="Inputs of a forward pass; halved when memory runs out.")
+    actors: int | None = Field(default=None, ge=1, description="Encode actors; default: one a GPU, else one a core.")
+    num_gpus: float | None = Field(default=None, ge=0, description="GPUs of each actor; default: 1 if there are any.")
+    threads: int | None = Field(default=None, ge=1, description="Torch threads of each actor on the CPU.")
+    block_rows: int | None = Field(default=None, ge=1, description="Rows of a block; default by the input size.")
+    max_image_pixels: int = Field(default=100_000_000, ge=1, description="Larger pictures are rejected undecoded.")
+    thumbnails: int = Field(default=0, ge=0, le=1024, description="Keep JPEG thumbnails of this many pixels (0: none).")
+    vector_dtype: Literal["float16", "float32"] = Field(default="float32", description="Type of the vectors.")
+    fragment_rows: int = Field(default=16_384, ge=1, description="Rows of a Lance fragment.")
+    commit_rows: int = Field(default=65_536, ge=1, description="The most rows that a crash can cost.")
+    commit_interval_s: float = Field(default=60.0, gt=0, description="The most seconds between commits.")
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="How to reach the table's store: --storage-options.aws_endpoint …"
+    )
+    corpus_storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="The same for the corpus; default: the environment's."
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.device == "cpu" and self.num_gpus:
+            raise ValueError(f"num_gpus {self.num_gpus} with device 'cpu': drop one of the two")
+        if self.thumbnails and self.embed == "text":
+            raise ValueError("thumbnails need pictures: drop --thumbnails, or embed pictures too")
+        return self
+
+
+def run(config: EmbedConfig, progress: Callable[[int, int | None], None] | None = None) -> EmbedReport:
+    """Embed a corpus into a table; a run that was interrupted goes on where its last commit ended.
+
+    Args:
+        config: the job.
+        progress: called with (rows settled so far, rows in all if known).
+
+    Raises:
+        ValueError: the corpus, the encoder and the table do not fit together; nothing was changed.
+        OSError: a store fails; the table is as of its last commit.
+    """
+    from encoders.registry import describe
+
+    from encoders.protocol import EncoderOptions
+    from pipelines.contract import Columns
+    from pipelines.embedding.planning import choose_modalities
+    from pipelines.embedding.run import embed
+    from pipelines.embedding.settings import EmbedSettings
+    from pipelines.sources import open_source
+    from pipelines.storage import Storage, TableRef
+
+    options = EncoderOptions(
+        preprocessing=config.preprocessing,
+        text_policy=config.text_policy,
+        device=config.device,
+        precision=config.precision,
+        threads=config.threads,
+        batch_size=config.batch_size,
+    )
+    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    columns = Columns.from_mapping(config.columns)
+    corpus_storage = Storage.from_options(config.corpus_storage_options)
+    description = describe(config.encoder, options)
+    source = open_source(config.corpus, columns=columns, storage=corpus_storage, format=config.format)
+    modalities = choose_modalities(config.embed, description.card.modalities, source.modalities())
+    settings = EmbedSettings(
+        corpus=config.corpus,
+        columns=columns,
+        modalities=modalities,
+        needs=frozenset() if config.embed == "any" else frozenset(modalities),
+        options=options,
+        corpus_storage=corpus_storage,
+        vector_dtype=config.vector_dtype,
+        max_pixels=config.max_image_pixels,
+        thumbnail_px=config.thumbnails,
+        fragment_rows=config.fragment_rows,
+        commit_rows=config.commit_rows,
+        commit_interval_s=config.commit_interval_s,
+        actors=config.actors,
+        gpus_per_actor=0.0 if config.device == "cpu" else config.num_gpus,
+        block_rows=config.block_rows,
+    )
+    return embed(source, description, table, settings, progress or (lambda done, total: None))

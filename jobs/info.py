@@ -1,0 +1,70 @@
+"""`isthmus info`: what a table holds and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from jobs.config import JobConfig
+
+
+@Parameter(name="*")
+class InfoConfig(JobConfig):
+    """Config of `isthmus info`."""
+
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoReport:
+    """What a table holds."""
+
+    table: str
+    rows: int
+    rejected: int
+    version: int
+    versions: int
+    encoder: dict[str, Any]
+    settings: dict[str, Any]
+    columns: list[dict[str, Any]]
+    indexes: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        return asdict(self)
+
+
+def run(config: InfoConfig) -> InfoReport:
+    """Describe a table.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it was not made by `isthmus embed`.
+    """
+    from pipelines.provenance import Provenance
+    from pipelines.sink.rejects import read_rejects
+    from pipelines.sink.tables import open_dataset
+    from pipelines.storage import Storage, TableRef
+
+    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    dataset = open_dataset(table)
+    provenance = Provenance.from_schema(dataset.schema, str(table))
+    indexes = [
+        {"name": index.name, "type": index.index_type, "columns": list(index.field_names)}
+        for index in dataset.describe_indices()
+    ]
+    return InfoReport(
+        table=str(table),
+        rows=dataset.count_rows(),
+        rejected=sum(read_rejects(table, limit=0).by_reason.values()),
+        version=dataset.version,
+        versions=len(dataset.versions()),
+        encoder=provenance.encoder.to_dict(),
+        settings=provenance.settings,
+        columns=[{"name": field.name, "type": str(field.type)} for field in dataset.schema],
+        indexes=indexes,
+    )

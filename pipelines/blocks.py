@@ -1,0 +1,101 @@
+"""The blocks that flow between the stages: the table's columns plus internal ones that the sink consumes.
+
+A block is at most `block_rows` rows. Rows of one picture in one block carry its bytes (later its pixels) once,
+on the first of them; `PICTURE` (a digest of the bytes) joins the others to it. A rejected row stays in its block
+with `REASON` set, so that the sink can claim its record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.contract import CAPTION, IMAGE, IMAGE_URI, ITEM_ID, POSITION, ROW_ID, SHARD, Reason, Stage
+
+PICTURE = "_picture"
+LAST = "_last"
+STAGE = "_stage"
+REASON = "_reason"
+MESSAGE = "_message"
+PIXELS = "_pixels"
+HEIGHT = "_height"
+WIDTH = "_width"
+OVERLONG = "_overlong"
+SECONDS_PREFIX = "_seconds_"
+
+_IDENTITY = [
+    pa.field(ROW_ID, pa.string()),
+    pa.field(ITEM_ID, pa.string()),
+    pa.field(CAPTION, pa.string()),
+    pa.field(IMAGE_URI, pa.string()),
+]
+_INTERNAL = [
+    pa.field(SHARD, pa.string()),
+    pa.field(POSITION, pa.int64()),
+    pa.field(LAST, pa.bool_()),
+    pa.field(PICTURE, pa.string()),
+    pa.field(STAGE, pa.string()),
+    pa.field(REASON, pa.string()),
+    pa.field(MESSAGE, pa.string()),
+    pa.field(IMAGE, pa.large_binary()),
+]
+_MESSAGE_CHARS = 500
+
+
+def read_schema(passthrough: pa.Schema) -> pa.Schema:
+    """The schema of a block as the read stage makes it: identity, pass-through columns, internal columns."""
+    return pa.schema([*_IDENTITY, *passthrough, *_INTERNAL])
+
+
+def timing_columns(schema: pa.Schema) -> dict[str, str]:
+    """Stage name → the column that holds each row's share of that stage's seconds."""
+    return {name.removeprefix(SECONDS_PREFIX): name for name in schema.names if name.startswith(SECONDS_PREFIX)}
+
+
+def with_seconds(block: pa.Table, stage: str, seconds: float) -> pa.Table:
+    """The block with the seconds that a stage spent on it, spread over its rows."""
+    share = pa.array([seconds / max(block.num_rows, 1)] * block.num_rows, pa.float64())
+    return block.append_column(SECONDS_PREFIX + stage, share)
+
+
+def set_column(block: pa.Table, name: str, values: pa.Array | Sequence[Any]) -> pa.Table:
+    """The block with one of its columns replaced, its type kept."""
+    index = block.schema.get_field_index(name)
+    kind = block.schema.field(index).type
+    array = values if isinstance(values, pa.Array) else pa.array(values, kind)
+    return block.set_column(index, block.schema.field(index), array)
+
+
+class Rejections:
+    """Rejects of one stage, collected row by row and written into the block at the end."""
+
+    def __init__(self, block: pa.Table, stage: Stage) -> None:
+        self._block = block
+        self._stage = stage
+        self._reasons = block[REASON].to_pylist()
+        self._messages = block[MESSAGE].to_pylist()
+        self._stages = block[STAGE].to_pylist()
+
+    def __contains__(self, row: int) -> bool:
+        return self._reasons[row] is not None
+
+    def add(self, row: int, reason: Reason | str, message: str) -> None:
+        """Reject a row; the first reason stays."""
+        if self._reasons[row] is None:
+            self._reasons[row] = Reason(reason).value
+            self._messages[row] = shorten(message)
+            self._stages[row] = self._stage.value
+
+    def apply(self) -> pa.Table:
+        """The block with the rejects written in."""
+        block = set_column(self._block, REASON, self._reasons)
+        block = set_column(block, MESSAGE, self._messages)
+        return set_column(block, STAGE, self._stages)
+
+
+def shorten(message: str) -> str:
+    """A message that fits a table's cell: no NUL bytes, bounded."""
+    text = message.replace("\0", "\\0")
+    return text if len(text) <= _MESSAGE_CHARS else text[: _MESSAGE_CHARS - 1] + "…"

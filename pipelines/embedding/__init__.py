@@ -1,0 +1,1 @@
+"""The embedding pipeline on Ray Data: plan, read, decode, encode, run."""

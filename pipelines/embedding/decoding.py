@@ -1,0 +1,86 @@
+"""The decode stage: picture bytes become the uint8 pixels that the encoder reads. CPU tasks, no torch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from encoders.images import ImageError, ImageTransform, prepare, thumbnail
+from encoders.protocol import Preprocessing
+from pipelines.blocks import HEIGHT, PICTURE, PIXELS, WIDTH, Rejections, with_seconds
+from pipelines.contract import IMAGE, THUMBNAIL, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """What the decode stage needs to know: plain data, pickled to the workers."""
+
+    transform: ImageTransform
+    mode: Preprocessing
+    max_pixels: int
+    thumbnail_px: int = 0
+
+
+def decode_block(block: pa.Table, settings: DecodeSettings) -> pa.Table:
+    """The block with pixels in place of bytes; a picture that cannot be decoded rejects all of its rows.
+
+    Args:
+        block: a block of the read stage.
+        settings: the encoder's image transform and the limits.
+
+    Returns:
+        The block without `IMAGE`, with `PIXELS` (bytes of a uint8 (height, width, 3) array, on the first row of
+        each picture), `HEIGHT` and `WIDTH`, and a thumbnail where asked for.
+    """
+    started = time.perf_counter()
+    images = block[IMAGE].to_pylist()
+    pictures = block[PICTURE].to_pylist()
+    rejections = Rejections(block, Stage.DECODE)
+    pixels: list[NDArray[np.uint8] | None] = [None] * block.num_rows
+    thumbnails: dict[str, bytes] = {}
+    failures: dict[str, ImageError] = {}
+    for row, data in enumerate(images):
+        if data is None:
+            continue
+        try:
+            pixels[row] = prepare(data, settings.transform, settings.mode, settings.max_pixels)
+            if settings.thumbnail_px:
+                thumbnails[pictures[row]] = thumbnail(data, settings.thumbnail_px)
+        except ImageError as error:
+            failures[pictures[row]] = error
+    for row, picture in enumerate(pictures):
+        if picture in failures:
+            rejections.add(row, failures[picture].reason, str(failures[picture]))
+    block = _with_pixels(rejections.apply().drop_columns([IMAGE]), pixels)
+    if settings.thumbnail_px:
+        block = block.append_column(THUMBNAIL, pa.array([thumbnails.get(p) for p in pictures], pa.binary()))
+    return with_seconds(block, "decode", time.perf_counter() - started)
+
+
+def _with_pixels(block: pa.Table, pixels: list[NDArray[np.uint8] | None]) -> pa.Table:
+    columns: dict[str, tuple[list[Any], pa.DataType]] = {
+        PIXELS: ([None if p is None else p.tobytes() for p in pixels], pa.large_binary()),
+        HEIGHT: ([None if p is None else p.shape[0] for p in pixels], pa.int32()),
+        WIDTH: ([None if p is None else p.shape[1] for p in pixels], pa.int32()),
+    }
+    for name, (values, kind) in columns.items():
+        block = block.append_column(name, pa.array(values, kind))
+    return block
+
+
+def read_pixels(block: pa.Table) -> tuple[list[int], list[NDArray[np.uint8]]]:
+    """The rows of a decoded block that carry pixels, and those pixels as (height, width, 3) views, not copies."""
+    rows: list[int] = []
+    arrays: list[NDArray[np.uint8]] = []
+    heights, widths = block[HEIGHT].to_pylist(), block[WIDTH].to_pylist()
+    for row, scalar in enumerate(block[PIXELS]):
+        if scalar.is_valid:
+            rows.append(row)
+            flat = np.frombuffer(scalar.as_buffer(), np.uint8)
+            arrays.append(flat.reshape(heights[row], widths[row], 3))
+    return rows, arrays

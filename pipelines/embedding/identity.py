@@ -1,0 +1,54 @@
+"""Identities that do not depend on the run: of shards, items and rows."""
+
+from __future__ import annotations
+
+from encoders.digest import digest_bytes, digest_json
+from pipelines.sources.base import Shard
+from pipelines.storage import absolute
+
+_GLOB = "*?["
+
+
+def corpus_root(corpus: str) -> str:
+    """The folder against which the corpus' files are named, so that a moved corpus keeps its row ids.
+
+    >>> corpus_root("s3://bucket/data/*.parquet")
+    's3://bucket/data'
+    """
+    parts = absolute(corpus).split("/")
+    fixed = next((i for i, part in enumerate(parts) if any(c in part for c in _GLOB)), None)
+    if fixed is not None:
+        return "/".join(parts[:fixed])
+    return "/".join(parts[:-1]) if "." in parts[-1] else "/".join(parts)
+
+
+def shard_id(shard: Shard, job_digest: str) -> str:
+    """Identity of a shard: its file, the file's version, the row groups, and what the job makes of it.
+
+    Args:
+        shard: the shard.
+        job_digest: digest of the encoder's fingerprint, the column roles and the modalities.
+    """
+    return digest_json([shard.uri, shard.version, shard.start, shard.stop, job_digest])
+
+
+def picture_digest(data: bytes) -> str:
+    """Identity of a picture's bytes."""
+    return digest_bytes(data)
+
+
+def derived_row_id(relative_uri: str, index: int, picture: str | None, caption: str | None) -> str:
+    """A row id from content and position, for a corpus without a key column.
+
+    Args:
+        relative_uri: the record's file, relative to the corpus' root.
+        index: the record's index within the file.
+        picture: the picture's digest.
+        caption: the caption.
+    """
+    return digest_json([relative_uri, index, picture, caption])
+
+
+def nth_row_id(key: str, n: int) -> str:
+    """The row id of a record's n-th caption: the key itself for the first, `key#n` for the others."""
+    return key if n == 0 else f"{key}#{n}"

@@ -1,0 +1,161 @@
+"""What to read, in how many tasks, with how many actors: pure functions of plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from encoders.protocol import Modality
+from pipelines.embedding.reading import ShardWork
+
+_MIN_TASKS = 16
+_MAX_SMALL_TASKS = 64
+_MAX_TASKS = 20_000
+_TASK_BYTES = 128 << 20
+# Opening a file costs about as much as reading this many bytes; it keeps tasks of many tiny files even.
+_SHARD_OVERHEAD_BYTES = 64 << 10
+_BLOCK_BYTES = 32 << 20
+_MIN_BLOCK_ROWS = 16
+_MAX_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the cluster offers."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolPlan:
+    """How the stages share the cluster.
+
+    Attributes:
+        actors: encode actors.
+        gpus_per_actor: GPUs of each, 0 on the CPU.
+        cpus_per_actor: logical CPUs of each.
+        cpus_per_read: logical CPUs of a read task.
+        cpus_per_decode: logical CPUs of a decode task.
+        threads_per_actor: torch threads of each actor, None for torch's own choice.
+    """
+
+    actors: int
+    gpus_per_actor: float
+    cpus_per_actor: float
+    cpus_per_read: float
+    cpus_per_decode: float
+    threads_per_actor: int | None
+
+
+def plan_pools(resources: Resources, *, actors: int | None = None, gpus_per_actor: float | None = None) -> PoolPlan:
+    """Actors and task sizes.
+
+    With GPUs, an actor a GPU, and a whole CPU for each decode task. Without, one single-threaded actor a core;
+    reading, decoding and encoding then each take a fraction of a logical CPU, so that as many decode tasks as
+    cores run *beside* the actors, and the operating system gives each core to whoever has rows: no core idles
+    while rows wait, whichever stage is the slow one.
+
+    Raises:
+        ValueError: a GPU was asked for and the cluster has none, or more actors than fit.
+    """
+    gpus = gpus_per_actor if gpus_per_actor is not None else (1.0 if resources.gpus >= 1 else 0.0)
+    if gpus > 0:
+        room = math.floor(resources.gpus / gpus)
+        if room < 1 or (actors or 0) > room:
+            raise ValueError(
+                f"num_gpus {gpus}: the cluster has {resources.gpus:g} GPUs, room for {room} actors, "
+                f"not {actors or 1}; lower --num-gpus or --actors"
+            )
+        return PoolPlan(
+            actors=actors or room,
+            gpus_per_actor=gpus,
+            cpus_per_actor=1.0,
+            cpus_per_read=0.25,
+            cpus_per_decode=1.0,
+            threads_per_actor=None,
+        )
+    cores = max(1, int(resources.cpus))
+    count = actors or cores
+    return PoolPlan(
+        actors=count,
+        gpus_per_actor=0.0,
+        cpus_per_actor=min(0.4, 0.4 * cores / count),
+        cpus_per_read=0.1,
+        cpus_per_decode=0.4,
+        threads_per_actor=max(1, cores // count),
+    )
+
+
+def block_rows(pixel_bytes: int) -> int:
+    """Rows of a block, such that its pixels stay within 32 MiB.
+
+    Args:
+        pixel_bytes: bytes of one picture at the encoder's input size, 0 where no pictures are embedded.
+    """
+    fitting = _BLOCK_BYTES // pixel_bytes if pixel_bytes else _MAX_BLOCK_ROWS
+    return max(_MIN_BLOCK_ROWS, min(_MAX_BLOCK_ROWS, fitting))
+
+
+def group_work(work: Sequence[ShardWork], actors: int) -> list[list[ShardWork]]:
+    """Cut the shards, in order, into read tasks of about equal bytes.
+
+    One large file becomes many tasks (a task a shard, if need be); thousands of tiny files become few.
+
+    Args:
+        work: the shards to read, in corpus order.
+        actors: encode actors; there are at least twice as many tasks where there are that many shards.
+    """
+    if not work:
+        return []
+    sizes = [item.shard.size_bytes + _SHARD_OVERHEAD_BYTES for item in work]
+    by_bytes = math.ceil(sum(item.shard.size_bytes for item in work) / _TASK_BYTES)
+    floor = min(max(_MIN_TASKS, 2 * actors), max(_MAX_SMALL_TASKS, 2 * actors))
+    return _cut_evenly(work, sizes, min(len(work), _MAX_TASKS, max(floor, by_bytes)))
+
+
+def _cut_evenly(work: Sequence[ShardWork], sizes: Sequence[int], parts: int) -> list[list[ShardWork]]:
+    """`parts` consecutive non-empty groups; each closes when it has its share of what is left."""
+    groups: list[list[ShardWork]] = []
+    left = sum(sizes)
+    group: list[ShardWork] = []
+    held = 0
+    for i, (item, size) in enumerate(zip(work, sizes, strict=True)):
+        group.append(item)
+        held += size
+        open_parts = parts - len(groups)
+        must_close = len(work) - i - 1 <= open_parts - 1
+        if open_parts > 1 and (held >= left / open_parts or must_close):
+            groups.append(group)
+            left -= held
+            group, held = [], 0
+    if group:
+        groups.append(group)
+    return groups
+
+
+def choose_modalities(embed: str, encoder: Sequence[Modality], corpus: frozenset[str]) -> tuple[Modality, ...]:
+    """What to embed.
+
+    Args:
+        embed: `auto`, `image`, `text`, `both` or `any`.
+        encoder: what the encoder reads.
+        corpus: what the corpus holds, by its layout.
+
+    Raises:
+        ValueError: the encoder and the corpus do not meet, or not where asked for.
+
+    >>> choose_modalities("auto", ("image",), frozenset({"image", "text"}))
+    ('image',)
+    """
+    wanted = {"image": {"image"}, "text": {"text"}}.get(embed, {"image", "text"})
+    chosen = tuple(m for m in encoder if m in wanted and m in corpus)
+    required = {"both": {"image", "text"}, "image": {"image"}, "text": {"text"}}.get(embed, set())
+    if not chosen or not required <= set(chosen):
+        raise ValueError(
+            f"embed {embed!r}: the encoder reads {', '.join(encoder)}, the corpus holds "
+            f"{', '.join(sorted(corpus)) or 'neither pictures nor captions'}; name another encoder, "
+            "or the columns by --columns.image, --columns.uri or --columns.caption"
+        )
+    return chosen

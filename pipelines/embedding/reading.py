@@ -1,0 +1,256 @@
+"""The read stage: shards become blocks of rows with identities and picture bytes.
+
+A record with several captions is spread over several rows. Records that the table holds already are dropped
+before their pictures are fetched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.blocks import LAST, MESSAGE, PICTURE, REASON, STAGE, read_schema, shorten, with_seconds
+from pipelines.contract import (
+    CAPTION,
+    IMAGE,
+    IMAGE_URI,
+    ITEM_ID,
+    POSITION,
+    RECORD_SCHEMA,
+    ROW_ID,
+    SHARD,
+    Reason,
+    Stage,
+)
+from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest
+from pipelines.sources.base import Shard, Source
+from pipelines.sources.locate import read_images
+from pipelines.storage import Storage
+
+_CHUNK_ROWS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWork:
+    """A shard to read, and the record ranges of it that are settled already."""
+
+    shard: Shard
+    shard_id: str
+    done: tuple[tuple[int, int], ...] = ()
+
+    def is_done(self, position: int) -> bool:
+        """Whether the record was settled by an earlier run."""
+        return any(start <= position < stop for start, stop in self.done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """What the read stage needs to know: plain data, pickled to the workers.
+
+    Attributes:
+        root: the corpus' root, against which row ids are made.
+        keyed: whether a key column was named (a null key is then a reject).
+        needs: modalities that every row must have.
+        fetch: whether pictures are read at all.
+        block_rows: the most rows of a block.
+        block_bytes: the most bytes of pictures in a block (a single larger picture is a block of its own).
+        fetch_threads: pictures fetched at once.
+    """
+
+    root: str
+    keyed: bool
+    needs: frozenset[str]
+    fetch: bool
+    block_rows: int
+    block_bytes: int = 64 << 20
+    fetch_threads: int = 8
+
+
+def read_blocks(source: Source, work: list[ShardWork], settings: ReadSettings, storage: Storage) -> Iterator[pa.Table]:
+    """All blocks of the given shards, in order.
+
+    Raises:
+        OSError: a shard's file cannot be read at all.
+    """
+    passthrough = source.schema()
+    builder = _BlockBuilder(passthrough, settings)
+    for item in work:
+        for chunk in _chunks(source, item):
+            if settings.fetch:
+                _fetch(chunk.records, settings, storage)
+            yield from builder.add(chunk, item)
+    yield from builder.flush()
+
+
+@dataclass(kw_only=True)
+class _Chunk:
+    """Some consecutive records of a shard that are still to do.
+
+    Attributes:
+        positions: each record's position in the shard.
+        records: each record's contract fields.
+        passthrough: each record's other columns, untouched.
+        ends_shard: whether the chunk's last record is the shard's last one.
+    """
+
+    positions: list[int]
+    records: list[dict[str, Any]]
+    passthrough: pa.Table
+    ends_shard: bool = False
+
+
+def _chunks(source: Source, work: ShardWork) -> Iterator[_Chunk]:
+    """The records still to do, in chunks; the one that ends the shard is marked."""
+    position = 0
+    held: _Chunk | None = None
+    for table in source.read(work.shard):
+        for batch in table.to_batches(max_chunksize=_CHUNK_ROWS):
+            chunk = _chunk(pa.Table.from_batches([batch]), position, work)
+            position += batch.num_rows
+            if held is not None:
+                yield held
+            held = chunk
+    if position == 0:
+        held = _empty_shard(source.schema(), work.shard)
+    if held is not None:
+        held.ends_shard = bool(held.positions) and held.positions[-1] == max(position - 1, 0)
+        yield held
+
+
+def _chunk(table: pa.Table, first: int, work: ShardWork) -> _Chunk:
+    wanted = [i for i in range(table.num_rows) if not work.is_done(first + i)]
+    if len(wanted) < table.num_rows:
+        table = table.take(pa.array(wanted, pa.int64()))
+    return _Chunk(
+        positions=[first + i for i in wanted],
+        records=table.select(RECORD_SCHEMA.names).to_pylist(),
+        passthrough=table.drop_columns(RECORD_SCHEMA.names),
+    )
+
+
+def _empty_shard(passthrough: pa.Schema, shard: Shard) -> _Chunk:
+    """A shard that gives no record is a reject: a file of the corpus never vanishes in silence."""
+    record: dict[str, Any] = dict.fromkeys(RECORD_SCHEMA.names)
+    message = f"{shard.uri} holds no record that could be read"
+    record |= {"image_uri": shard.uri, "reason": Reason.BAD_RECORD.value, "message": message}
+    nulls = pa.table([pa.nulls(1, field.type) for field in passthrough], schema=passthrough)
+    return _Chunk(positions=[0], records=[record], passthrough=nulls)
+
+
+def _fetch(records: list[dict[str, Any]], settings: ReadSettings, storage: Storage) -> None:
+    """Read the pictures that records name by URI, in place; a failure marks its record."""
+    missing = [r for r in records if r["image"] is None and r["image_uri"] and r["reason"] is None]
+    uris = list(dict.fromkeys(r["image_uri"] for r in missing))
+    found = dict(zip(uris, read_images(uris, storage, threads=settings.fetch_threads), strict=True))
+    for record in missing:
+        data = found[record["image_uri"]]
+        if isinstance(data, bytes):
+            record["image"] = data
+            continue
+        lost = isinstance(data, FileNotFoundError)
+        record["reason"] = (Reason.IMAGE_NOT_FOUND if lost else Reason.FETCH_FAILED).value
+        record["message"] = f"{record['image_uri']}: {data}"
+
+
+def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: ReadSettings) -> list[dict[str, Any]]:
+    """The rows of a record, one a caption, the picture's bytes on the first of them."""
+    image = record["image"]
+    captions = [text for text in record["captions"] or [] if text and text.strip()]
+    picture = picture_digest(image) if image is not None else None
+    reason, message = _verdict(record, captions, settings)
+    relative = work.shard.uri.removeprefix(settings.root + "/")
+    key, index = record["key"], work.shard.first_row + position
+    rows = []
+    for n, caption in enumerate(captions or [None]):
+        derived = derived_row_id(relative, index, picture, caption) if key is None else nth_row_id(key, n)
+        rows.append(
+            {
+                ROW_ID: derived,
+                ITEM_ID: record["item"] or picture or derived,
+                CAPTION: caption,
+                IMAGE_URI: record["image_uri"],
+                SHARD: work.shard_id,
+                POSITION: position,
+                LAST: False,
+                PICTURE: picture,
+                STAGE: Stage.READ.value if reason else None,
+                REASON: reason,
+                MESSAGE: shorten(message) if message else None,
+                IMAGE: image if n == 0 and not reason else None,
+            }
+        )
+    return rows
+
+
+def _verdict(record: dict[str, Any], captions: list[str], settings: ReadSettings) -> tuple[str | None, str | None]:
+    """The reason and message why a record is rejected at the read stage, or (None, None)."""
+    if record["reason"]:
+        return record["reason"], record["message"]
+    if settings.keyed and record["key"] is None:
+        return Reason.MISSING_KEY.value, "the key column is null in this row"
+    has_image = record["image"] is not None or (not settings.fetch and record["image_uri"])
+    if not has_image and ("image" in settings.needs or not captions):
+        return Reason.MISSING_IMAGE.value, "the row has no picture"
+    if not captions and "text" in settings.needs:
+        return Reason.MISSING_CAPTION.value, "the row has no caption"
+    return None, None
+
+
+class _BlockBuilder:
+    """Collects rows until they make a block. A record is never cut, and pictures that recur are kept once."""
+
+    def __init__(self, passthrough: pa.Schema, settings: ReadSettings) -> None:
+        self._schema = read_schema(passthrough)
+        self._identity = pa.schema([f for f in self._schema if f.name not in set(passthrough.names)])
+        self._settings = settings
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pieces: list[pa.Table] = []
+        self._pictures: set[str] = set()
+        self._rows = self._bytes = 0
+        self._started = time.perf_counter()
+
+    def add(self, chunk: _Chunk, work: ShardWork) -> Iterator[pa.Table]:
+        """Add a chunk's rows; yields the block that they complete."""
+        rows: list[dict[str, Any]] = []
+        origin: list[int] = []
+        for i, (position, record) in enumerate(zip(chunk.positions, chunk.records, strict=True)):
+            new = _rows(record, position, work, self._settings)
+            rows += new
+            origin += [i] * len(new)
+            for row in new:
+                row[LAST] = chunk.ends_shard and i == len(chunk.records) - 1
+        for row in rows:
+            self._keep_picture_once(row)
+        if rows:
+            self._append(rows, chunk.passthrough.take(pa.array(origin, pa.int64())))
+        if self._rows >= self._settings.block_rows or self._bytes >= self._settings.block_bytes:
+            yield from self.flush()
+
+    def _keep_picture_once(self, row: dict[str, Any]) -> None:
+        if row[IMAGE] is None:
+            return
+        if row[PICTURE] in self._pictures:
+            row[IMAGE] = None
+        else:
+            self._pictures.add(row[PICTURE])
+            self._bytes += len(row[IMAGE])
+
+    def _append(self, rows: list[dict[str, Any]], passthrough: pa.Table) -> None:
+        piece = pa.Table.from_pylist(rows, schema=self._identity)
+        for name in passthrough.column_names:
+            piece = piece.append_column(self._schema.field(name), passthrough[name])
+        self._pieces.append(piece.select(self._schema.names))
+        self._rows += len(rows)
+
+    def flush(self) -> Iterator[pa.Table]:
+        """The rows so far as a block, none if there are none."""
+        pieces, seconds = self._pieces, time.perf_counter() - self._started
+        if pieces:
+            yield with_seconds(pa.concat_tables(pieces).combine_chunks(), "read", seconds)
+        self._reset()

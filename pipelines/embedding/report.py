@@ -1,0 +1,79 @@
+"""What an embed job did, as data: counts that add up, rates, stage times, and the bottleneck."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_HINTS = {
+    "read": "reading is the bottleneck: more CPUs, or a store nearer to the workers",
+    "decode": "decoding is the bottleneck: more CPUs (per GPU, where there are GPUs), or --preprocessing fast",
+    "encode": "encoding is the bottleneck: more or faster GPUs (or cores), or a smaller model",
+    "stage": "writing is the bottleneck: a faster store, or --vector-dtype float16",
+    "commit": "committing is the bottleneck: a larger --commit-rows",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedReport:
+    """The report of one embed job.
+
+    Attributes:
+        table: the table.
+        encoder: the encoder's name.
+        rows_in: rows read by this run; always `written + sum(rejected.values())`.
+        written: rows that this run added to the table.
+        skipped: rows that earlier runs had settled.
+        rejected: rows that this run put into the rejects table, by reason.
+        overlong: captions longer than the text tower reads (dealt with by the text policy).
+        shards: shards of the corpus, and how many of them were complete before this run.
+        read_tasks: tasks that read.
+        actors: encode actors.
+        commits: versions that this run added.
+        version: the table's version afterwards.
+        seconds: wall seconds of the run, with start-up.
+        rows_per_s: `rows_in` by `seconds`.
+        stage_seconds: worker seconds of each stage.
+        bottleneck: the stage whose workers were busiest.
+        hint: what to add.
+        versions: library versions.
+    """
+
+    table: str
+    encoder: str
+    rows_in: int
+    written: int
+    skipped: int
+    rejected: dict[str, int]
+    overlong: int
+    shards: int
+    shards_skipped: int
+    read_tasks: int
+    actors: int
+    commits: int
+    version: int
+    seconds: float
+    rows_per_s: float
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    bottleneck: str | None = None
+    hint: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        return asdict(self)
+
+
+def find_bottleneck(stage_seconds: dict[str, float], workers: dict[str, int]) -> str | None:
+    """The stage with the most busy seconds for each of its workers; None if nothing was timed.
+
+    >>> find_bottleneck({"decode": 10.0, "encode": 12.0}, {"decode": 2, "encode": 4})
+    'decode'
+    """
+    load = {stage: seconds / max(workers.get(stage, 1), 1) for stage, seconds in stage_seconds.items()}
+    return max(load, key=lambda stage: load[stage]) if load else None
+
+
+def hint_for(stage: str | None) -> str | None:
+    """What relieves a bottleneck."""
+    return _HINTS.get(stage) if stage else None

@@ -1,0 +1,53 @@
+"""Ray, started quietly where nobody started it, and what it offers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import ray
+from ray.data import DataContext
+
+from pipelines.embedding.planning import Resources
+
+
+def ensure_ray() -> None:
+    """Use the Ray of this process, of RAY_ADDRESS, or of a running cluster's job; else start one here."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def cluster_resources() -> Resources:
+    """CPUs and GPUs of all nodes."""
+    found = ray.cluster_resources()
+    return Resources(cpus=found.get("CPU", 1.0), gpus=found.get("GPU", 0.0))
+
+
+def configure_data_context(*, progress: bool) -> None:
+    """Settings of Ray Data that the pipeline leans on.
+
+    Blocks are cut by the read stage and must stay whole, so Ray must not split them by size. A row that fails is
+    a reject, never an errored block. Ray's own checkpointing would skip rows that no commit holds.
+
+    Raises:
+        RuntimeError: Ray Data's checkpointing is switched on.
+    """
+    context = DataContext.get_current()
+    if getattr(context, "checkpoint_config", None) is not None:
+        raise RuntimeError(
+            "Ray Data's CheckpointConfig loses rows with a Lance table; unset it: isthmus keeps a ledger"
+        )
+    context.target_max_block_size = None
+    context.max_errored_blocks = 0
+    context.enable_progress_bars = progress
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+
+
+def quiet_ray_logs() -> None:
+    """Ray Data logs each plan at INFO on standard error; a job's own progress line says it better."""
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_TQDM", "0")

@@ -1,0 +1,31 @@
+"""Everything that an embed run needs besides its source, its encoder and its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from encoders.protocol import EncoderOptions, Modality
+from pipelines.contract import Columns
+from pipelines.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """Settings of an embed run; `jobs.embed.EmbedConfig` says what each one means to its user."""
+
+    corpus: str
+    columns: Columns
+    modalities: tuple[Modality, ...]
+    needs: frozenset[str]
+    options: EncoderOptions
+    corpus_storage: Storage
+    vector_dtype: str = "float32"
+    max_pixels: int = 100_000_000
+    thumbnail_px: int = 0
+    fragment_rows: int = 16_384
+    commit_rows: int = 65_536
+    commit_interval_s: float = 60.0
+    actors: int | None = None
+    gpus_per_actor: float | None = None
+    actor_memory_bytes: int | None = None
+    block_rows: int | None = None

@@ -1,0 +1,1 @@
+"""The exactly-once sink: claims, ledger, lease, staging, rejects, and the one committer."""

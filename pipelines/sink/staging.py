@@ -1,0 +1,116 @@
+"""Staging: a group of encoded blocks becomes Lance fragments that no version of the table names yet.
+
+Runs as a Ray task on references to blocks, so that a lost worker is replayed from the same data; the files of
+the lost attempt belong to no version and are never read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.blocks import LAST, MESSAGE, REASON, STAGE, timing_columns
+from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
+from pipelines.sink.claims import Claim, claims_of
+from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
+from pipelines.storage import TableRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedGroup:
+    """What a staging task hands to the committer: plain data.
+
+    Attributes:
+        fragments: metadata of the fragments written, as JSON.
+        claims: the records that the group settles.
+        rejects: rows of `REJECTS_SCHEMA`.
+        rows: rows written to the fragments.
+        seconds: worker seconds of each stage, summed over the group's rows.
+        overlong: captions longer than the text tower reads.
+    """
+
+    fragments: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    rejects: pa.Table
+    rows: int
+    seconds: dict[str, float]
+    overlong: int
+
+
+def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> StagedGroup:
+    """Write the good rows of `blocks` as fragments of `table`, and gather its rejects and claims.
+
+    Args:
+        table: where the fragments go; the dataset exists.
+        schema: the table's schema; the blocks hold these columns and the internal ones.
+        blocks: encoded blocks.
+
+    Raises:
+        OSError: the store cannot be written.
+        RuntimeError: Lance wrote another number of rows than it was given.
+    """
+    import time
+
+    started = time.perf_counter()
+    group = pa.concat_tables(blocks)
+    is_rejected = pc.is_valid(group[REASON])
+    good = group.filter(pc.invert(is_rejected)).select(schema.names).cast(schema)
+    fragments = _write(table, good)
+    seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
+    seconds["stage"] = time.perf_counter() - started
+    return StagedGroup(
+        fragments=fragments,
+        claims=tuple(_claims(group, is_rejected)),
+        rejects=_rejects(group.filter(is_rejected)),
+        rows=good.num_rows,
+        seconds=seconds,
+        overlong=pc.sum(group["overlong"]).as_py() or 0,
+    )
+
+
+def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:
+    from lance.fragment import write_fragments
+
+    from pipelines.sink.tables import translate
+
+    if rows.num_rows == 0:
+        return ()
+    try:
+        written = write_fragments(rows, table.uri, mode="append", storage_options=table.options)
+    except OSError as error:
+        raise translate(error, table.uri) from error
+    if (n := sum(fragment.physical_rows for fragment in written)) != rows.num_rows:
+        raise RuntimeError(f"table {table}: staged {n} rows of {rows.num_rows}; nothing of them is committed")
+    return tuple(json.dumps(fragment.to_json()) for fragment in written)
+
+
+def _claims(group: pa.Table, is_rejected: pa.ChunkedArray) -> list[Claim]:
+    columns = (group[SHARD], group[POSITION], group[LAST], is_rejected)
+    return claims_of(zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+def _rejects(rows: pa.Table) -> pa.Table:
+    """Rejected rows in the rejects table's schema. A record's captions keep ids of their own."""
+    shards, positions = rows[SHARD].to_pylist(), rows[POSITION].to_pylist()
+    seen: dict[tuple[str, int], int] = {}
+    ids = []
+    for shard, position in zip(shards, positions, strict=True):
+        n = seen.get((shard, position), 0)
+        seen[shard, position] = n + 1
+        ids.append(f"{shard}:{position}:{n}")
+    columns = {
+        REJECT_ID: ids,
+        ROW_ID: rows[ROW_ID],
+        "source": rows[IMAGE_URI],
+        "stage": rows[STAGE],
+        "reason": rows[REASON],
+        "message": rows[MESSAGE],
+        "attempt": pa.array([1] * rows.num_rows, pa.int32()),
+        CAPTION: rows[CAPTION],
+        SHARD: rows[SHARD],
+        POSITION: rows[POSITION],
+    }
+    return pa.table(columns).cast(REJECTS_SCHEMA)

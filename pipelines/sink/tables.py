@@ -1,0 +1,109 @@
+"""Opening and creating Lance datasets with errors that name the table and the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, overload
+
+import pyarrow as pa
+
+from pipelines.provenance import Provenance
+from pipelines.storage import TableRef, is_remote
+
+if TYPE_CHECKING:
+    import lance
+
+
+@overload
+def open_dataset(ref: TableRef, *, missing_ok: Literal[False] = False) -> lance.LanceDataset: ...
+@overload
+def open_dataset(ref: TableRef, *, missing_ok: bool) -> lance.LanceDataset | None: ...
+def open_dataset(ref: TableRef, *, missing_ok: bool = False) -> lance.LanceDataset | None:
+    """The latest version of a table's dataset.
+
+    Raises:
+        FileNotFoundError: there is no such table (unless `missing_ok`); lists those that are there.
+        PermissionError: the store refuses the credentials.
+        OSError: the store cannot be read.
+    """
+    import lance
+
+    try:
+        return lance.dataset(ref.uri, storage_options=ref.options)
+    except (ValueError, OSError) as error:
+        if not _is_missing(error):
+            raise translate(error, ref.uri) from error
+    if missing_ok:
+        return None
+    there = ", ".join(list_tables(ref)) or "none"
+    raise FileNotFoundError(f"table {ref}: not found; tables in {ref.database}: {there}")
+
+
+def list_tables(ref: TableRef) -> list[str]:
+    """Names of the tables in the database of `ref`; empty where the folder is not there."""
+    files = ref.storage.filesystem(ref.database)
+    try:
+        names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in files.ls(ref.database, detail=False)]
+    except OSError:
+        return []
+    return sorted(name.removesuffix(".lance") for name in names if name.endswith(".lance"))
+
+
+def create_dataset(ref: TableRef, schema: pa.Schema) -> lance.LanceDataset:
+    """An empty dataset of `schema`; the one that is there if another process was faster."""
+    import lance
+
+    try:
+        return lance.write_dataset(
+            schema.empty_table(), ref.uri, schema=schema, mode="create", storage_options=ref.options
+        )
+    except OSError as error:
+        if "already exists" in str(error).lower():
+            return open_dataset(ref)
+        raise translate(error, ref.uri) from error
+
+
+def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> None:
+    """Refuse rows that do not fit a table that is there already.
+
+    Raises:
+        EncoderMismatchError: the table's vectors are another encoder's.
+        ValueError: a column is new, or of another type.
+    """
+    there, new = Provenance.from_schema(existing, str(table)), Provenance.from_schema(wanted)
+    there.check_same_encoder(new.encoder, str(table))
+    for column in wanted:
+        if existing.get_field_index(column.name) < 0:
+            raise ValueError(
+                f"table {table}: has no column {column.name!r} ({column.type}) of this corpus; "
+                "embed into a new table, or drop the column from the corpus"
+            )
+        found = existing.field(column.name).type
+        if found != column.type:
+            raise ValueError(f"table {table}: column {column.name!r} is {found}, the corpus gives {column.type}")
+
+
+def translate(error: Exception, uri: str) -> Exception:
+    """A store's error as one line with a remedy; the original error where nothing better is known."""
+    text = str(error)
+    lower = text.lower()
+    if any(word in lower for word in ("accessdenied", "forbidden", "invalidaccesskey", "signaturedoesnotmatch", "403")):
+        return PermissionError(f"{uri}: the store refuses these credentials; check AWS_ACCESS_KEY_ID and its rights")
+    if "nosuchbucket" in lower or ("bucket" in lower and "not" in lower and "exist" in lower):
+        return FileNotFoundError(f"{uri}: the bucket does not exist")
+    if "no space left" in lower or "disk quota" in lower or "os error 28" in lower:
+        return OSError(f"{uri}: no space left on the device; the table is as of its last commit: free space, run again")
+    if is_remote(uri) and any(word in lower for word in ("connect", "dns", "timed out", "error sending request")):
+        return ConnectionError(f"{uri}: the store cannot be reached; check AWS_ENDPOINT_URL and the network")
+    return error
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether a commit failed because another one came first (and may be tried on the newer version)."""
+    from lance.commit import CommitConflictError
+
+    return isinstance(error, CommitConflictError) or "incompatible transaction" in str(error).lower()
+
+
+def _is_missing(error: Exception) -> bool:
+    text = str(error).lower()
+    return "was not found" in text or ("not found" in text and "bucket" not in text)

@@ -1,0 +1,69 @@
+"""A claim counted wrong is a row lost or a row twice."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.sink.claims import Claim, Coverage, claims_of, decode_claims, encode_claims
+
+_SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)).map(lambda t: (t[0], t[0] + t[1])), max_size=25)
+
+
+def claim(start: int, stop: int, shard: str = "s", *, last: bool = False) -> Claim:
+    return Claim(shard=shard, start=start, stop=stop, last=last, written=stop - start, rejected=0)
+
+
+@given(_SPANS, st.integers(0, 70), st.integers(1, 20))
+def test_coverage_equals_a_set_of_positions(spans: list[tuple[int, int]], start: int, length: int) -> None:
+    coverage = Coverage(claim(a, b) for a, b in spans)
+    covered = {i for a, b in spans for i in range(a, b)}
+
+    assert {i for a, b in coverage.ranges("s") for i in range(a, b)} == covered
+    assert coverage.overlap(claim(start, start + length)) == len(covered & set(range(start, start + length)))
+    merged = coverage.ranges("s")
+    assert all(b < c for (_, b), (c, _) in pairwise(merged)), "ranges stay merged and apart"
+
+
+@given(_SPANS, st.integers(1, 80))
+def test_a_shard_is_complete_only_when_every_record_is_settled(spans: list[tuple[int, int]], rows: int) -> None:
+    coverage = Coverage(claim(a, b) for a, b in spans)
+    covered = {i for a, b in spans for i in range(a, b)}
+
+    assert coverage.is_complete("s", rows) == (set(range(rows)) <= covered)
+    assert not coverage.is_complete("s", None), "without the last record's mark nobody knows where the shard ends"
+
+
+def test_the_mark_of_the_last_record_completes_a_shard_of_unknown_length() -> None:
+    coverage = Coverage([claim(3, 7, last=True)])
+    assert not coverage.is_complete("s", None)
+    coverage.add(claim(0, 3))
+    assert coverage.is_complete("s", None)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), unique=True),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_claims_of_rows_cover_each_record_once_and_count_each_row(records, captions, random) -> None:  # type: ignore[no-untyped-def]
+    rows = [(shard, position, False, random.random() < 0.3) for shard, position in records for _ in range(captions)]
+    random.shuffle(rows)
+    claims = claims_of(rows)
+
+    settled = [(c.shard, i) for c in claims for i in range(c.start, c.stop)]
+    assert sorted(settled) == sorted(set(records))
+    assert sum(c.written + c.rejected for c in claims) == len(rows)
+    assert sum(c.rejected for c in claims) == sum(rejected for *_, rejected in rows)
+    assert decode_claims(encode_claims(claims)) == claims
+
+
+def test_claims_do_not_join_over_a_gap_or_from_shard_to_shard() -> None:
+    rows = [("a", 0, False, False), ("a", 2, True, False), ("b", 3, False, False)]
+    assert [(c.shard, c.start, c.stop, c.last) for c in claims_of(rows)] == [
+        ("a", 0, 1, False),
+        ("a", 2, 3, True),
+        ("b", 3, 4, False),
+    ]

@@ -1,0 +1,200 @@
+"""The sink's promise: each record in the table exactly once, whoever dies, replays or races."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from encoders.protocol import EncoderCard, TowerCard
+from pipelines.blocks import read_schema
+from pipelines.contract import POSITION, ROW_ID, SHARD
+from pipelines.provenance import EncoderMismatchError, Provenance
+from pipelines.sink.committing import ClaimConflictError, Committer
+from pipelines.sink.lease import LEASE_KEY, Holder, Lease, LeaseHeldError
+from pipelines.sink.ledger import Ledger
+from pipelines.sink.rejects import read_rejects
+from pipelines.sink.staging import StagedGroup, stage_blocks
+from pipelines.sink.tables import check_schema, create_dataset, open_dataset
+from pipelines.storage import TableRef
+
+TOWER = TowerCard(modality="text", dim=4, space="s", weights="w", tokenizer=None, preprocessing="p")
+CARD = EncoderCard(name="toy", spec="toy", towers=(TOWER,))
+SCHEMA = pa.schema(
+    [
+        pa.field(ROW_ID, pa.string(), nullable=False),
+        pa.field("text_vector", pa.list_(pa.float32(), 4)),
+        pa.field(SHARD, pa.string()),
+        pa.field(POSITION, pa.int64()),
+    ],
+    metadata=Provenance(encoder=CARD, modalities=("text",)).to_metadata(),
+)
+
+
+def block(shard: str, start: int, stop: int, *, rejected: frozenset[int] = frozenset(), end: int = 0) -> pa.Table:
+    """An encoded block of records `start` to `stop`; `end` is the shard's number of records."""
+    rows = [
+        {
+            ROW_ID: f"{shard}-{i}",
+            "caption": f"caption {i}",
+            "image_uri": f"/{shard}/{i}.jpg",
+            SHARD: shard,
+            POSITION: i,
+            "_last": i == end - 1,
+            "_stage": "decode" if i in rejected else None,
+            "_reason": "corrupt_image" if i in rejected else None,
+            "_message": "broken" if i in rejected else None,
+        }
+        for i in range(start, stop)
+    ]
+    table = pa.Table.from_pylist(rows, schema=read_schema(pa.schema([]))).drop_columns(["image"])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(len(rows) * 4, np.float32)), 4)
+    table = table.append_column("text_vector", vectors)
+    table = table.append_column("_overlong", pa.array([0] * len(rows), pa.int64()))
+    return table.append_column("_seconds_encode", pa.array([0.1] * len(rows)))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> TableRef:
+    ref = TableRef.parse(str(tmp_path / "db" / "t"))
+    create_dataset(ref, SCHEMA)
+    return ref
+
+
+def committer_of(table: TableRef) -> Committer:
+    return Committer(table, Ledger.reconcile(table), Lease.acquire(table))
+
+
+def stage(table: TableRef, *blocks: pa.Table) -> StagedGroup:
+    return stage_blocks(table, SCHEMA, *blocks)
+
+
+def row_ids(table: TableRef) -> list[str]:
+    return sorted(open_dataset(table).to_table(columns=[ROW_ID])[ROW_ID].to_pylist())
+
+
+def test_rows_in_equal_rows_written_and_rejected(table: TableRef) -> None:
+    committer = committer_of(table)
+    committer.commit([stage(table, block("a", 0, 10, rejected=frozenset({3, 7}), end=10))])
+
+    assert row_ids(table) == sorted(f"a-{i}" for i in range(10) if i not in (3, 7))
+    assert read_rejects(table).by_reason == {"corrupt_image": 2}
+    assert (committer.done.written, committer.done.rejected) == (8, {"corrupt_image": 2})
+    assert {row["row_id"] for row in read_rejects(table).rows} == {"a-3", "a-7"}
+    assert Ledger.reconcile(table).coverage.is_complete("a", None)
+
+
+def test_a_group_that_is_committed_twice_lands_once(table: TableRef) -> None:
+    committer = committer_of(table)
+    group = stage(table, block("a", 0, 10))
+    committer.commit([group])
+    version = open_dataset(table).version
+    committer.commit([group])
+
+    assert open_dataset(table).version == version
+    assert len(row_ids(table)) == 10
+
+
+def test_a_driver_that_died_between_commit_and_record_is_found_out(table: TableRef) -> None:
+    committer = committer_of(table)
+    committer.commit([stage(table, block("a", 0, 5))])
+    behind = open_dataset(table.sibling("ledger")).version
+    committer.commit([stage(table, block("a", 5, 10, end=10))])
+    open_dataset(table.sibling("ledger")).checkout_version(behind).restore()
+
+    ledger = Ledger.reconcile(table)
+    assert ledger.coverage.is_complete("a", None)
+
+
+def test_the_ledger_is_rebuilt_from_the_rows_when_it_and_the_history_are_gone(table: TableRef) -> None:
+    committer = committer_of(table)
+    committer.commit([stage(table, block("a", 0, 5, rejected=frozenset({2})))])
+    committer.commit([stage(table, block("b", 0, 3, end=3))])
+    open_dataset(table).cleanup_old_versions(older_than=__import__("datetime").timedelta(0))
+    import shutil
+
+    shutil.rmtree(table.sibling("ledger").uri)
+    coverage = Ledger.reconcile(table).coverage
+    assert coverage.ranges("a") == [(0, 5)]
+    assert coverage.is_complete("b", 3)
+
+
+def test_a_zombie_with_a_stale_view_cannot_commit_a_record_twice(table: TableRef) -> None:
+    """The zombie reconciled, slept through its lease, and wakes to commit what its successor has committed."""
+    zombie = Committer(table, Ledger.reconcile(table), Lease(table, Holder.this_process("zombie")))
+    group = stage(table, block("a", 0, 10))
+    committer_of(table).commit([stage(table, block("a", 0, 10))])
+    zombie.commit([group])
+    assert len(row_ids(table)) == 10
+
+    overlapping = stage(table, block("a", 5, 15))
+    with pytest.raises(ClaimConflictError, match="start again"):
+        zombie.commit([overlapping])
+    assert len(row_ids(table)) == 10
+
+
+def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    committer = committer_of(table)
+    rival = Committer(table, Ledger.reconcile(table), committer._lease)
+    attempt = committer._try_commit
+    raced: list[int] = []
+
+    def racing(dataset: lance.LanceDataset, groups: list[StagedGroup]) -> int | None:
+        if not raced:
+            raced.append(rival.commit([stage(table, block("b", 0, 5))]))
+        return attempt(dataset, groups)
+
+    monkeypatch.setattr(committer, "_try_commit", racing)
+    committer.commit([stage(table, block("a", 0, 5))])
+    assert len(row_ids(table)) == 10
+
+
+def test_indexes_survive_a_commit(table: TableRef) -> None:
+    committer = committer_of(table)
+    committer.commit([stage(table, block("a", 0, 50))])
+    open_dataset(table).create_scalar_index(ROW_ID, "BTREE")
+    committer.commit([stage(table, block("a", 50, 60))])
+    dataset = open_dataset(table)
+    assert [index.name for index in dataset.describe_indices()] == ["row_id_idx"]
+    assert dataset.scanner(filter="row_id = 'a-55'").to_table().num_rows == 1
+
+
+def test_a_second_driver_is_told_who_holds_the_lease(table: TableRef) -> None:
+    lease = Lease.acquire(table)
+    with pytest.raises(LeaseHeldError, match=r"process \d+ on .*wait for it"):
+        Lease.acquire(table)
+    lease.release()
+    Lease.acquire(table).release()
+
+
+def test_the_lease_of_a_dead_process_is_taken_over_at_once(table: TableRef) -> None:
+    dead = replace(Holder.this_process("dead"), started=time.time() - 1e6)
+    open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(dead))})
+    Lease.acquire(table).release()
+
+
+def test_the_lease_of_another_host_is_waited_for_until_it_expires(table: TableRef) -> None:
+    other = replace(Holder.this_process("other"), host="elsewhere")
+    open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(other))})
+    with pytest.raises(LeaseHeldError, match="elsewhere"):
+        Lease.acquire(table)
+    open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(replace(other, expires=time.time() - 1)))})
+    Lease.acquire(table).release()
+
+
+def test_a_table_of_another_encoder_is_refused_by_name(table: TableRef) -> None:
+    other = EncoderCard(name="other", spec="other", towers=(replace(TOWER, weights="x"),))
+    schema = SCHEMA.with_metadata(Provenance(encoder=other, modalities=("text",)).to_metadata())
+    with pytest.raises(EncoderMismatchError, match=r"made by 'toy'.*not by 'other'.*--encoder toy"):
+        check_schema(open_dataset(table).schema, schema, table)
+
+
+def test_a_missing_table_names_those_that_are_there(table: TableRef) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nosuch: not found; tables in .*: t"):
+        open_dataset(TableRef.parse(f"{table.database}/nosuch"))
