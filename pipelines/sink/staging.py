@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.blocks import LAST, MESSAGE, REASON, STAGE, timing_columns
+from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, STAGE, timing_columns
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.sink.claims import Claim, claims_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
@@ -67,7 +67,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
         rejects=_rejects(group.filter(is_rejected)),
         rows=good.num_rows,
         seconds=seconds,
-        overlong=pc.sum(group["overlong"]).as_py() or 0,
+        overlong=pc.sum(group[OVERLONG]).as_py() or 0,
     )
 
 
