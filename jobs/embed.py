@@ -84,9 +84,8 @@ def run(config: EmbedConfig, progress: Callable[[int, int | None], None] | None 
         ValueError: the corpus, the encoder and the table do not fit together; nothing was changed.
         OSError: a store fails; the table is as of its last commit.
     """
-    from encoders.registry import describe
-
     from encoders.protocol import EncoderOptions
+    from encoders.registry import describe
     from pipelines.contract import Columns
     from pipelines.embedding.planning import choose_modalities
     from pipelines.embedding.run import embed

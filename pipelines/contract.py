@@ -27,18 +27,21 @@ RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, IMAGE_VECTOR, TEXT_VE
 VECTOR_COLUMNS = {"image": IMAGE_VECTOR, "text": TEXT_VECTOR}
 
 # What a source yields, one row a record of the corpus, before captions are spread over rows. Pass-through
-# columns follow these. `reason` is set where the source itself could not read the record.
+# columns follow these; the prefix keeps the two apart. `@reason` is set where the source itself could not read the
+# record.
+RECORD_PREFIX = "@"
 RECORD_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string()),
-        pa.field("item", pa.string()),
-        pa.field("image", pa.large_binary()),
-        pa.field("image_uri", pa.string()),
-        pa.field("captions", pa.list_(pa.string())),
-        pa.field("reason", pa.string()),
-        pa.field("message", pa.string()),
+        pa.field("@key", pa.string()),
+        pa.field("@item", pa.string()),
+        pa.field("@image", pa.large_binary()),
+        pa.field("@image_uri", pa.string()),
+        pa.field("@captions", pa.list_(pa.string())),
+        pa.field("@reason", pa.string()),
+        pa.field("@message", pa.string()),
     ]
 )
+RECORD_FIELDS = tuple(name.removeprefix(RECORD_PREFIX) for name in RECORD_SCHEMA.names)
 
 
 class Reason(StrEnum):

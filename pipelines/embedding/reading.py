@@ -20,6 +20,7 @@ from pipelines.contract import (
     IMAGE_URI,
     ITEM_ID,
     POSITION,
+    RECORD_FIELDS,
     RECORD_SCHEMA,
     ROW_ID,
     SHARD,
@@ -127,14 +128,14 @@ def _chunk(table: pa.Table, first: int, work: ShardWork) -> _Chunk:
         table = table.take(pa.array(wanted, pa.int64()))
     return _Chunk(
         positions=[first + i for i in wanted],
-        records=table.select(RECORD_SCHEMA.names).to_pylist(),
+        records=table.select(RECORD_SCHEMA.names).rename_columns(RECORD_FIELDS).to_pylist(),
         passthrough=table.drop_columns(RECORD_SCHEMA.names),
     )
 
 
 def _empty_shard(passthrough: pa.Schema, shard: Shard) -> _Chunk:
     """A shard that gives no record is a reject: a file of the corpus never vanishes in silence."""
-    record: dict[str, Any] = dict.fromkeys(RECORD_SCHEMA.names)
+    record: dict[str, Any] = dict.fromkeys(RECORD_FIELDS)
     message = f"{shard.uri} holds no record that could be read"
     record |= {"image_uri": shard.uri, "reason": Reason.BAD_RECORD.value, "message": message}
     nulls = pa.table([pa.nulls(1, field.type) for field in passthrough], schema=passthrough)
@@ -228,7 +229,8 @@ class _BlockBuilder:
         for row in rows:
             self._keep_picture_once(row)
         if rows:
-            self._append(rows, chunk.passthrough.take(pa.array(origin, pa.int64())))
+            others = chunk.passthrough
+            self._append(rows, others.take(pa.array(origin, pa.int64())) if others.num_columns else others)
         if self._rows >= self._settings.block_rows or self._bytes >= self._settings.block_bytes:
             yield from self.flush()
 

@@ -1,0 +1,114 @@
+"""A deterministic encoder without weights, for examples and tests: its vectors depend on the pixels and the words.
+
+Words that name a colour pull a caption towards pictures of that colour, so that text finds pictures, a little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.digest import digest_json
+from encoders.images.transform import ImageTransform
+from encoders.protocol import EncoderCard, EncoderOptions, TextVectors, TowerCard
+from encoders.registry import Description
+
+_DEFAULT_DIM = 64
+_MAX_WORDS = 64
+_GRID = 4
+_TRANSFORM = ImageTransform(kind="resize", size=(32, 32), resample="bilinear")
+_COLOURS = {
+    **dict.fromkeys(("red", "红色"), (1, -1, -1)),
+    **dict.fromkeys(("green", "绿色"), (-1, 1, -1)),
+    **dict.fromkeys(("blue", "蓝色"), (-1, -1, 1)),
+    **dict.fromkeys(("yellow", "黄色"), (1, 1, -1)),
+}
+_COLOUR_WEIGHT = 2.0
+
+
+def describe(spec: str) -> Description:
+    """The card of `fake` (64-d) or `fake-N` (N-d)."""
+    return Description(card=_card(spec), image_transform=_TRANSFORM)
+
+
+def load(spec: str, options: EncoderOptions) -> FakeEncoder:
+    """The encoder `fake` or `fake-N`."""
+    return FakeEncoder(_card(spec), options)
+
+
+def _card(spec: str) -> EncoderCard:
+    dim = int(spec.partition("-")[2] or _DEFAULT_DIM)
+    if dim < 8:
+        raise ValueError(f"encoder {spec!r}: at least 8 dimensions")
+    weights = digest_json(["fake", 1, dim])
+    image = TowerCard(
+        modality="image", dim=dim, space=weights, weights=weights, tokenizer=None, preprocessing=_TRANSFORM.digest
+    )
+    text = TowerCard(
+        modality="text", dim=dim, space=weights, weights=weights, tokenizer="words", preprocessing="sum-of-words"
+    )
+    return EncoderCard(name=spec, spec=spec, towers=(image, text))
+
+
+class FakeEncoder:
+    """See the module."""
+
+    def __init__(self, card: EncoderCard, options: EncoderOptions) -> None:
+        self._card = card
+        self._policy = options.text_policy
+        self._dim = card.towers[0].dim
+        cells = _GRID * _GRID * 3
+        self._projection = np.random.default_rng(0).standard_normal((cells, self._dim)).astype(np.float32)
+
+    @property
+    def card(self) -> EncoderCard:
+        """What this encoder is."""
+        return self._card
+
+    def encode_images(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Vectors (n, dim): the mean colours of a 4 x 4 grid, projected."""
+        if not pixels:
+            return np.zeros((0, self._dim), np.float32)
+        batch = np.stack(pixels).astype(np.float32) / 127.5 - 1.0
+        n, height, width, _ = batch.shape
+        grid = batch.reshape(n, _GRID, height // _GRID, _GRID, width // _GRID, 3).mean(axis=(2, 4))
+        vectors = grid.reshape(n, -1) @ self._projection
+        vectors[:, 0] += 1e-3  # a grey picture has no direction of its own
+        return _unit(vectors)
+
+    def encode_texts(self, texts: Sequence[str]) -> TextVectors:
+        """Vectors (n, dim): the sum of the words' directions."""
+        words = [re.findall(r"\w+", text.lower()) for text in texts]
+        overlong = np.array([len(w) > _MAX_WORDS for w in words], np.bool_)
+        vectors = np.zeros((len(texts), self._dim), np.float32)
+        vectors[:, 0] = 1e-3
+        for i, found in enumerate(words):
+            for word in found if self._policy == "window" else found[:_MAX_WORDS]:
+                vectors[i] += self._word(word)
+        vectors = _unit(vectors)
+        rejected = overlong if self._policy == "reject" else np.zeros(len(texts), np.bool_)
+        vectors[rejected] = 0.0
+        return TextVectors(vectors=vectors, overlong=overlong, rejected=rejected)
+
+    def _word(self, word: str) -> NDArray[np.float32]:
+        direction = _direction(word, self._dim)
+        if word in _COLOURS:
+            colour = np.tile(np.array(_COLOURS[word], np.float32), _GRID * _GRID) @ self._projection
+            return direction + _COLOUR_WEIGHT * np.sqrt(self._dim) * colour / np.linalg.norm(colour)
+        return direction
+
+
+@lru_cache(maxsize=65_536)
+def _direction(word: str, dim: int) -> NDArray[np.float32]:
+    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+    return np.random.default_rng(seed).standard_normal(dim).astype(np.float32)
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)

