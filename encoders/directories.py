@@ -96,10 +96,18 @@ def load_config(directory: Path) -> Any:
     """
     from transformers import AutoConfig
 
+    quiet_transformers()
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (KeyError, OSError) as error:
         raise ValueError(f"encoder {directory}: transformers cannot read its config.json: {error}") from error
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' progress bars, one a load, out of the logs of a thousand actors."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def load_tokenizer(directory: Path) -> Any:

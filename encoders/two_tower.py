@@ -178,4 +178,3 @@ def patchify(
         patches = scaled.reshape(high, side, wide, side, 3).transpose(0, 2, 1, 3, 4).reshape(high * wide, -1)
         values[i, : high * wide], mask[i, : high * wide], shapes[i] = patches, 1, (high, wide)
     return values, mask, shapes
-

@@ -1,0 +1,162 @@
+"""The backbones of a dual tower: how each kind is described, built from its description, and given weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from encoders.directories import load_config, load_tokenizer
+from encoders.images.transform import load_transform
+from encoders.packaged import minilm_directory
+from encoders.single_tower import is_vision, max_tokens_of, pool_tokens, pooling_of, vision_dim, vision_features
+
+
+class ImageBackbone(nn.Module):
+    """A vision model without its head: `efficientnet-lite0`, or any vision model of transformers."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        self.kind = str(description["kind"])
+        if self.kind == "efficientnet-lite0":
+            from encoders.efficientnet_lite import FEATURES, EfficientNetLite0
+
+            self.model: nn.Module = EfficientNetLite0()
+            self.dim = FEATURES
+            self._features: Any = self.model
+            return
+        config = _config(description["config"])
+        self.model = _from_config(config)
+        self.dim = vision_dim(config)
+        self._features = vision_features(self.model, config.model_type)
+
+    @staticmethod
+    def describe(spec: str) -> dict[str, Any]:
+        """The description of a backbone named by a spec, JSON-ready.
+
+        Raises:
+            ValueError: not a vision model.
+        """
+        if spec == "efficientnet-lite0":
+            from encoders.efficientnet_lite import TRANSFORM
+
+            return {"kind": spec, "transform": TRANSFORM.to_dict()}
+        directory = Path(spec)
+        config = load_config(directory)
+        if not is_vision(config):
+            raise ValueError(f"image backbone {spec!r}: {config.model_type} is no vision model")
+        transform = load_transform(directory).to_dict()
+        return {"kind": "transformers", "config": config.to_dict(), "transform": transform}
+
+    def load_pretrained(self, spec: str) -> None:
+        """Take the weights of the backbone named by a spec."""
+        if self.kind == "efficientnet-lite0":
+            from encoders.efficientnet_lite import load_pretrained
+
+            self.model.load_state_dict(load_pretrained().state_dict())
+            return
+        self.model.load_state_dict(_pretrained(Path(spec)).state_dict())
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(n, 3, height, width) → (n, `dim`)."""
+        return self._features(pixel_values)  # type: ignore[no-any-return]
+
+
+class TextBackbone(nn.Module):
+    """A text model without its head: any of transformers, or the frozen `use-multilingual`, whose features come in."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        self.kind = str(description["kind"])
+        self._pooling = description["pooling"]
+        self._tokenizer: Any = None
+        self.model: nn.Module | None = None
+        if self.kind == "use-multilingual":
+            self.dim = int(description["dim"])
+            return
+        config = _config(description["config"])
+        self.model = _from_config(config)
+        self.dim = int(config.hidden_size)
+
+    @staticmethod
+    def describe(spec: str) -> dict[str, Any]:
+        """The description of a backbone named by a spec, JSON-ready.
+
+        Raises:
+            ValueError: not a text model.
+        """
+        if spec == "use-multilingual":
+            from encoders.use_multilingual import DIM, describe
+
+            weights = describe(spec).card.towers[0].weights
+            return {"kind": spec, "dim": DIM, "weights": weights, "pooling": None, "max_tokens": None}
+        directory = _text_directory(spec)
+        config = load_config(directory)
+        if is_vision(config):
+            raise ValueError(f"text backbone {spec!r}: {config.model_type} is no text model")
+        return {
+            "kind": "transformers",
+            "config": config.to_dict(),
+            "pooling": pooling_of(directory),
+            "max_tokens": max_tokens_of(directory, config),
+        }
+
+    def load_pretrained(self, spec: str) -> None:
+        """Take the weights and the tokenizer of the backbone named by a spec."""
+        if self.model is None:
+            return
+        directory = _text_directory(spec)
+        self.model.load_state_dict(_pretrained(directory).state_dict())
+        self.use_tokenizer_of(directory)
+
+    def use_tokenizer_of(self, directory: Path) -> None:
+        """Keep a directory's tokenizer, to save it with the model."""
+        if self.model is not None:
+            self._tokenizer = load_tokenizer(directory)
+
+    def save_tokenizer(self, directory: Path) -> None:
+        """Write the tokenizer's files to a directory."""
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(directory)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A token batch, or `{"features": …}` where the backbone is frozen → (n, `dim`)."""
+        if self.model is None:
+            return batch["features"]
+        mask = batch["attention_mask"]
+        hidden = self.model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        return pool_tokens(hidden, mask, self._pooling)
+
+
+def _text_directory(spec: str) -> Path:
+    return minilm_directory() if spec == "minilm" else Path(spec)
+
+
+def _config(data: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**data)
+
+
+def _from_config(config: Any) -> nn.Module:
+    """A model with fresh weights. A BERT-like pooler is left out: nothing reads it, and DDP would miss its gradients."""
+    from transformers import AutoModel
+
+    model: nn.Module = AutoModel.from_config(config)
+    return _without_pooler(model, config)
+
+
+def _pretrained(directory: Path) -> nn.Module:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
+    return _without_pooler(model, model.config)
+
+
+def _without_pooler(model: nn.Module, config: Any) -> nn.Module:
+    pooler = getattr(model, "pooler", None)
+    if pooler is not None and any(True for _ in pooler.parameters()):
+        model.pooler = None
+    return model

@@ -1,0 +1,175 @@
+"""Model directories with tiny random weights, each with its tokenizer and its image processor: real files, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+
+_SIZE = 32
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": _SIZE,
+    "patch_size": 8,
+}
+_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+_LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+_CHINESE = list("一只狗猫小红色船房子树的图片")
+
+
+def tiny_clip(directory: Path) -> Path:
+    """CLIP: byte-level BPE, causal text tower pooled at the end token."""
+    text = _TEXT | {"vocab_size": 600, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1}
+    config = tf.CLIPConfig(text_config=text | {"pad_token_id": 1}, vision_config=dict(_VISION), projection_dim=24)
+    return _save(directory, tf.CLIPModel, config, bpe_tokenizer(), _clip_processor())
+
+
+def tiny_metaclip2(directory: Path) -> Path:
+    """MetaCLIP 2."""
+    text = _TEXT | {"vocab_size": 600, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1}
+    config = tf.MetaClip2Config(text_config=text | {"pad_token_id": 1}, vision_config=dict(_VISION), projection_dim=24)
+    return _save(directory, tf.MetaClip2Model, config, bpe_tokenizer(), _clip_processor())
+
+
+def tiny_siglip(directory: Path) -> Path:
+    """SigLIP: padded to its maximum, no mask."""
+    text = _TEXT | {"vocab_size": 600, "max_position_embeddings": 16, "pad_token_id": 1, "eos_token_id": 1}
+    config = tf.SiglipConfig(text_config=text | {"bos_token_id": 0}, vision_config=dict(_VISION))
+    processor = tf.SiglipImageProcessorPil(size={"height": _SIZE, "width": _SIZE})
+    return _save(directory, tf.SiglipModel, config, bpe_tokenizer(max_length=16, bos=False), processor)
+
+
+def tiny_siglip2(directory: Path) -> Path:
+    """SigLIP 2 with pictures of native aspect (NaFlex)."""
+    text = _TEXT | {"vocab_size": 600, "max_position_embeddings": 16, "pad_token_id": 1, "eos_token_id": 1}
+    vision = {k: v for k, v in _VISION.items() if k != "image_size"} | {"num_patches": 16}
+    config = tf.Siglip2Config(text_config=text | {"bos_token_id": 0}, vision_config=vision)
+    processor = tf.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    return _save(directory, tf.Siglip2Model, config, bpe_tokenizer(max_length=16, bos=False), processor)
+
+
+def tiny_chinese_clip(directory: Path) -> Path:
+    """Chinese CLIP: a BERT text tower pooled at its first token."""
+    tokenizer = wordpiece_tokenizer()
+    text = _TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0}
+    config = tf.ChineseCLIPConfig(text_config=text, vision_config=dict(_VISION), projection_dim=24)
+    processor = tf.ChineseCLIPImageProcessorPil(
+        size={"height": _SIZE, "width": _SIZE}, crop_size={"height": _SIZE, "width": _SIZE}
+    )
+    return _save(directory, tf.ChineseCLIPModel, config, tokenizer, processor)
+
+
+def tiny_altclip(directory: Path) -> Path:
+    """AltCLIP: an XLM-R text tower."""
+    text = _TEXT | {"vocab_size": 600, "max_position_embeddings": 90, "pad_token_id": 1, "project_dim": 24}
+    config = tf.AltCLIPConfig(text_config=text, vision_config=dict(_VISION), projection_dim=24)
+    return _save(directory, tf.AltCLIPModel, config, bpe_tokenizer(max_length=77), _clip_processor())
+
+
+def tiny_bert(directory: Path) -> Path:
+    """BERT."""
+    tokenizer = wordpiece_tokenizer()
+    config = tf.BertConfig(**_TEXT, vocab_size=len(tokenizer), max_position_embeddings=40)
+    return _save(directory, tf.BertModel, config, tokenizer)
+
+
+def tiny_modernbert(directory: Path) -> Path:
+    """ModernBERT."""
+    tokenizer = wordpiece_tokenizer()
+    config = tf.ModernBertConfig(
+        **_TEXT, vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=0, attn_implementation="eager"
+    )
+    return _save(directory, tf.ModernBertModel, config, tokenizer)
+
+
+def tiny_vit(directory: Path) -> Path:
+    """ViT."""
+    processor = tf.ViTImageProcessorPil(size={"height": _SIZE, "width": _SIZE})
+    return _save(directory, tf.ViTModel, tf.ViTConfig(**_VISION), None, processor)
+
+
+def tiny_resnet(directory: Path) -> Path:
+    """ResNet."""
+    config = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    processor = tf.ConvNextImageProcessorPil(size={"shortest_edge": _SIZE}, crop_pct=0.875)
+    return _save(directory, tf.ResNetModel, config, None, processor)
+
+
+def tiny_dinov2(directory: Path) -> Path:
+    """DINOv2."""
+    vision = {k: v for k, v in _VISION.items() if k != "intermediate_size"}
+    processor = tf.BitImageProcessorPil(
+        size={"shortest_edge": 40}, crop_size={"height": _SIZE, "width": _SIZE}, resample=3
+    )
+    return _save(directory, tf.Dinov2Model, tf.Dinov2Config(**vision), None, processor)
+
+
+def bpe_tokenizer(*, max_length: int = 24, bos: bool = True) -> Any:
+    """A byte-level BPE tokenizer without merges."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="</s>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    single = "<s> $A </s>" if bos else "$A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="</s>",
+        pad_token="</s>",
+        model_max_length=max_length,
+    )
+
+
+def wordpiece_tokenizer() -> Any:
+    """A WordPiece tokenizer of letters and some Chinese characters."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *_CHINESE]
+    vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(WordPiece(vocab=vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=40,
+    )
+
+
+def _clip_processor() -> Any:
+    return tf.CLIPImageProcessorPil(size={"shortest_edge": _SIZE}, crop_size={"height": _SIZE, "width": _SIZE})
+
+
+def _save(directory: Path, model_class: Any, config: Any, tokenizer: Any = None, processor: Any = None) -> Path:
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.08)
+    model.save_pretrained(directory)
+    for part in (tokenizer, processor):
+        if part is not None:
+            part.save_pretrained(directory)
+    return directory
