@@ -141,7 +141,7 @@ def _config(data: dict[str, Any]) -> Any:
 
 
 def _from_config(config: Any) -> nn.Module:
-    """A model with fresh weights. A BERT-like pooler is left out: nothing reads it, and DDP would miss its gradients."""
+    """A model with fresh weights. A pooler is left out: nothing reads it, and DDP would miss its gradients."""
     from transformers import AutoModel
 
     model: nn.Module = AutoModel.from_config(config)

@@ -37,6 +37,11 @@ def row_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
         yield update
 
 
+def say(line: str) -> None:
+    """A line about what happens now, on standard error."""
+    Console(stderr=True).print(f"[bold]·[/bold] {line}", highlight=False)
+
+
 def render(report: Report) -> RenderableType:
     """A report as tables: its plain values first, then each list of rows."""
     if hasattr(report, "__rich__"):

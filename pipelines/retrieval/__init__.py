@@ -1,0 +1,1 @@
+"""Index, search, and the page that shows what was found."""

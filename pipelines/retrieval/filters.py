@@ -1,0 +1,54 @@
+"""`--where`: a filter expression and nothing else.
+
+Lance parses only the first of several statements and ignores the rest, so what is not one expression is refused
+here; then Lance plans it, which checks names and types, without reading a row.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import lance
+
+_STRING_OR_REST = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
+_FORBIDDEN = {";": "a semicolon", "--": "a comment", "/*": "a comment"}
+_NOISE = re.compile(r",?\s*/[\w./-]+\.rs:\d+:\d+.*$|^Invalid user input: |^LanceError\([^)]*\): ", re.DOTALL)
+
+
+def check_filter(where: str, dataset: lance.LanceDataset) -> str:
+    """The filter, if it is one boolean expression over the table's columns.
+
+    Raises:
+        ValueError: names what is wrong, and the columns there are. Nothing was read.
+    """
+    outside = _STRING_OR_REST.sub("''", where)
+    if outside.count("'") % 2:
+        raise ValueError(
+            _message(where, "a quote is not closed (write a quote within a string twice: 'it''s')", dataset)
+        )
+    for mark, name in _FORBIDDEN.items():
+        if mark in outside:
+            raise ValueError(_message(where, f"holds {name}; give one filter expression", dataset))
+    try:
+        dataset.scanner(filter=where, limit=1).explain_plan()
+    except (ValueError, OSError) as error:
+        raise ValueError(_message(where, _clean(str(error)), dataset)) from error
+    return where
+
+
+def quote(value: str) -> str:
+    """A string as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _message(where: str, problem: str, dataset: lance.LanceDataset) -> str:
+    return f"where {where!r}: {problem}; columns are {', '.join(dataset.schema.names)}"
+
+
+def _clean(text: str) -> str:
+    """Lance's message without the paths of its source and the names of internal columns."""
+    for _ in range(3):
+        text = _NOISE.sub("", text)
+    return text.split(" Valid fields are")[0].rstrip(". ")

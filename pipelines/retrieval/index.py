@@ -1,0 +1,230 @@
+"""Indexes: vectors (cosine), full text in Chinese and English, and keys; with the recall that they give, measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.contract import CAPTION, ITEM_ID, ROW_ID
+from pipelines.provenance import Provenance
+from pipelines.retrieval.filters import quote
+from pipelines.sink.tables import open_dataset
+from pipelines.storage import TableRef
+
+if TYPE_CHECKING:
+    import lance
+
+IndexType = Literal["exact", "IVF_HNSW_SQ", "IVF_RQ"]
+_PARAMETERS_KEY = "isthmus.index."
+# Below this an exact scan takes milliseconds, and is right.
+_EXACT_BELOW_ROWS = 10_000
+# HNSW gives the best latency, but builds some ten times slower than IVF_RQ and wants the vectors in memory.
+_HNSW_BELOW_ROWS = 200_000
+_HNSW_MEMORY_FACTOR = 4
+_REFINE = 20
+_RECALL_QUERIES = 48
+_RECALL_K = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexPlan:
+    """Which vector index a column gets.
+
+    Attributes:
+        type: `exact` is no index.
+        partitions: IVF partitions.
+        reason: why, for the report.
+    """
+
+    type: IndexType
+    partitions: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryParameters:
+    """How an index is queried. Kept in the table's config; `search` uses them by default.
+
+    Attributes:
+        type: of the index.
+        nprobes: partitions searched.
+        refine_factor: candidates re-ranked exactly, as a multiple of k.
+        ef: HNSW's list size, None for other types.
+        recall: recall@10 against exact search at these parameters.
+    """
+
+    type: IndexType
+    nprobes: int
+    refine_factor: int
+    ef: int | None
+    recall: float
+
+    def nearest(self) -> dict[str, Any]:
+        """As Lance's `nearest` takes them."""
+        values = {"nprobes": self.nprobes, "refine_factor": self.refine_factor, "ef": self.ef}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class RecallError(RuntimeError):
+    """No parameters reach the recall asked for; the index was not published."""
+
+
+def plan_index(rows: int, dim: int, memory_bytes: int) -> IndexPlan:
+    """The index type and its partitions, by size and memory.
+
+    Args:
+        rows: vectors in the column.
+        dim: their length.
+        memory_bytes: what this machine has.
+    """
+    if rows < _EXACT_BELOW_ROWS:
+        return IndexPlan(type="exact", partitions=0, reason=f"{rows:,} vectors: an exact scan is fast and right")
+    need = rows * dim * 4 * _HNSW_MEMORY_FACTOR
+    if rows < _HNSW_BELOW_ROWS and need < memory_bytes:
+        return IndexPlan(type="IVF_HNSW_SQ", partitions=1, reason=f"{rows:,} vectors fit in memory")
+    return IndexPlan(type="IVF_RQ", partitions=max(1, min(65_536, round(math.sqrt(rows)))), reason=f"{rows:,} vectors")
+
+
+def candidate_parameters(plan: IndexPlan) -> list[dict[str, int | None]]:
+    """Query parameters to try, the fastest first."""
+    if plan.type == "IVF_HNSW_SQ":
+        return [{"nprobes": plan.partitions, "refine_factor": r, "ef": ef} for r, ef in ((2, 64), (4, 200), (10, 600))]
+    probes = [n for n in (4, 8, 16, 32, 64, 128, 256, 512) if n < plan.partitions] + [plan.partitions]
+    return [{"nprobes": n, "refine_factor": _REFINE, "ef": None} for n in probes]
+
+
+def recall_at_k(found: Sequence[Sequence[Any]], exact: Sequence[Sequence[Any]]) -> float:
+    """The mean share of the exact neighbours that were found.
+
+    >>> recall_at_k([["a", "b"]], [["b", "c"]])
+    0.5
+    """
+    shares = [len(set(a) & set(b)) / len(b) for a, b in zip(found, exact, strict=True) if b]
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def read_parameters(dataset: lance.LanceDataset, column: str) -> QueryParameters | None:
+    """The stored query parameters of a vector column, None where it has no index."""
+    raw = dataset.config().get(_PARAMETERS_KEY + column)
+    return QueryParameters(**json.loads(raw)) if raw else None
+
+
+def build_vector_index(table: TableRef, column: str, target_recall: float, memory_bytes: int) -> dict[str, Any]:
+    """Index a vector column, measure its recall, and store the fastest parameters that reach the target.
+
+    Returns:
+        A row for the report.
+
+    Raises:
+        RecallError: the target is not reached; the index is dropped, and search stays exact.
+    """
+    dataset = open_dataset(table)
+    rows = dataset.count_rows(f"{column} IS NOT NULL")
+    dim = dataset.schema.field(column).type.list_size
+    plan = plan_index(rows, dim, memory_bytes)
+    if plan.type == "exact":
+        _drop(dataset, column)
+        return {"column": column, "type": "exact", "recall_at_10": 1.0, "why": plan.reason}
+    dataset.create_index(column, index_type=plan.type, metric="cosine", num_partitions=plan.partitions, replace=True)
+    dataset = open_dataset(table)
+    ids, queries = _sample_queries(dataset, column)
+    exact = [_neighbours(dataset, column, q, i, {"use_index": False}) for i, q in zip(ids, queries, strict=True)]
+    best = 0.0
+    for candidate in candidate_parameters(plan):
+        nearest = {name: value for name, value in candidate.items() if value is not None}
+        found = [_neighbours(dataset, column, q, i, nearest) for i, q in zip(ids, queries, strict=True)]
+        best = recall_at_k(found, exact)
+        if best >= target_recall:
+            parameters = QueryParameters(type=plan.type, recall=round(best, 4), **candidate)  # type: ignore[arg-type]
+            dataset.update_config({_PARAMETERS_KEY + column: json.dumps(asdict(parameters))})
+            return {"column": column, "type": plan.type, "recall_at_10": parameters.recall, "why": plan.reason}
+    _drop(dataset, column)
+    raise RecallError(
+        f"table {table}: {plan.type} on {column} reaches recall@10 {best:.3f}, not {target_recall}; it is not "
+        "published, and search stays exact; ask for a lower --target-recall"
+    )
+
+
+def build_text_index(table: TableRef) -> dict[str, Any] | None:
+    """Full text on the captions; ICU finds the words of Chinese, which is written without spaces."""
+    dataset = open_dataset(table)
+    if dataset.count_rows() == 0:
+        return None
+    dataset.create_scalar_index(
+        CAPTION,
+        "INVERTED",
+        replace=True,
+        base_tokenizer="icu",
+        language="English",
+        stem=True,
+        remove_stop_words=False,
+        lower_case=True,
+        ascii_folding=True,
+        with_position=False,
+    )
+    return {"column": CAPTION, "type": "full text (icu)", "recall_at_10": None, "why": "words in Chinese and English"}
+
+
+def build_key_indexes(table: TableRef) -> list[dict[str, Any]]:
+    """B-trees on the row and item ids."""
+    built = []
+    for column in (ROW_ID, ITEM_ID):
+        open_dataset(table).create_scalar_index(column, "BTREE", replace=True)
+        built.append({"column": column, "type": "B-tree", "recall_at_10": None, "why": "look-up by id"})
+    return built
+
+
+def index_table(table: TableRef, target_recall: float, memory_bytes: int) -> list[dict[str, Any]]:
+    """All indexes of a table; run again, it builds them anew over all rows.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        RecallError: see `build_vector_index`.
+    """
+    provenance = Provenance.from_schema(open_dataset(table).schema, str(table))
+    text = build_text_index(table)
+    built = [*build_key_indexes(table), *([text] if text else [])]
+    return built + [
+        build_vector_index(table, column, target_recall, memory_bytes) for column in provenance.vector_columns()
+    ]
+
+
+def _sample_queries(dataset: lance.LanceDataset, column: str) -> tuple[list[str], NDArray[np.float32]]:
+    """Ids and vectors of some rows, the same ones each time."""
+    rng = np.random.default_rng(0)
+    count = dataset.count_rows()
+    places = np.sort(rng.choice(count, size=min(_RECALL_QUERIES, count), replace=False))
+    rows = dataset.take(places.tolist(), columns=[ROW_ID, column])
+    pairs = [(i, v) for i, v in zip(rows[ROW_ID].to_pylist(), rows[column].to_pylist(), strict=True) if v is not None]
+    return [i for i, _ in pairs], np.array([v for _, v in pairs], np.float32)
+
+
+def _neighbours(
+    dataset: lance.LanceDataset, column: str, query: NDArray[np.float32], own_id: str, parameters: dict[str, Any]
+) -> list[int]:
+    """Row addresses of the ten nearest rows other than the query's own."""
+    nearest = {"column": column, "q": query, "k": _RECALL_K, "metric": "cosine", **parameters}
+    scan = dataset.scanner(
+        nearest=nearest,
+        columns=[],
+        with_row_id=True,
+        filter=f"{ROW_ID} != {quote(own_id)}",
+        prefilter=True,
+        disable_scoring_autoprojection=True,
+    )
+    return scan.to_table()["_rowid"].to_pylist()  # type: ignore[no-any-return]
+
+
+def _drop(dataset: lance.LanceDataset, column: str) -> None:
+    """Take an index and its stored parameters away, if they are there."""
+    for index in dataset.describe_indices():
+        if list(index.field_names) == [column]:
+            dataset.drop_index(index.name)
+    if _PARAMETERS_KEY + column in dataset.config():
+        dataset.delete_config_keys([_PARAMETERS_KEY + column])
