@@ -1,4 +1,4 @@
-"""Model directories with tiny random weights, each with its tokenizer and its image processor: real files, no network."""
+"""Model directories with tiny random weights, with their tokenizers and image processors: real files, no network."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_the_fingerprint_changes_with_the_weights_the_tokenizer_and_the_preproce
 
 
 def test_unknown_encoders_are_told_apart_from_missing_ones() -> None:
-    with pytest.raises(ValueError, match="neither a registered name .fake"):
+    with pytest.raises(ValueError, match="neither a registered name"):
         describe("no such thing")
     with pytest.raises(ValueError, match="the hub did not give it"):
         describe("nobody/nothing-at-all")
