@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import warnings
+
+# Read when Ray's core is loaded: its C++ side otherwise prints errors about actors that are none.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray.data import DataContext
@@ -12,8 +15,15 @@ from ray.data import DataContext
 from pipelines.embedding.planning import Resources
 
 
+# Ray's loggers that speak at each start or execution of things that a job's own report says better.
+_CHATTY = ("ray.data", "ray._private.authentication.authentication_token_setup", "ray.data._internal.execution")
+
+
 def ensure_ray() -> None:
     """Use the Ray of this process, of RAY_ADDRESS, or of a running cluster's job; else start one here."""
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray forks and execs; Lance is not used between
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
 
@@ -43,11 +53,3 @@ def configure_data_context(*, progress: bool) -> None:
     context.enable_progress_bars = progress
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-
-
-def quiet_ray_logs() -> None:
-    """Ray Data logs each plan at INFO on standard error; a job's own progress line says it better."""
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("RAY_TQDM", "0")
