@@ -62,7 +62,9 @@ def build_dataset(
         vector_dtype=settings.vector_dtype,
         fingerprint=description.card.fingerprint,
     )
-    return dataset.map_batches(
+    # The public map_batches insists on a batch size where there are GPUs, and then cuts blocks; the encoder makes its
+    # own batches within a block, which must stay whole because a picture's pixels stand on its first row only.
+    return dataset.map_batches_internal(
         EncodeBlocks,
         fn_constructor_args=(encode,),
         batch_size=None,
