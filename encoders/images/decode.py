@@ -7,10 +7,7 @@ nothing. Whatever the codec raises comes out as an `ImageError`.
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,6 +19,7 @@ MAX_PIXELS = 100_000_000
 # the resampling filter then still sees detail finer than the target's pixels (cosine >= 0.999 is tested).
 _DRAFT_FACTOR = 2
 _TRUNCATED_WORDS = ("truncat", "end of", "unexpected eof", "broken data stream", "incomplete", "not enough")
+_TAIL_BYTES = 1024
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _WHITE = (255, 255, 255)
 
@@ -68,8 +66,9 @@ def _identify(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        if len(data) > 4 and _magic(data):
-            raise ImageError("truncated_image", f"a {_magic(data)} file without a whole header") from error
+        if kind := _magic(data):
+            reason = "truncated_image" if _is_cut(data, str(error)) else "corrupt_image"
+            raise ImageError(reason, f"a {kind} file whose header cannot be read") from error
         raise ImageError("not_an_image", f"not a picture: {_looks_like(data)}") from error
     except Exception as error:
         raise _as_image_error(error, data) from error
@@ -109,20 +108,20 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _as_image_error(error: Exception, data: bytes) -> ImageError:
-    text = str(error).lower()
-    cut = isinstance(error, (EOFError, struct.error)) or any(word in text for word in _TRUNCATED_WORDS)
-    if cut or _lacks_end(data):
+    if _is_cut(data, str(error)):
         return ImageError("truncated_image", f"the picture is cut short: {error}")
-    if isinstance(error, (zlib.error, MemoryError)):
-        return ImageError("corrupt_image", f"the picture's data is damaged: {error}")
     return ImageError("corrupt_image", f"the picture cannot be decoded: {type(error).__name__}: {error}")
 
 
-def _lacks_end(data: bytes) -> bool:
-    """Whether a file of a kind that ends with a mark has none."""
+def _is_cut(data: bytes, message: str) -> bool:
+    """Whether a file ends too early: by its own marks where its kind has any, else by the codec's words."""
+    tail = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
     kind = _magic(data)
-    tail: dict[str, Any] = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
-    return kind in tail and tail[kind] not in data[-1024:]
+    if kind in tail:
+        return tail[kind] not in data[-_TAIL_BYTES:]
+    if kind == "WebP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return any(word in message.lower() for word in _TRUNCATED_WORDS)
 
 
 def _magic(data: bytes) -> str | None:

@@ -1,0 +1,82 @@
+"""The fan-out is ours: a large file must be read by many tasks, ten thousand small ones by few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from corpora import pairs, picture, write_parquet
+
+from encoders.protocol import EncoderOptions
+from encoders.registry import describe
+from jobs.embed import EmbedConfig, run
+from pipelines.contract import Columns
+from pipelines.embedding import session
+from pipelines.embedding.graph import build_dataset
+from pipelines.embedding.planning import Resources, group_work, plan_pools
+from pipelines.embedding.reading import ShardWork
+from pipelines.embedding.settings import EmbedSettings
+from pipelines.sources import open_source
+from pipelines.storage import Storage
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def read_tasks(corpus: Path, tmp_path: Path) -> int:
+    return run(EmbedConfig(corpus=str(corpus), table=str(tmp_path / "db/t"), encoder="fake")).read_tasks
+
+
+def test_one_file_of_64_row_groups_is_read_by_at_least_8_tasks(tmp_path: Path) -> None:
+    corpus = write_parquet(tmp_path / "c.parquet", pairs(64 * 4), row_group_rows=4)
+    assert read_tasks(corpus, tmp_path) >= 8
+
+
+@pytest.mark.heavy
+def test_5000_files_of_one_row_are_read_by_at_most_64_tasks(tmp_path: Path) -> None:
+    items = pairs(5_000)
+    for pair in items:
+        write_parquet(tmp_path / "c" / f"{pair.key}.parquet", [pair])
+    report = run(EmbedConfig(corpus=str(tmp_path / "c"), table=str(tmp_path / "db/t"), encoder="fake"))
+    assert report.read_tasks <= 64
+    assert report.written == 5_000
+
+
+def test_500_pictures_in_a_folder_are_read_by_few_tasks(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    for i in range(500):
+        (tmp_path / "c" / f"{i}.jpg").write_bytes(picture(i, size=(16, 16)))
+    assert read_tasks(tmp_path / "c", tmp_path) <= 64
+
+
+def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_own_for_gpus(tmp_path: Path) -> None:
+    """On GPUs decoding must not run inside the GPU actors, where it would make the GPU wait."""
+    corpus = write_parquet(tmp_path / "c.parquet", pairs(64 * 4), row_group_rows=4)
+    source = open_source(str(corpus), columns=Columns(), storage=Storage())
+    work = [ShardWork(shard=shard, shard_id=str(i)) for i, shard in enumerate(source.shards())]
+    settings = EmbedSettings(
+        corpus=str(corpus),
+        columns=Columns(),
+        modalities=("image", "text"),
+        needs=frozenset(),
+        options=EncoderOptions(),
+        corpus_storage=Storage(),
+        block_rows=4,
+    )
+    session.configure_data_context(progress=False)
+    groups = group_work(work, 4)
+    on_cpu = build_dataset(source, groups, describe("fake"), settings, plan_pools(Resources(cpus=4, gpus=0)))
+    materialised = on_cpu.materialize()
+    assert len(groups) == 16
+    assert materialised.num_blocks() == 64
+    assert materialised.count() == 256
+
+    pools = plan_pools(Resources(cpus=8, gpus=2))
+    on_gpu = build_dataset(source, groups, describe("fake"), settings, pools)
+    from ray.data._internal.execution.execution_callback import get_execution_callbacks  # noqa: F401
+    from ray.data._internal.logical.optimizers import get_execution_plan
+
+    operator, names = get_execution_plan(on_gpu._logical_plan).dag, []
+    while operator is not None:
+        names.append(operator.name)
+        operator = operator.input_dependencies[0] if operator.input_dependencies else None
+    assert any("EncodeBlocks" in name and "decode" not in name for name in names), names
