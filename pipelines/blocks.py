@@ -1,6 +1,9 @@
 """The blocks that flow between the stages: the table's columns plus internal ones that the sink consumes.
 
-A block is at most `block_rows` rows. Rows of one picture in one block carry its bytes (later its pixels) once,
+Ray Data merges and splits its blocks by bytes. Ours must stay whole, so each travels in an envelope: a Ray row that
+holds one of our blocks as Arrow IPC, which Ray can neither cut nor see into.
+
+A block is about `block_rows` rows. Rows of one picture in one block carry its bytes (later its pixels) once,
 on the first of them; `PICTURE` (a digest of the bytes) joins the others to it. A rejected row stays in its block
 with `REASON` set, so that the sink can claim its record.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.contract import CAPTION, IMAGE, IMAGE_URI, ITEM_ID, POSITION, ROW_ID, SHARD, Reason, Stage
@@ -42,6 +46,29 @@ _INTERNAL = [
     pa.field(IMAGE, pa.large_binary()),
 ]
 _MESSAGE_CHARS = 500
+_ENVELOPE = "block"
+
+
+def wrap(block: pa.Table) -> pa.Table:
+    """The envelope of a block: a table of one row."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, block.schema) as writer:
+        writer.write_table(block)
+    payload = stream.getvalue()
+    offsets = pa.py_buffer(np.array([0, payload.size], np.int64))
+    array = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, payload])
+    return pa.table({_ENVELOPE: array})
+
+
+def unwrap(envelopes: pa.Table) -> list[pa.Table]:
+    """The blocks of some envelopes, as views of their bytes."""
+    return [pa.ipc.open_stream(scalar.as_buffer()).read_all() for scalar in envelopes[_ENVELOPE]]
+
+
+def unwrap_one(envelopes: pa.Table) -> pa.Table:
+    """The block of one envelope."""
+    (block,) = unwrap(envelopes)
+    return block
 
 
 def read_schema(passthrough: pa.Schema) -> pa.Schema:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipelines.blocks import wrap
 from pipelines.embedding.reading import ReadSettings, ShardWork, read_blocks
 from pipelines.sources.base import Source
 from pipelines.storage import Storage
@@ -41,7 +42,7 @@ class CorpusDatasource(Datasource):
         source, settings, storage = self._source, self._settings, self._storage
 
         def read() -> Iterable[pa.Table]:
-            return read_blocks(source, group, settings, storage)
+            return map(wrap, read_blocks(source, group, settings, storage))
 
         rows = [work.shard.rows for work in group]
         metadata = BlockMetadata(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from encoders.images import ImageError, ImageTransform, prepare, thumbnail
 from encoders.protocol import Preprocessing
-from pipelines.blocks import HEIGHT, PICTURE, PIXELS, WIDTH, Rejections, with_seconds
+from pipelines.blocks import HEIGHT, PICTURE, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
 from pipelines.contract import IMAGE, THUMBNAIL, Stage
 
 
@@ -24,6 +24,11 @@ class DecodeSettings:
     mode: Preprocessing
     max_pixels: int
     thumbnail_px: int = 0
+
+
+def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
+    """`decode_block` as Ray Data calls it."""
+    return wrap(decode_block(unwrap_one(envelope), settings))
 
 
 def decode_block(block: pa.Table, settings: DecodeSettings) -> pa.Table:

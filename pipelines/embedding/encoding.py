@@ -20,7 +20,9 @@ from pipelines.blocks import (
     PIXELS,
     WIDTH,
     Rejections,
+    unwrap_one,
     with_seconds,
+    wrap,
 )
 from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, TEXT_VECTOR, Reason, Stage
 from pipelines.embedding.decoding import read_pixels
@@ -56,9 +58,9 @@ class EncodeBlocks:
                 f"{settings.fingerprint} on the driver; the nodes hold different weights"
             )
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, envelope: pa.Table) -> pa.Table:
         """The block with `image_vector` and `text_vector`, pixels dropped."""
-        return encode_block(block, self._encoder, self._settings)
+        return wrap(encode_block(unwrap_one(envelope), self._encoder, self._settings))
 
 
 def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) -> pa.Table:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import ray
-from encoders.registry import Description
 from ray.data import ActorPoolStrategy, Dataset
 
+from encoders.registry import Description
 from pipelines.embedding.datasource import CorpusDatasource
-from pipelines.embedding.decoding import DecodeSettings, decode_block
+from pipelines.embedding.decoding import DecodeSettings, decode_envelope
 from pipelines.embedding.encoding import EncodeBlocks, EncodeSettings
 from pipelines.embedding.identity import corpus_root
 from pipelines.embedding.planning import PoolPlan, block_rows
 from pipelines.embedding.reading import ReadSettings, ShardWork
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.sources.base import Source
+
+
+def rows_of_a_block(description: Description, settings: EmbedSettings) -> int:
+    """Rows of a block: as configured, else what keeps its pixels within bounds."""
+    transform = description.image_transform if "image" in settings.modalities else None
+    return settings.block_rows or block_rows(transform.pixel_bytes if transform else 0)
 
 
 def build_dataset(
@@ -25,15 +31,14 @@ def build_dataset(
     settings: EmbedSettings,
     pools: PoolPlan,
 ) -> Dataset:
-    """The lazy Ray Data pipeline read → decode → encode. Each stage keeps the blocks as they are cut."""
+    """The lazy Ray Data pipeline read → decode → encode. A batch is one envelope, which holds one block."""
     images = "image" in settings.modalities and description.image_transform is not None
-    pixel_bytes = description.image_transform.pixel_bytes if images and description.image_transform else 0
     read = ReadSettings(
         root=corpus_root(settings.corpus),
         keyed=settings.columns.key is not None,
         needs=settings.needs,
         fetch=images,
-        block_rows=settings.block_rows or block_rows(pixel_bytes),
+        block_rows=rows_of_a_block(description, settings),
     )
     dataset = ray.data.read_datasource(
         CorpusDatasource(source, groups, read, settings.corpus_storage),
@@ -48,9 +53,9 @@ def build_dataset(
             thumbnail_px=settings.thumbnail_px,
         )
         dataset = dataset.map_batches(
-            decode_block,
+            decode_envelope,
             fn_kwargs={"settings": decode},
-            batch_size=None,
+            batch_size=1,
             batch_format="pyarrow",
             num_cpus=pools.cpus_per_decode,
         )
@@ -62,12 +67,10 @@ def build_dataset(
         vector_dtype=settings.vector_dtype,
         fingerprint=description.card.fingerprint,
     )
-    # The public map_batches insists on a batch size where there are GPUs, and then cuts blocks; the encoder makes its
-    # own batches within a block, which must stay whole because a picture's pixels stand on its first row only.
-    return dataset.map_batches_internal(
+    return dataset.map_batches(
         EncodeBlocks,
         fn_constructor_args=(encode,),
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pools.actors),
         num_cpus=pools.cpus_per_actor,

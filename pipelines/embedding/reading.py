@@ -58,7 +58,7 @@ class ReadSettings:
         needs: modalities that every row must have.
         fetch: whether pictures are read at all.
         block_rows: the most rows of a block.
-        block_bytes: the most bytes of pictures in a block (a single larger picture is a block of its own).
+        block_bytes: the bytes at which a block is closed.
         fetch_threads: pictures fetched at once.
     """
 
@@ -241,7 +241,6 @@ class _BlockBuilder:
             row[IMAGE] = None
         else:
             self._pictures.add(row[PICTURE])
-            self._bytes += len(row[IMAGE])
 
     def _append(self, rows: list[dict[str, Any]], passthrough: pa.Table) -> None:
         piece = pa.Table.from_pylist(rows, schema=self._identity)
@@ -249,6 +248,7 @@ class _BlockBuilder:
             piece = piece.append_column(self._schema.field(name), passthrough[name])
         self._pieces.append(piece.select(self._schema.names))
         self._rows += len(rows)
+        self._bytes += piece.nbytes
 
     def flush(self) -> Iterator[pa.Table]:
         """The rows so far as a block, none if there are none."""

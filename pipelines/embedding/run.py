@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from encoders.registry import Description
 from ray.data import Dataset
 
 from encoders.digest import digest_json
+from encoders.registry import Description
 from pipelines.contract import (
     CAPTION,
     IMAGE_URI,
@@ -24,7 +24,7 @@ from pipelines.contract import (
 )
 from pipelines.embedding import session
 from pipelines.embedding.encoding import vector_type
-from pipelines.embedding.graph import build_dataset
+from pipelines.embedding.graph import build_dataset, rows_of_a_block
 from pipelines.embedding.identity import shard_id
 from pipelines.embedding.planning import PoolPlan, group_work, plan_pools
 from pipelines.embedding.reading import ShardWork
@@ -99,7 +99,9 @@ def embed(
         pools = plan_pools(session.cluster_resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
         groups = group_work(plan.work, pools.actors)
         dataset = build_dataset(source, groups, description, settings, pools)
-        _drain(dataset, committer, table, schema, settings, lambda n: progress(n, _expected_rows(plan)))
+        expected = _expected_rows(plan)
+        rows = rows_of_a_block(description, settings)
+        _drain(dataset, committer, table, schema, settings, rows, lambda n: progress(n, expected))
         _check_complete(plan, ledger, table)
         ledger.compact()
     finally:
@@ -178,6 +180,7 @@ def _drain(
     table: TableRef,
     schema: pa.Schema,
     settings: EmbedSettings,
+    block_rows: int,
     progress: Callable[[int], None],
 ) -> None:
     """Run the pipeline: the driver sees references and counts, never rows."""
@@ -185,18 +188,18 @@ def _drain(
         fragment_rows=settings.fragment_rows,
         commit_rows=settings.commit_rows,
         commit_interval_s=settings.commit_interval_s,
+        block_rows=block_rows,
     )
     sink = StreamingSink(committer, table, schema, limits)
-    rows = 0
     for refs, count in _encoded_blocks(dataset):
         sink.add(refs, count)
-        rows += count
-        progress(rows)
+        progress(int(sink.rows))
     sink.finish()
+    progress(int(sink.rows))
 
 
 def _encoded_blocks(dataset: Dataset) -> Iterator[tuple[list[Any], int]]:
-    """References to the output blocks as they come, with their row counts."""
+    """References to the output blocks as they come, with how many of ours they hold (an envelope is a row)."""
     for bundle in dataset.iter_internal_ref_bundles():
         yield list(bundle.block_refs), bundle.num_rows() or 0
 

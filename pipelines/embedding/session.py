@@ -14,14 +14,15 @@ from ray.data import DataContext
 
 from pipelines.embedding.planning import Resources
 
-
 # Ray's loggers that speak at each start or execution of things that a job's own report says better.
 _CHATTY = ("ray.data", "ray._private.authentication.authentication_token_setup", "ray.data._internal.execution")
 
 
 def ensure_ray() -> None:
     """Use the Ray of this process, of RAY_ADDRESS, or of a running cluster's job; else start one here."""
-    warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray forks and execs; Lance is not used between
+    warnings.filterwarnings(
+        "ignore", message="lance is not fork-safe"
+    )  # Ray forks and execs; Lance is not used between
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
@@ -37,7 +38,7 @@ def cluster_resources() -> Resources:
 def configure_data_context(*, progress: bool) -> None:
     """Settings of Ray Data that the pipeline leans on.
 
-    Blocks are cut by the read stage and must stay whole, so Ray must not split them by size. A row that fails is
+    Blocks are cut by the read stage and travel in envelopes, one at a time. A row that fails is
     a reject, never an errored block. Ray's own checkpointing would skip rows that no commit holds.
 
     Raises:
@@ -48,7 +49,8 @@ def configure_data_context(*, progress: bool) -> None:
         raise RuntimeError(
             "Ray Data's CheckpointConfig loses rows with a Lance table; unset it: isthmus keeps a ledger"
         )
-    context.target_max_block_size = None
+    # An envelope is a row: with a target of one byte Ray makes each its own block and never waits for another.
+    context.target_max_block_size = 1
     context.max_errored_blocks = 0
     context.enable_progress_bars = progress
     context.print_on_execution_start = False

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, STAGE, timing_columns
+from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, STAGE, timing_columns, unwrap
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.sink.claims import Claim, claims_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
@@ -28,6 +28,7 @@ class StagedGroup:
         claims: the records that the group settles.
         rejects: rows of `REJECTS_SCHEMA`.
         rows: rows written to the fragments.
+        blocks: how many blocks they came in.
         seconds: worker seconds of each stage, summed over the group's rows.
         overlong: captions longer than the text tower reads.
     """
@@ -36,8 +37,14 @@ class StagedGroup:
     claims: tuple[Claim, ...]
     rejects: pa.Table
     rows: int
+    blocks: int
     seconds: dict[str, float]
     overlong: int
+
+
+def stage_envelopes(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> StagedGroup:
+    """`stage_blocks` as a Ray task: its arguments are Ray's blocks, each an envelope (or several) of ours."""
+    return stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)))
 
 
 def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> StagedGroup:
@@ -66,6 +73,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
         claims=tuple(_claims(group, is_rejected)),
         rejects=_rejects(group.filter(is_rejected)),
         rows=good.num_rows,
+        blocks=len(blocks),
         seconds=seconds,
         overlong=pc.sum(group[OVERLONG]).as_py() or 0,
     )

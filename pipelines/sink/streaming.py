@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 
 from pipelines.sink.committing import Committer
-from pipelines.sink.staging import StagedGroup, stage_blocks
+from pipelines.sink.staging import StagedGroup, stage_envelopes
 from pipelines.storage import TableRef
 
 STAGES_IN_FLIGHT = 4
@@ -25,11 +25,13 @@ class SinkLimits:
         fragment_rows: rows of a fragment.
         commit_rows: the most rows, staged and not committed, that a crash can cost.
         commit_interval_s: the most seconds that rows wait for their commit while others arrive.
+        block_rows: rows that a block holds at the most.
     """
 
     fragment_rows: int
     commit_rows: int
     commit_interval_s: float
+    block_rows: int
 
 
 @dataclass
@@ -37,7 +39,7 @@ class _Group:
     """References to encoded blocks that will be staged together."""
 
     refs: list[Any] = field(default_factory=list)
-    rows: int = 0
+    blocks: int = 0
     since: float = field(default_factory=time.monotonic)
 
 
@@ -47,20 +49,34 @@ class StreamingSink:
     def __init__(self, committer: Committer, table: TableRef, schema: pa.Schema, limits: SinkLimits) -> None:
         self._committer = committer
         self._limits = limits
-        self._stage = ray.remote(stage_blocks).options(num_cpus=0, max_retries=_RETRIES)
+        self._stage = ray.remote(stage_envelopes).options(num_cpus=0, max_retries=_RETRIES)
         self._arguments = (table, ray.put(schema))
         self._fragment_rows = min(limits.fragment_rows, limits.commit_rows)
         self._group = _Group()
         self._staging: list[Any] = []
         self._staged: list[StagedGroup] = []
         self._last_commit = time.monotonic()
+        self._counted_rows = self._counted_blocks = self._blocks = 0
 
-    def add(self, refs: list[Any], rows: int) -> None:
+    @property
+    def rows(self) -> float:
+        """Rows taken in: counted where their group was staged, estimated for the rest."""
+        return self._counted_rows + (self._blocks - self._counted_blocks) * self._rows_per_block
+
+    @property
+    def _rows_per_block(self) -> float:
+        """The driver does not see into blocks: it counts them by the mean of those staged so far."""
+        if self._counted_blocks:
+            return self._counted_rows / self._counted_blocks
+        return self._limits.block_rows
+
+    def add(self, refs: list[Any], blocks: int) -> None:
         """Take in some encoded blocks."""
         self._group.refs += refs
-        self._group.rows += rows
+        self._group.blocks += blocks
+        self._blocks += blocks
         old = time.monotonic() - self._group.since >= self._limits.commit_interval_s
-        if self._group.rows >= self._fragment_rows or old:
+        if self._group.blocks * self._rows_per_block >= self._fragment_rows or old:
             self._start_staging()
         self._collect(wait=len(self._staging) > STAGES_IN_FLIGHT)
 
@@ -80,7 +96,10 @@ class StreamingSink:
         if self._staging:
             timeout = None if wait else 0
             ready, self._staging = ray.wait(self._staging, num_returns=1, timeout=timeout)
-            self._staged += ray.get(ready)
+            for group in ray.get(ready):
+                self._staged.append(group)
+                self._counted_rows += group.rows + group.rejects.num_rows
+                self._counted_blocks += group.blocks
         rows = sum(group.rows + group.rejects.num_rows for group in self._staged)
         due = time.monotonic() - self._last_commit >= self._limits.commit_interval_s
         if rows >= self._limits.commit_rows or (rows and due):
