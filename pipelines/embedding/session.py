@@ -20,9 +20,10 @@ _CHATTY = ("ray.data", "ray._private.authentication.authentication_token_setup",
 
 def ensure_ray() -> None:
     """Use the Ray of this process, of RAY_ADDRESS, or of a running cluster's job; else start one here."""
-    warnings.filterwarnings(
-        "ignore", message="lance is not fork-safe"
-    )  # Ray forks and execs; Lance is not used between
+    # Ray forks and executes; Lance is not used in between.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    # A small corpus has fewer blocks than the pool has actors; that is no mistake.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():

@@ -84,7 +84,10 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
     materialised = on_cpu.materialize()
     assert len(groups) == 16
     assert materialised.num_blocks() == 64
-    assert sum(block.num_rows for block in unwrap(pa.concat_tables(materialised.iter_batches(batch_format="pyarrow")))) == 256
+    assert (
+        sum(block.num_rows for block in unwrap(pa.concat_tables(materialised.iter_batches(batch_format="pyarrow"))))
+        == 256
+    )
 
     pools = plan_pools(Resources(cpus=8, gpus=2))
     on_gpu = build_dataset(source, groups, describe("fake"), settings, pools)
