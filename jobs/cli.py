@@ -10,16 +10,19 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 # Pydantic's messages otherwise end in a link that says nothing about the job.
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Yaml
-from rich.console import Console
+from pydantic import ValidationError
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from jobs.config import Report
 from jobs.demo import DemoConfig
@@ -39,6 +42,17 @@ app = App(
     help_format="plaintext",
     version="isthmus " + __import__("importlib.metadata").metadata.version("isthmus"),
 )
+
+
+def _say_briefly(error: CycloptsError) -> RenderableType:
+    """A refused option as one line; of a config that refuses itself, each field with its problem."""
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return Text(f"isthmus: {error}")
+    problems = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in cause.errors())
+    return Text("isthmus: " + "; ".join(problem.replace("Value error, ", "") for problem in problems))
+
+
 app["--help"].group = app["--version"].group = _COMMON
 
 
@@ -122,10 +136,28 @@ def _launch(
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     if config is not None:
         app.config = [Yaml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False)]
-    return _guarded(lambda: app(tokens, result_action="return_value", exit_on_error=False), as_json=json, debug=debug)
+
+    def call() -> Any:
+        return app(tokens, result_action="return_value", exit_on_error=False, error_formatter=_say_briefly)
+
+    with _clean_stdout() as out:
+        return _guarded(call, out, as_json=json, debug=debug)
 
 
-def _guarded(call: Callable[[], Any], *, as_json: bool, debug: bool) -> int:
+@contextmanager
+def _clean_stdout() -> Iterator[TextIO]:
+    """Standard output for the report alone: what native code and child processes print goes to standard error."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        try:
+            yield out
+        finally:
+            out.flush()
+            os.dup2(out.fileno(), 1)
+
+
+def _guarded(call: Callable[[], Any], out: TextIO, *, as_json: bool, debug: bool) -> int:
     """Run a job, show what it returns, and turn what it raises into one line and an exit code."""
     try:
         report = call()
@@ -140,7 +172,7 @@ def _guarded(call: Callable[[], Any], *, as_json: bool, debug: bool) -> int:
         print(f"isthmus: {_one_line(error)}", file=sys.stderr)
         return 1
     if report is not None:
-        _show(report, as_json=as_json)
+        _show(report, out, as_json=as_json)
     return 0
 
 
@@ -154,14 +186,14 @@ def _one_line(error: BaseException) -> str:
     return text if known else f"{type(error).__name__}: {text}"
 
 
-def _show(report: Report, *, as_json: bool) -> None:
+def _show(report: Report, out: TextIO, *, as_json: bool) -> None:
     if as_json:
-        json.dump(report.to_dict(), sys.stdout, ensure_ascii=False, default=str)
-        sys.stdout.write("\n")
+        json.dump(report.to_dict(), out, ensure_ascii=False, default=str)
+        out.write("\n")
         return
     from jobs.display import render
 
-    Console().print(render(report))
+    Console(file=out).print(render(report))
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ def row_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
         TextColumn("rows · {task.fields[rate]} rows/s"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=None, rate="–")
 
         def update(done: int, total: int | None) -> None:

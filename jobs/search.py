@@ -27,7 +27,7 @@ class SearchConfig(JobConfig):
     like: str | None = Field(default=None, description="What to look for, as a row's id.")
     k: Annotated[int, Parameter(name=("--k", "-k"))] = Field(default=10, ge=1, description="How many rows.")
     where: str | None = Field(default=None, description="SQL filter on the table's columns, applied first.")
-    columns: list[str] | None = Field(default=None, description="Columns to show; default: all but vectors.")
+    columns: str | None = Field(default=None, description="Columns to show, a,b,c; default: all but vectors.")
     vector: str | None = Field(default=None, description="Vector column to search: image_vector or text_vector.")
     full_text: bool = Field(default=False, description="Search the captions' words (BM25), without a model.")
     distinct: bool = Field(default=False, description="At most one row of each item.")
@@ -97,7 +97,7 @@ def run(config: SearchConfig) -> SearchReport:
         like=config.like,
         k=config.k,
         where=config.where,
-        columns=tuple(config.columns) if config.columns is not None else None,
+        columns=tuple(name.strip() for name in config.columns.split(",")) if config.columns else None,
         vector_column=config.vector,
         full_text=config.full_text,
         distinct=config.distinct,

@@ -34,7 +34,7 @@ def build_dataset(
     """The lazy Ray Data pipeline read → decode → encode. A batch is one envelope, which holds one block."""
     images = "image" in settings.modalities and description.image_transform is not None
     read = ReadSettings(
-        root=corpus_root(settings.corpus),
+        root=corpus_root(settings.corpus, (work.shard.uri for group in groups for work in group)),
         keyed=settings.columns.key is not None,
         needs=settings.needs,
         fetch=images,

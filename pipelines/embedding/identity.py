@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from encoders.digest import digest_bytes, digest_json
 from pipelines.sources.base import Shard
 from pipelines.storage import absolute
@@ -9,17 +11,24 @@ from pipelines.storage import absolute
 _GLOB = "*?["
 
 
-def corpus_root(corpus: str) -> str:
+def corpus_root(corpus: str, uris: Iterable[str]) -> str:
     """The folder against which the corpus' files are named, so that a moved corpus keeps its row ids.
 
-    >>> corpus_root("s3://bucket/data/*.parquet")
+    Args:
+        corpus: as the user named it.
+        uris: files of the corpus; where one of them is the corpus itself, its folder is the root.
+
+    >>> corpus_root("s3://bucket/data/*.parquet", ["s3://bucket/data/a.parquet"])
     's3://bucket/data'
+    >>> corpus_root("s3://bucket/v1.2", ["s3://bucket/v1.2/a.parquet"])
+    's3://bucket/v1.2'
     """
-    parts = absolute(corpus).split("/")
+    root = absolute(corpus)
+    parts = root.split("/")
     fixed = next((i for i, part in enumerate(parts) if any(c in part for c in _GLOB)), None)
-    if fixed is not None:
-        return "/".join(parts[:fixed])
-    return "/".join(parts[:-1]) if "." in parts[-1] else "/".join(parts)
+    if root in set(uris):
+        return "/".join(parts[:-1])
+    return root if fixed is None else "/".join(parts[:fixed])
 
 
 def shard_id(shard: Shard, job_digest: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 import warnings
-
-# Read when Ray's core is loaded: its C++ side otherwise prints errors about actors that are none.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray.data import DataContext
@@ -27,7 +28,28 @@ def ensure_ray() -> None:
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        # Ray Data's actors make its C++ side print an error that is none.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        with _quiet_start():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Ray's C++ side talks on standard error while it starts; show it only if the start fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def cluster_resources() -> Resources:

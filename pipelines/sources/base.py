@@ -16,8 +16,8 @@ class Shard:
     Attributes:
         uri: the file, absolute.
         version: what changes when the file's content does: the etag on S3, size and mtime on disk.
-        start: first row group (0 where the format has none).
-        stop: one past the last row group, -1 for the whole file.
+        start: first row group, record or byte, as the format cuts its files (0 where it does not).
+        stop: one past the last, -1 for the whole file.
         first_row: index within the file of the shard's first record.
         rows: number of records where it is known without reading, else None.
         size_bytes: bytes to read, an estimate.

@@ -6,23 +6,23 @@ A picture without a text, and a text without a picture, are records too.
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from encoders.digest import digest_json
-from pipelines.contract import Columns
+from pipelines.contract import Columns, Reason
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, relative_to
-from pipelines.sources.records import bad_records, records_table
-from pipelines.sources.webdataset import PICTURE_SUFFIXES
+from pipelines.sources.pictures import PICTURE_SUFFIXES
+from pipelines.sources.records import as_key, bad_record, records_table
 from pipelines.storage import Storage
 
 _FIELDS = ("path", "stem")
 _SCHEMA = pa.schema([pa.field("path", pa.string())])
-_MAX_TEXT_BYTES = 16 << 20
+# What a shard's `start` says: so a worker knows without a listing whether to look for the text.
 _PICTURE_AND_TEXT = 1
 _PICTURE_ALONE = 2
 _TEXT_ALONE = 3
@@ -57,35 +57,41 @@ class FolderSource:
     def read(self, shard: Shard) -> Iterator[pa.Table]:
         """The one record of a shard; its picture is fetched by whoever needs it."""
         relative = relative_to(shard.uri, self.root)
-        stem = posixpath.splitext(relative)[0]
-        names = {"path": relative, "stem": stem}
-        captions = None
-        if shard.start != _PICTURE_ALONE:
-            text_uri = posixpath.splitext(shard.uri)[0] + ".txt"
-            try:
-                captions = self._captions(text_uri)
-            except OSError as error:
-                yield bad_records(1, f"{text_uri}: {error}", shard.uri, _SCHEMA)
-                return
-        record = {
-            "key": names[self.columns.key] if self.columns.key else None,
-            "item": names[self.columns.item] if self.columns.item else None,
-            "image_uri": shard.uri if shard.start != _TEXT_ALONE else None,
-            "captions": captions,
+        names = {"path": relative, "stem": _stem(relative)}
+        record: dict[str, Any] = {
+            "key": as_key(names.get(self.columns.key or "")),
+            "item": as_key(names.get(self.columns.item or "")),
+            "image_uri": as_key(shard.uri) if shard.start != _TEXT_ALONE else None,
         }
-        yield records_table([record], pa.table({"path": [relative]}, schema=_SCHEMA))
+        if shard.start != _PICTURE_ALONE:
+            record |= self._text(shard)
+        yield records_table([record], pa.table({"path": [as_key(relative)]}, schema=_SCHEMA))
 
-    def _captions(self, uri: str) -> list[str]:
-        data = self.storage.filesystem(uri).cat_file(uri, start=0, end=_MAX_TEXT_BYTES)
-        lines = data.decode("utf-8", errors="replace").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+    def _text(self, shard: Shard) -> dict[str, Any]:
+        """The captions of a record, or why they cannot be read."""
+        uri = shard.uri if shard.start == _TEXT_ALONE else _stem(shard.uri) + shard.version.rpartition("+")[2]
+        try:
+            text = bytes(self.storage.filesystem(uri).cat_file(uri)).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            return bad_record(f"{uri} is not UTF-8: {error}", shard.uri)
+        except OSError as error:
+            return bad_record(f"{uri}: {error}", shard.uri, Reason.FETCH_FAILED)
+        return {"captions": [line.strip() for line in text.splitlines() if line.strip()]}
 
 
 def open_folder(corpus: str, files: list[FileInfo], root: str, columns: Columns, storage: Storage) -> FolderSource:
     """The source of a folder of pictures and texts.
 
+    Args:
+        corpus: as the user named it, for messages.
+        files: all of its files; those that are neither pictures nor texts are left out.
+        root: the folder that `path` and `stem` are relative to.
+        columns: `key` and `item` may name `path` or `stem`.
+        storage: how to reach it.
+
     Raises:
-        ValueError: a role names something else than `path` or `stem`.
+        ValueError: a role names something else, or the key is the stem and two pictures share one.
+        FileNotFoundError: there is neither a picture nor a text.
     """
     for role, name in vars(columns).items():
         if name is not None and (role not in ("key", "item") or name not in _FIELDS):
@@ -93,25 +99,40 @@ def open_folder(corpus: str, files: list[FileInfo], root: str, columns: Columns,
                 f"corpus {corpus}: --columns.{role} {name!r}: a folder has the fields {' and '.join(_FIELDS)}, "
                 "for the roles key and item"
             )
-    pictures = {info.uri: info for info in files if info.suffix in PICTURE_SUFFIXES}
-    texts = {posixpath.splitext(info.uri)[0]: info for info in files if info.suffix == ".txt"}
-    stems = {posixpath.splitext(uri)[0] for uri in pictures}
-    shards = [_picture_shard(info, texts.get(posixpath.splitext(uri)[0])) for uri, info in pictures.items()]
-    shards += [
-        Shard(uri=info.uri, version=info.version, start=_TEXT_ALONE, rows=1, size_bytes=info.size)
-        for stem, info in texts.items()
-        if stem not in stems
-    ]
+    pictures = [info for info in files if info.suffix in PICTURE_SUFFIXES]
+    texts = {_stem(info.uri): info for info in files if info.suffix == ".txt"}
+    if not pictures and not texts:
+        raise FileNotFoundError(f"corpus {corpus}: holds neither pictures nor .txt files")
+    if columns.key == "stem":
+        _check_stems(corpus, pictures)
+    stems = {_stem(info.uri) for info in pictures}
+    shards = [_picture_shard(info, texts.get(_stem(info.uri))) for info in pictures]
+    shards += [_shard(info, info.version, _TEXT_ALONE) for stem, info in texts.items() if stem not in stems]
     ordered = tuple(sorted(shards, key=lambda shard: shard.uri))
     return FolderSource(root=root, columns=columns, storage=storage, _shards=ordered)
 
 
+def _check_stems(corpus: str, pictures: list[FileInfo]) -> None:
+    counts = Counter(_stem(info.uri) for info in pictures)
+    for stem, count in counts.items():
+        if count > 1:
+            raise ValueError(
+                f"corpus {corpus}: {count} pictures are named {posixpath.basename(stem)!r} but for their extension; "
+                "take the key from path instead: --columns.key path"
+            )
+
+
 def _picture_shard(picture: FileInfo, text: FileInfo | None) -> Shard:
-    versions = [picture.version, text.version if text else None]
-    return Shard(
-        uri=picture.uri,
-        version=digest_json(versions),
-        start=_PICTURE_AND_TEXT if text else _PICTURE_ALONE,
-        rows=1,
-        size_bytes=picture.size,
-    )
+    """A picture's shard; its version ends with the text's suffix (`.txt`, `.TXT`), by which a worker finds it."""
+    if text is None:
+        return _shard(picture, picture.version, _PICTURE_ALONE)
+    suffix = posixpath.splitext(text.name)[1]
+    return _shard(picture, f"{picture.version}+{text.version}+{suffix}", _PICTURE_AND_TEXT)
+
+
+def _shard(info: FileInfo, version: str, kind: int) -> Shard:
+    return Shard(uri=info.uri, version=version, start=kind, rows=1, size_bytes=info.size)
+
+
+def _stem(uri: str) -> str:
+    return posixpath.splitext(uri)[0]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import os
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
+from pipelines.sources.base import Shard
 from pipelines.storage import Storage, absolute, is_remote
 
 GLOB_CHARACTERS = "*?["
@@ -40,7 +44,8 @@ class FileInfo:
 def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
     """The files of a file path, a folder (recursively), a glob, or an `s3://` prefix, sorted by uri.
 
-    Names that begin with `_` or `.` are left out, as Spark and Hive do, unless they are named themselves.
+    Names that begin with `.` are left out unless they are named themselves. On disk, symbolic links are followed;
+    a link that leads nowhere is listed, so that its record is rejected rather than lost.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -48,22 +53,44 @@ def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
         OSError: the store cannot be reached.
     """
     root = absolute(corpus)
-    files = storage.filesystem(root)
     try:
-        entries = list(_find(files, root))
+        found = {info.uri: info for info in (_find_remote(root, storage) if is_remote(root) else _find_local(root))}
     except FileNotFoundError:
-        entries = []
+        found = {}
     except PermissionError as error:
         raise PermissionError(
             f"corpus {corpus}: no right to read it ({error}); check credentials and rights"
         ) from error
-    except OSError as error:
-        raise OSError(f"corpus {corpus}: cannot be listed: {error}; check the endpoint and the network") from error
-    found = [_info(root, entry) for entry in entries if entry["type"] == "file"]
-    if not found:
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+            raise OSError(f"corpus {corpus}: cannot be listed: {error}; check the endpoint and the network") from error
+        raise
+    base = corpus_root(corpus, found.values())
+    shown = [info for info in found.values() if not _has_part(info.uri, base, ".")]
+    if not shown:
         raise FileNotFoundError(f"corpus {corpus}: nothing is there; give a file, a folder, a glob or an s3:// prefix")
-    shown = [info for info in found if info.uri == root or not _is_hidden(info.uri, _fixed_part(root))]
     return sorted(shown, key=lambda info: info.uri)
+
+
+def corpus_root(corpus: str, files: Iterable[FileInfo]) -> str:
+    """The folder that relative names start from: of a file its folder, of a glob the part before its wildcard."""
+    uri = absolute(corpus)
+    uris = [info.uri for info in files]
+    if uri in uris:
+        return posixpath.dirname(uri)
+    if all(found.startswith(uri.rstrip("/") + "/") for found in uris):
+        return uri
+    parts = uri.split("/")
+    wild = next((i for i, part in enumerate(parts) if any(c in part for c in GLOB_CHARACTERS)), len(parts))
+    return "/".join(parts[:wild])
+
+
+def without_underscored(files: Iterable[FileInfo], root: str) -> list[FileInfo]:
+    """The files without those whose name, or folder, begins with `_`, as Spark and Hive leave them out.
+
+    Pictures are another matter: cameras name them `_DSC0001.jpg`.
+    """
+    return [info for info in files if not _has_part(info.uri, root, "_")]
 
 
 def relative_to(uri: str, root: str) -> str:
@@ -71,38 +98,85 @@ def relative_to(uri: str, root: str) -> str:
     return uri.removeprefix(root.rstrip("/") + "/")
 
 
-def _find(files: Any, root: str) -> Iterator[dict[str, Any]]:
-    if any(c in root for c in GLOB_CHARACTERS):
-        for path, entry in files.glob(root, detail=True).items():
-            if entry["type"] == "directory":
-                yield from files.find(path, detail=True).values()
-            else:
-                yield entry
-    elif files.isfile(root):
-        yield files.info(root)
+def open_shard(shard: Shard, storage: Storage, *, cache_type: str = "none", block_size: int = 5 << 20) -> IO[bytes]:
+    """The file of a shard, opened.
+
+    Args:
+        shard: what to open.
+        storage: how to reach it.
+        cache_type: how fsspec reads ahead on S3; `none` where the caller buffers.
+        block_size: bytes that are read ahead at once.
+
+    Raises:
+        OSError: the file changed after it was listed: its records would not be those of the shard.
+    """
+    if not is_remote(shard.uri):
+        version = _stat(shard.uri).version
+        handle: Any = open(shard.uri, "rb")  # noqa: PTH123, SIM115  (the caller closes it)
     else:
-        yield from files.find(root, detail=True).values()
+        files = storage.filesystem(shard.uri)
+        handle = files.open(shard.uri, "rb", cache_type=cache_type, block_size=block_size)
+        version = _from_entry(handle.details).version
+    if version != shard.version:
+        handle.close()
+        raise OSError(errno.ESTALE, f"{shard.uri} changed after it was listed; run the job again")
+    return handle
 
 
-def _info(root: str, entry: dict[str, Any]) -> FileInfo:
-    name = str(entry["name"])
-    uri = f"s3://{name}" if is_remote(root) and not is_remote(name) else name
+def _find_local(root: str) -> Iterator[FileInfo]:
+    if os.path.lexists(root) or not any(c in root for c in GLOB_CHARACTERS):
+        paths = [root]
+    else:
+        paths = glob.glob(root, recursive=True)  # noqa: PTH207  (strings: a Path costs more than its stat)
+    for path in paths:
+        if os.path.isdir(path):  # noqa: PTH112
+            yield from _walk(path)
+        elif os.path.lexists(path):
+            yield _stat(path)
+
+
+def _walk(folder: str) -> Iterator[FileInfo]:
+    """Files below a folder. fsspec's `find` would leave out whatever is a symbolic link."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield _stat(entry.path)
+            elif not (entry.is_symlink() and _is_above(entry.path, folder)):
+                yield from _walk(entry.path)
+
+
+def _is_above(link: str, folder: str) -> bool:
+    """Whether a link leads to a folder that holds it: following it would never end."""
+    target = os.path.realpath(link).rstrip("/") + "/"
+    return (os.path.realpath(folder) + "/").startswith(target)
+
+
+def _stat(path: str) -> FileInfo:
+    try:
+        stat = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        if not os.path.islink(path):  # noqa: PTH114
+            raise
+        return FileInfo(uri=path, size=0, version="broken link")
+    return FileInfo(uri=path, size=stat.st_size, version=f"{stat.st_size}-{stat.st_mtime_ns}")
+
+
+def _find_remote(root: str, storage: Storage) -> Iterator[FileInfo]:
+    files = storage.filesystem(root)
+    if any(c in root for c in GLOB_CHARACTERS):
+        entries = list(files.glob(root, detail=True).values())
+        folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
+        entries += [entry for folder in folders for entry in files.find(folder, detail=True).values()]
+    else:
+        entries = list(files.find(root, detail=True).values())
+    return (_from_entry(entry) for entry in entries if entry["type"] == "file")
+
+
+def _from_entry(entry: dict[str, Any]) -> FileInfo:
+    name, size = str(entry["name"]), int(entry["size"])
     etag = str(entry.get("ETag") or "").strip('"')
-    version = etag or f"{entry['size']}-{entry.get('mtime', '')}"
-    return FileInfo(uri=uri, size=int(entry["size"]), version=version)
+    return FileInfo(uri=name if is_remote(name) else f"s3://{name}", size=size, version=etag or f"{size}")
 
 
-def _fixed_part(root: str) -> str:
-    """A glob's folder before its first wildcard; a folder as it is."""
-    parts = root.split("/")
-    wild = next((i for i, part in enumerate(parts) if any(c in part for c in GLOB_CHARACTERS)), len(parts))
-    return "/".join(parts[:wild])
-
-
-def _is_hidden(uri: str, root: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in relative_to(uri, root).split("/"))
-
-
-def suffixes_of(files: Iterable[FileInfo]) -> set[str]:
-    """The extensions that occur."""
-    return {info.suffix for info in files}
+def _has_part(uri: str, root: str, prefix: str) -> bool:
+    return uri != root and any(part.startswith(prefix) for part in relative_to(uri, root).split("/"))

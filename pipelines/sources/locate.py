@@ -6,18 +6,24 @@ Besides paths and `s3://` URIs there are two locators for pictures inside other 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote, unquote
 
 import pyarrow.parquet as pq
 
 from pipelines.storage import Storage
 
+# At the end alone: file names may hold a `#` too.
+_ROW = re.compile(r"(?s)(.+)#row=(\d+)&column=([^#&]*)")
+_RANGE = re.compile(r"(?s)(.+)#offset=(\d+)&size=(\d+)")
+_ROWS_AT_ONCE = 64
+
 
 def row_locator(uri: str, row: int, column: str) -> str:
     """The locator of a picture in a row of a Parquet file."""
-    return f"{uri}#row={row}&column={quote(column)}"
+    return f"{uri}#row={row}&column={quote(column, safe='')}"
 
 
 def range_locator(uri: str, offset: int, size: int) -> str:
@@ -29,17 +35,14 @@ def read_image(image_uri: str, storage: Storage) -> bytes:
     """The bytes of a picture.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: a scheme or a locator that is not supported.
+        FileNotFoundError: the file, or the picture in it, is not there.
+        ValueError: a scheme that is not supported.
         OSError: the store cannot be read.
     """
-    uri, _, fragment = image_uri.partition("#")
-    if fragment.startswith(("row=", "offset=")):
-        fields = {name: values[0] for name, values in parse_qs(fragment).items()}
-        if "row" in fields:
-            return _read_row(uri, int(fields["row"]), fields["column"], storage)
-        offset, size = int(fields["offset"]), int(fields["size"])
-        return bytes(storage.filesystem(uri).cat_file(uri, start=offset, end=offset + size))
+    if row := _ROW.fullmatch(image_uri):
+        return _read_row(row[1], int(row[2]), unquote(row[3]), storage)
+    if part := _RANGE.fullmatch(image_uri):
+        return _read_range(part[1], int(part[2]), int(part[3]), storage)
     if "://" in image_uri and not image_uri.startswith("s3://"):
         raise ValueError(f"scheme {image_uri.split('://')[0]!r} is not fetched; download the pictures first")
     return bytes(storage.filesystem(image_uri).cat_file(image_uri))
@@ -60,15 +63,36 @@ def read_images(uris: Sequence[str], storage: Storage, *, threads: int = 8) -> l
         return list(pool.map(attempt, uris))
 
 
+def _read_range(uri: str, offset: int, size: int, storage: Storage) -> bytes:
+    data = bytes(storage.filesystem(uri).cat_file(uri, start=offset, end=offset + size)) if size else b""
+    if len(data) != size:
+        raise FileNotFoundError(f"{uri}: ends before byte {offset + size}; it is not the file that was embedded")
+    return data
+
+
 def _read_row(uri: str, row: int, column: str, storage: Storage) -> bytes:
+    """The picture of a row, by decoding its row group as far as that row."""
     with storage.filesystem(uri).open(uri, "rb") as handle:
-        file = pq.ParquetFile(handle)
-        group = 0
-        while row >= (rows := file.metadata.row_group(group).num_rows):
-            row -= rows
-            group += 1
-        value = file.read_row_group(group, columns=[column])[column][row].as_py()
+        file = pq.ParquetFile(handle, buffer_size=1 << 20)
+        group, left = _find_row(file, row)
+        if group is None or column not in file.schema_arrow.names:
+            raise FileNotFoundError(f"{uri}: there is no row {row} with a column {column!r}")
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
+            if left < batch.num_rows:
+                value = batch.column(column)[left].as_py()
+                break
+            left -= batch.num_rows
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
-        raise FileNotFoundError(f"{uri}: row {row} of row group {group} holds no picture")
+        raise FileNotFoundError(f"{uri}: row {row} holds no picture")
     return bytes(data)
+
+
+def _find_row(file: pq.ParquetFile, row: int) -> tuple[int | None, int]:
+    """The row group of a row, and the row's index in it."""
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if row < rows:
+            return group, row
+        row -= rows
+    return None, row

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipelines.contract import Columns
-from pipelines.sources.records import check_passthrough
+from pipelines.contract import IMAGE, IMAGE_URI, RESERVED, Columns
+from pipelines.sources.records import IMAGE_PATH, check_passthrough, check_roles
 
-ImageKind = Literal["bytes", "struct", "uri", "none"]
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "picture")
 _URI_NAMES = ("image_path", "path", "image_uri", "uri", "url", "filepath", "file_name", "filename", "image")
 _CAPTION_NAMES = ("caption", "captions", "text", "txt", "sentence", "sentences", "alt", "TEXT")
-_IMAGE_PATH = "image_path"
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +24,26 @@ class Layout:
     """Roles and pass-through columns of a Parquet corpus.
 
     Attributes:
-        image: the picture's column, of bytes, a `{bytes, path}` struct, or a path.
-        image_kind: which of these.
+        image: the column of pictures, as bytes or as a `{bytes, path}` struct.
+        uri: the column of paths, used where a row has no bytes.
         caption: the caption's column.
         key: the key's column.
         item: the item's column.
+        path_as: the pass-through column that takes the pictures' paths as they are written.
+        types: every column as it is read, with the type that all files are cast to.
+        partitions: columns that come from `key=value` folders (none that a file has itself).
         passthrough: the fields that go to the table.
-        partitions: those of them that come from `key=value` folders.
-        physical: columns to read from a file, where it has them.
     """
 
     image: str | None
-    image_kind: ImageKind
+    uri: str | None
     caption: str | None
     key: str | None
     item: str | None
+    path_as: str | None
+    types: pa.Schema
+    partitions: pa.Schema
     passthrough: pa.Schema
-    partitions: tuple[str, ...]
-    physical: tuple[str, ...]
 
 
 def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corpus: str) -> Layout:
@@ -55,110 +58,156 @@ def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corp
     Raises:
         ValueError: a named column is missing or of the wrong type, or a name is kept by isthmus.
     """
-    everything = pa.schema([*schema, *(f for f in partitions if f.name not in schema.names)])
-    for role, name in vars(columns).items():
-        if name is not None and name not in everything.names:
-            there = ", ".join(everything.names)
-            raise ValueError(f"corpus {corpus}: no column {name!r} (--columns.{role}); columns are {there}")
-    image, kind = _image_column(schema, columns, corpus)
-    caption = columns.caption or _first(schema, _CAPTION_NAMES, _is_text, without=image)
-    if caption is not None and not _is_text(schema.field(caption).type):
-        raise ValueError(f"corpus {corpus}: caption column {caption!r} is {schema.field(caption).type}, not strings")
-    hidden = {caption, None}
-    if kind != "none":
-        hidden.add(image)
-    roles = {name for name in (columns.key, columns.item) if name in ("row_id", "item_id")}
-    passthrough = [pa.field(f.name, _plain(f.type)) for f in everything if f.name not in hidden | roles]
-    check_passthrough([field.name for field in passthrough], corpus)
-    if kind in ("struct", "uri") and _IMAGE_PATH not in (field.name for field in passthrough):
-        passthrough.append(pa.field(_IMAGE_PATH, pa.string()))
+    folders = pa.schema([field for field in partitions if field.name not in schema.names])
+    everything = pa.schema([*schema, *folders])
+    check_roles(columns, everything.names, corpus)
+    image, uri = _picture_columns(everything, columns, corpus)
+    caption = columns.caption or _first(schema, _CAPTION_NAMES, _is_text, without={image, uri})
+    _check_types(everything, caption, columns, corpus)
+    if image is None and uri is None and caption is None:
+        raise ValueError(
+            f"corpus {corpus}: neither pictures nor captions are among its columns {', '.join(everything.names)}; "
+            "name one by --columns.image, --columns.uri or --columns.caption"
+        )
+    kept = {columns.key, columns.item} - RESERVED
+    hidden = {caption, image, uri} | ({columns.key, columns.item} & RESERVED)
+    passthrough = [field for field in everything if field.name not in hidden - kept]
+    names = [field.name for field in passthrough]
+    check_passthrough(names, corpus)
+    has_path = uri is not None or (image is not None and _has_path(schema.field(image).type))
+    path_as = next((n for n in (IMAGE_PATH, uri) if n and n not in {*names, IMAGE, *RESERVED}), None)
+    if has_path and path_as is not None:
+        passthrough.append(pa.field(path_as, pa.string()))
     return Layout(
         image=image,
-        image_kind=kind,
+        uri=uri,
         caption=caption,
         key=columns.key,
         item=columns.item,
+        path_as=path_as if has_path else None,
+        types=schema,
+        partitions=folders,
         passthrough=pa.schema(passthrough),
-        partitions=tuple(partitions.names),
-        physical=tuple(schema.names),
     )
 
 
-def unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
+def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     """One schema for all files: null gives way, integers and floats widen, missing columns are null.
 
     Args:
         schemas: (uri, schema) of each file.
 
     Raises:
-        ValueError: names the column, the file and both types.
+        ValueError: names the column, both files and both types; or a file has a column twice.
     """
     fields: dict[str, pa.Field] = {}
+    origins: dict[str, str] = {}
     for uri, schema in schemas:
+        if twice := next((name for name in schema.names if schema.names.count(name) > 1), None):
+            raise ValueError(f"column {twice!r} occurs twice in {uri}; write the file again with distinct names")
         for new in schema:
-            plain = pa.field(new.name, _plain(new.type))
-            old = fields.get(new.name)
-            if old is None or old.type == plain.type:
-                fields.setdefault(new.name, plain)
+            plain = pa.field(new.name, plain_type(new.type))
+            old = fields.setdefault(new.name, plain)
+            origin = origins.setdefault(new.name, uri)
+            if old.type == plain.type:
                 continue
             try:
                 merged = pa.unify_schemas([pa.schema([old]), pa.schema([plain])], promote_options="permissive")
             except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
                 raise ValueError(
-                    f"corpus: column {new.name!r} is {new.type} in {uri}, {old.type} in files before it; "
-                    "make the files agree"
+                    f"column {new.name!r} is {plain.type} in {uri}, but {old.type} in {origin}; make the files agree"
                 ) from error
             fields[new.name] = merged.field(0)
     return pa.schema([pa.field(f.name, pa.string()) if pa.types.is_null(f.type) else f for f in fields.values()])
 
 
-def _image_column(schema: pa.Schema, columns: Columns, corpus: str) -> tuple[str | None, ImageKind]:
-    if columns.image is not None:
-        kind = image_kind(schema.field(columns.image).type)
-        if kind == "none":
-            raise ValueError(
-                f"corpus {corpus}: image column {columns.image!r} is {schema.field(columns.image).type}; "
-                "it must be binary, a {bytes, path} struct, or a path"
-            )
-        return columns.image, kind
-    if columns.uri is not None:
-        return columns.uri, "uri"
-    found = _first(schema, _IMAGE_NAMES, lambda t: image_kind(t) in ("bytes", "struct"))
-    if found is not None:
-        return found, image_kind(schema.field(found).type)
-    found = _first(schema, _URI_NAMES, _is_string)
-    return (found, "uri") if found is not None else (None, "none")
+def partition_values(relative: str) -> dict[str, str | None]:
+    """The `key=value` folders of a file's path below the corpus' root.
+
+    >>> partition_values("year=2020/lang=zh%20TW/a.parquet")
+    {'year': '2020', 'lang': 'zh TW'}
+    """
+    parts = (part.partition("=") for part in relative.split("/")[:-1])
+    pairs = ((unquote(name), unquote(value)) for name, sep, value in parts if sep and name)
+    return {name: None if value == _HIVE_NULL else value for name, value in pairs}
 
 
-def image_kind(kind: pa.DataType) -> ImageKind:
-    """What a column of this type says about a picture."""
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return "bytes"
-    if pa.types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields)):
-        return "struct"
-    return "uri" if _is_string(kind) else "none"
+def partition_schema(relatives: Iterable[str]) -> pa.Schema:
+    """Fields of the `key=value` folders: int64 where every value is a whole number, else strings."""
+    values: dict[str, set[str | None]] = {}
+    for relative in relatives:
+        for name, value in partition_values(relative).items():
+            values.setdefault(name, set()).add(value)
+    whole = {name: all(_WHOLE.fullmatch(v) for v in vs if v is not None) for name, vs in values.items()}
+    return pa.schema([pa.field(name, pa.int64() if whole[name] else pa.string()) for name in values])
 
 
-def _first(schema: pa.Schema, names: Sequence[str], fits: object, *, without: str | None = None) -> str | None:
-    assert callable(fits)
-    there = (name for name in names if name in schema.names and name != without)
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type as a table keeps it: dictionaries decoded, extensions as they are stored, views and large strings as
+    ordinary ones, within lists and structs too.
+    """
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(kind.field(i).name, plain_type(kind.field(i).type)) for i in range(kind.num_fields)])
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def _picture_columns(schema: pa.Schema, columns: Columns, corpus: str) -> tuple[str | None, str | None]:
+    """The column of pictures' bytes, and the column of their paths."""
+    image, uri = columns.image, columns.uri
+    if image is not None and _is_string(schema.field(image).type):
+        image, uri = None, uri or image
+    elif image is not None and not _holds_bytes(schema.field(image).type):
+        raise ValueError(
+            f"corpus {corpus}: image column {image!r} is {schema.field(image).type}; it must be binary, a "
+            "{bytes, path} struct, or a string that holds a path"
+        )
+    if image is None and uri is None:
+        image = _first(schema, _IMAGE_NAMES, _holds_bytes)
+    if uri is None:
+        # Beside pictures, a `url` is a column like any other; but `image_uri` can mean nothing else in the table.
+        uri = _first(schema, _URI_NAMES if image is None else (IMAGE_URI,), _is_string)
+    return image, uri
+
+
+def _check_types(schema: pa.Schema, caption: str | None, columns: Columns, corpus: str) -> None:
+    if caption is not None and not _is_text(schema.field(caption).type):
+        raise ValueError(f"corpus {corpus}: caption column {caption!r} is {schema.field(caption).type}, not strings")
+    if columns.uri is not None and not _is_string(schema.field(columns.uri).type):
+        kind = schema.field(columns.uri).type
+        raise ValueError(f"corpus {corpus}: uri column {columns.uri!r} is {kind}, not strings")
+    for name in (columns.key, columns.item):
+        if name is not None and pa.types.is_nested(schema.field(name).type):
+            raise ValueError(f"corpus {corpus}: column {name!r} is {schema.field(name).type}; an id is a single value")
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _has_path(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) and any(kind.field(i).name == "path" for i in range(kind.num_fields)))
+
+
+def _first(
+    schema: pa.Schema, names: Sequence[str], fits: Callable[[pa.DataType], bool], without: set[str | None] | None = None
+) -> str | None:
+    there = (name for name in names if name in schema.names and name not in (without or ()))
     return next((name for name in there if fits(schema.field(name).type)), None)
 
 
 def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(pa.types.is_string(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_string(kind.value_type)
-    return _is_string(kind)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type as a table keeps it: dictionaries decoded, views and large strings as ordinary ones."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
+    return _is_string(kind.value_type if pa.types.is_list(kind) else kind)

@@ -7,7 +7,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contract import RECORD_FIELDS, RECORD_PREFIX, RECORD_SCHEMA, RESERVED
+from pipelines import blocks
+from pipelines.contract import IMAGE, RECORD_FIELDS, RECORD_PREFIX, RECORD_SCHEMA, RESERVED, Columns, Reason
+from pipelines.sources.values import as_text
+
+IMAGE_PATH = "image_path"
+# Names that the blocks between the stages, or Lance itself, use beside the corpus' columns.
+_INTERNAL = {
+    *(IMAGE, blocks.PICTURE, blocks.LAST, blocks.STAGE, blocks.REASON, blocks.MESSAGE),
+    *(blocks.PIXELS, blocks.HEIGHT, blocks.WIDTH, blocks.OVERLONG),
+    *("_rowid", "_rowaddr", "_distance", "_score", "_relevance_score"),
+}
 
 
 def records_table(records: Sequence[dict[str, Any]], passthrough: pa.Table) -> pa.Table:
@@ -17,18 +27,34 @@ def records_table(records: Sequence[dict[str, Any]], passthrough: pa.Table) -> p
         records: contract fields of each record; fields left out are null.
         passthrough: the other columns, as many rows.
     """
-    columns = [[record.get(name) for record in records] for name in RECORD_FIELDS]
-    table = pa.table(columns, schema=RECORD_SCHEMA)
-    for field in passthrough.schema:
-        table = table.append_column(field, passthrough[field.name])
-    return table
+    arrays = [
+        pa.array([record.get(name) for record in records], field.type)
+        for name, field in zip(RECORD_FIELDS, RECORD_SCHEMA, strict=True)
+    ]
+    schema = pa.schema([*RECORD_SCHEMA, *passthrough.schema])
+    return pa.Table.from_arrays([*arrays, *passthrough.columns], schema=schema)
+
+
+def bad_record(message: str, image_uri: str | None, reason: Reason = Reason.BAD_RECORD) -> dict[str, Any]:
+    """The contract fields of a record that could not be read."""
+    return {"reason": reason.value, "message": as_text(message), "image_uri": image_uri}
 
 
 def bad_records(count: int, message: str, image_uri: str, passthrough: pa.Schema) -> pa.Table:
     """Records that could not be read, as rejects with nulls in the other columns."""
-    record = {"reason": "bad_record", "message": message, "image_uri": image_uri}
-    nulls = pa.table([pa.nulls(count, field.type) for field in passthrough], schema=passthrough)
-    return records_table([record] * count, nulls)
+    nulls = pa.Table.from_arrays([pa.nulls(count, field.type) for field in passthrough], schema=passthrough)
+    return records_table([bad_record(message, image_uri)] * count, nulls)
+
+
+def is_corrupt(error: BaseException) -> bool:
+    """Whether an error of Arrow is about the file's content, not about the store or the memory.
+
+    Arrow raises a bare OSError without a number for a page that cannot be decoded; whatever comes from the
+    operating system or from S3 has a number, or is a subclass.
+    """
+    if isinstance(error, MemoryError | KeyboardInterrupt | pa.ArrowCancelled):
+        return False
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
 def check_passthrough(names: Sequence[str], corpus: str) -> None:
@@ -38,27 +64,60 @@ def check_passthrough(names: Sequence[str], corpus: str) -> None:
         ValueError: names the column and the remedy.
     """
     for name in names:
-        if name in RESERVED or name.startswith(("_", RECORD_PREFIX)):
+        if name in RESERVED or name in _INTERNAL or name.startswith((RECORD_PREFIX, blocks.SECONDS_PREFIX)):
             raise ValueError(
                 f"corpus {corpus}: column {name!r} has a name that isthmus keeps for itself; rename it, or give it "
                 "a role by --columns.ROLE"
             )
 
 
+def check_roles(columns: Columns, names: Sequence[str], corpus: str, roles: Sequence[str] = ()) -> None:
+    """Refuse roles that name a column which is not there.
+
+    Args:
+        columns: roles that were named.
+        names: the columns there are.
+        corpus: for messages.
+        roles: the roles to look at, all if empty.
+
+    Raises:
+        ValueError: lists the columns there are.
+    """
+    for role, name in vars(columns).items():
+        if name is not None and name not in names and (not roles or role in roles):
+            raise ValueError(
+                f"corpus {corpus}: no column {name!r} (--columns.{role}); columns are {', '.join(names) or 'none'}"
+            )
+
+
 def as_key(value: Any) -> str | None:
-    """A key column's value as a row id."""
-    if value is None:
-        return None
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    """A key column's value as a row id, None if there is none; bytes that are no text (a UUID) in hexadecimal."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode() or None
+        except UnicodeDecodeError:
+            return value.hex()
+    return None if value is None or value == "" else as_text(str(value))
 
 
 def as_captions(value: Any) -> list[str] | None:
     """A caption, or a list of them, as a list of strings."""
     if value is None:
         return None
-    if isinstance(value, (list, tuple)):
-        return [str(item) for item in value if item is not None]
-    return [str(value)]
+    if isinstance(value, list | tuple):
+        return [as_text(str(item)) for item in value if item is not None]
+    return [as_text(str(value))]
+
+
+def picture_fields(path: Any, root: str) -> dict[str, Any]:
+    """The contract fields of a picture that is named by its path: where it is, or why it is refused."""
+    if path is None or path == "":
+        return {}
+    text = as_text(str(path))
+    try:
+        return {"image_uri": resolve_picture(text, root)}
+    except ValueError as error:
+        return bad_record(str(error), text)
 
 
 def resolve_picture(path: str, root: str) -> str:

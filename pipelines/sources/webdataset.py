@@ -1,51 +1,38 @@
-"""WebDataset tars as img2dataset writes them: `000.jpg`, `000.txt`, `000.json` make one record.
-
-A tar is read as a stream. Member names are names alone: nothing is ever written to, or read from, the disk under
-them.
-"""
+"""WebDataset tars as img2dataset writes them: `000.jpg`, `000.txt`, `000.json` make one record."""
 
 from __future__ import annotations
 
-import json
-import posixpath
-import tarfile
+import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contract import Columns
+from pipelines.contract import RESERVED, Columns
 from pipelines.sources.base import Shard
-from pipelines.sources.listing import FileInfo
-from pipelines.sources.locate import range_locator
-from pipelines.sources.records import as_captions, as_key, bad_records, check_passthrough, records_table
+from pipelines.sources.listing import FileInfo, open_shard
+from pipelines.sources.records import as_captions, as_key, bad_record, check_passthrough, check_roles, records_table
+from pipelines.sources.tar_samples import Sample, TarReader
+from pipelines.sources.values import TypeTally, fit_table
 from pipelines.storage import Storage
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 _KEY = "__key__"
 _BATCH_BYTES = 8 << 20
 _BATCH_RECORDS = 256
+_READ_AHEAD_BYTES = 8 << 20
 _SAMPLE_TARS = 8
 _SAMPLE_RECORDS = 1_000
 
 
-@dataclass
-class _Sample:
-    """The members of one key."""
-
-    key: str
-    image: bytes | None = None
-    image_uri: str | None = None
-    text: str | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class WebDatasetSource:
-    """A corpus of tars; the types of the JSON fields are decided once, by a sample of the first tars."""
+    """A corpus of tars; the types of the JSON fields are decided once, by a sample of the first tars.
+
+    A JSON field that the sample did not hold is dropped, a value that does not fit its column is null.
+    """
 
     columns: Columns
     passthrough: pa.Schema
@@ -66,154 +53,103 @@ class WebDatasetSource:
 
     def shards(self) -> list[Shard]:
         """A tar each."""
-        return [Shard(uri=info.uri, version=info.version, size_bytes=info.size) for info in self._files]
+        return [_whole(info) for info in self._files]
 
     def read(self, shard: Shard) -> Iterator[pa.Table]:
-        """The records of a tar; a torn end is one reject after the records before it."""
-        samples = _samples(shard.uri, self.storage)
-        batch: list[_Sample] = []
+        """The records of a tar; a torn end is one reject after the records before it.
+
+        Raises:
+            OSError: the tar cannot be opened, changed after it was listed, or the store fails.
+        """
+        batch: list[Sample] = []
         size = 0
-        for sample in samples:
-            if sample.error is not None:
-                yield from self._table(batch)
-                batch, size = [], 0
-                yield bad_records(1, sample.error, sample.image_uri or shard.uri, self.passthrough)
-                continue
+        for sample in _samples(shard, TarReader(uri=shard.uri, columns=self.columns), self.storage):
             batch.append(sample)
             size += len(sample.image or b"")
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_RECORDS:
-                yield from self._table(batch)
+                yield self._table(batch)
                 batch, size = [], 0
-        yield from self._table(batch)
+        if batch:
+            yield self._table(batch)
 
-    def _table(self, samples: list[_Sample]) -> Iterator[pa.Table]:
-        if not samples:
-            return
+    def _table(self, samples: list[Sample]) -> pa.Table:
         records = [self._record(sample) for sample in samples]
-        arrays = [_fit([s.meta.get(f.name) for s in samples], f.type) for f in self.passthrough]
-        rest = pa.table(arrays, schema=self.passthrough) if arrays else pa.table({})
-        yield records_table(records, rest)
+        return records_table(records, fit_table([sample.meta for sample in samples], self.passthrough))
 
-    def _record(self, sample: _Sample) -> dict[str, Any]:
-        columns = self.columns
-        caption = sample.text if columns.caption is None else sample.meta.get(columns.caption)
-        if caption is None and columns.caption is None:
-            caption = sample.meta.get("caption")
-        key = sample.key if columns.key == _KEY else sample.meta.get(columns.key or "")
-        return {
-            "key": as_key(key) if columns.key else None,
-            "item": as_key(sample.meta.get(columns.item)) if columns.item else None,
-            "image": sample.image,
-            "image_uri": sample.image_uri,
-            "captions": as_captions(caption),
-        }
+    def _record(self, sample: Sample) -> dict[str, Any]:
+        columns, meta = self.columns, sample.meta
+        key = sample.key if columns.key == _KEY else meta.get(columns.key or "")
+        item = sample.key if columns.item == _KEY else meta.get(columns.item or "")
+        ids = {"key": as_key(key), "item": as_key(item)}
+        if sample.error is not None:
+            return ids | bad_record(sample.error, sample.image_uri)
+        caption = sample.text if sample.text is not None else meta.get(columns.caption or "caption")
+        return ids | {"image": sample.image, "image_uri": sample.image_uri, "captions": as_captions(caption)}
 
 
 def open_webdataset(corpus: str, files: list[FileInfo], columns: Columns, storage: Storage) -> WebDatasetSource:
-    """The source of a corpus of tars; reads the head of the first ones.
+    """The source of a corpus of tars; reads the heads of the first ones.
+
+    Args:
+        corpus: as the user named it, for messages.
+        files: its tars.
+        columns: `key` and `item` name `__key__` or a JSON field, `caption` a suffix or a JSON field, `image` a suffix.
+        storage: how to reach it.
 
     Raises:
-        ValueError: a named field occurs in no sampled record, or a field's name is kept by isthmus.
+        ValueError: a named field occurs in no sampled record, a field's name is kept by isthmus, or no tar is one.
     """
-    sampled = list(islice((s for info in files[:_SAMPLE_TARS] for s in _samples(info.uri, storage)), _SAMPLE_RECORDS))
+    sampled = _sample(files, columns, storage)
     whole = [sample for sample in sampled if sample.error is None]
-    names = list(dict.fromkeys(name for sample in whole for name in sample.meta))
-    for role, name in vars(columns).items():
-        if name is not None and name != _KEY and name not in names:
-            raise ValueError(
-                f"corpus {corpus}: no JSON field {name!r} (--columns.{role}); fields are {', '.join([_KEY, *names])}"
-            )
-    used = {columns.caption or "caption", *({columns.key, columns.item} & {"row_id", "item_id"})}
-    kept = [name for name in names if name not in used]
-    check_passthrough(kept, corpus)
-    types = {name: _infer([s.meta.get(name) for s in whole]) for name in kept}
-    has_text = any(s.text is not None or s.meta.get(columns.caption or "caption") is not None for s in whole)
-    has = {"image": any(s.image is not None for s in whole), "text": has_text}
+    if sampled and not whole:
+        raise ValueError(f"corpus {corpus}: no record can be read; {sampled[0].error}")
+    tally = TypeTally()
+    for sample in whole:
+        tally.add(sample.meta)
+    _check(corpus, columns, tally.names(), {suffix[1:] for sample in whole for suffix in sample.suffixes})
+    ids = {name for name in (columns.key, columns.item) if name in RESERVED}
+    passthrough = tally.schema(without={columns.caption or "caption"} | ids)
+    check_passthrough(passthrough.names, corpus)
+    has = {
+        "image": any(sample.has_picture for sample in whole),
+        "text": any(sample.text or sample.meta.get(columns.caption or "caption") for sample in whole),
+    }
     return WebDatasetSource(
         columns=columns,
-        passthrough=pa.schema([pa.field(name, kind) for name, kind in types.items()]),
+        passthrough=passthrough,
         has=frozenset(name for name, there in has.items() if there),
         storage=storage,
         _files=tuple(files),
     )
 
 
-def _samples(uri: str, storage: Storage) -> Iterator[_Sample]:
-    """The samples of a tar in order; one with `error` set where the tar is torn or not a tar."""
-    current: _Sample | None = None
-    try:
-        with storage.filesystem(uri).open(uri, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as tar:
-            plain = not uri.endswith(("gz", "bz2", "xz"))
-            for member in tar:
-                if not member.isfile():
-                    continue
-                key, suffix = _split(member.name)
-                if current is not None and current.key != key:
-                    yield current
-                    current = None
-                current = current or _Sample(key)
-                _take(current, member, suffix, tar, uri if plain else None)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, (FileNotFoundError, PermissionError, ConnectionError)):
-            raise
-        # The sample that was being read may lack members: it is the torn one.
-        name = f" at {current.key!r}" if current else ""
-        yield _Sample(current.key if current else "", error=f"{uri}: the tar is torn{name}: {error}", image_uri=uri)
-        return
-    if current is not None:
-        yield current
+def _check(corpus: str, columns: Columns, fields: list[str], suffixes: set[str]) -> None:
+    if columns.uri is not None:
+        raise ValueError(
+            f"corpus {corpus}: --columns.uri {columns.uri!r}: a tar holds its pictures itself; leave it out"
+        )
+    check_roles(columns, [_KEY, *fields], corpus, roles=("key", "item"))
+    check_roles(columns, [*sorted(suffixes), *fields], corpus, roles=("caption",))
+    check_roles(columns, sorted(suffixes), corpus, roles=("image",))
 
 
-def _take(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: tarfile.TarFile, uri: str | None) -> None:
-    if suffix not in PICTURE_SUFFIXES and suffix not in (".txt", ".json"):
-        return
-    handle = tar.extractfile(member)
-    data = handle.read() if handle else b""
-    if len(data) < member.size:
-        raise EOFError(f"{member.name}: {len(data)} bytes of {member.size}")
-    if suffix in PICTURE_SUFFIXES:
-        sample.image = data
-        sample.image_uri = range_locator(uri, member.offset_data, member.size) if uri else None
-    elif suffix == ".txt":
-        sample.text = data.decode("utf-8", errors="replace").strip()
-    else:
-        try:
-            meta = json.loads(data)
-        except ValueError:
-            meta = None
-        sample.meta = meta if isinstance(meta, dict) else {}
+def _sample(files: list[FileInfo], columns: Columns, storage: Storage) -> list[Sample]:
+    """The first records of the first tars, without the pictures' bytes."""
+    tars = files[:_SAMPLE_TARS]
+    each = math.ceil(_SAMPLE_RECORDS / len(tars))
+
+    def head(info: FileInfo) -> list[Sample]:
+        reader = TarReader(uri=info.uri, columns=columns, pictures=False)
+        return list(islice(_samples(_whole(info), reader, storage), each))
+
+    with ThreadPoolExecutor(_SAMPLE_TARS) as pool:
+        return [sample for samples in pool.map(head, tars) for sample in samples]
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The key (folder and name before the first dot) and the lower-case suffix after it."""
-    folder, base = posixpath.split(name)
-    stem, dot, rest = base.partition(".")
-    return posixpath.join(folder, stem), f"{dot}{rest}".lower()
+def _samples(shard: Shard, reader: TarReader, storage: Storage) -> Iterator[Sample]:
+    with open_shard(shard, storage, cache_type="readahead", block_size=_READ_AHEAD_BYTES) as handle:
+        yield from reader.samples(handle)
 
 
-def _infer(values: list[Any]) -> pa.DataType:
-    """The narrowest type that holds every value; JSON text where they are of several kinds."""
-    there = [value for value in values if value is not None]
-    if there and all(isinstance(v, bool) for v in there):
-        return pa.bool_()
-    if there and all(isinstance(v, int) and not isinstance(v, bool) for v in there):
-        return pa.int64()
-    if there and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in there):
-        return pa.float64()
-    if there and all(isinstance(v, list) and all(isinstance(i, str) for i in v) for v in there):
-        return pa.list_(pa.string())
-    return pa.string()
-
-
-def _fit(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values in a column's type; a misfit becomes text where the column is text, else null."""
-    if pa.types.is_string(kind):
-        texts = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-        return pa.array(texts, kind)
-    fitting = []
-    for value in values:
-        try:
-            fitting.append(pa.scalar(value, kind).as_py())
-        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError):
-            fitting.append(None)
-    return pa.array(fitting, kind)
+def _whole(info: FileInfo) -> Shard:
+    return Shard(uri=info.uri, version=info.version, size_bytes=info.size)

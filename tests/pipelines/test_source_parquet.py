@@ -176,6 +176,13 @@ def test_types_that_cannot_agree_name_file_column_and_types(tmp_path: Path) -> N
         opened(tmp_path)
 
 
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["caption", "n", "n"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"column 'n' occurs twice in .*a\.parquet"):
+        opened(tmp_path)
+
+
 def test_a_value_that_does_not_fit_the_common_type_costs_its_row_alone(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"caption": ["a", "b", "c"], "n": [1, 2**53 + 1, 3]})
     write(tmp_path / "b.parquet", {"caption": ["d"], "n": [0.5]})

@@ -30,7 +30,7 @@ def meta(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
 
-def trio(key: str, **fields: Any) -> list[tuple[str, bytes]]:
+def trio(key: str, /, **fields: Any) -> list[tuple[str, bytes]]:
     return [
         (f"{key}.jpg", f"jpg {key}".encode()),
         (f"{key}.txt", f"text {key}\n".encode()),
@@ -136,15 +136,13 @@ def test_wherever_a_tar_is_cut_the_records_before_come_and_one_reject(tmp_path: 
     """tarfile ends without a word at half a header; a record would be lost, or come without its caption."""
     whole = write(tmp_path / "w.tar", [m for i in range(4) for m in trio(f"{i}", n=i)]).read_bytes()
     end_of_data = 4 * 3 * 1024
-    source = opened(tmp_path / "w.tar", key="__key__")
     for cut in range(1, end_of_data + 1, 211):
         touch(tmp_path / "w.tar", whole[:cut])
-        try:
-            rows = rows_of(opened(tmp_path / "w.tar", key="__key__"))
-        except ValueError as error:
-            assert cut <= 3 * 1024 + 512
-            assert "torn" in str(error)
+        if cut < 3 * 1024 + 512:
+            with pytest.raises(ValueError, match="torn"):
+                opened(tmp_path / "w.tar")
             continue
+        rows = rows_of(opened(tmp_path / "w.tar", key="__key__"))
         fine = good(rows)
         assert column(fine, "@key") == [str(i) for i in range(len(fine))], cut
         assert column(fine, "@captions") == [[f"text {i}"] for i in range(len(fine))], cut
@@ -152,8 +150,8 @@ def test_wherever_a_tar_is_cut_the_records_before_come_and_one_reject(tmp_path: 
         assert [row["@reason"] for row in rows[len(fine) :]] == ["bad_record"], cut
         assert len(fine) >= cut // (3 * 1024) - 1
     touch(tmp_path / "w.tar", whole[: end_of_data + 1024])
-    assert len(good(rows_of(opened(tmp_path / "w.tar")))) == 4
-    assert source.schema() == pa.schema([("n", pa.int64())])
+    rows = rows_of(opened(tmp_path / "w.tar"))
+    assert column(rows, "@reason") == [None] * 4
 
 
 def test_one_broken_tar_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""Lists of pictures and captions in CSV, TSV or JSONL files.
+
+The file is read once by the driver, as a stream: it finds the types of the columns and where each range of 1,024
+records begins. A worker then reads its range's bytes alone. The first line of a CSV or TSV names the columns. A cell
+such as `00012` stays text, since as a number it would not name its picture any more.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import pyarrow as pa
+
+from pipelines.contract import Columns
+from pipelines.sources.base import Shard
+from pipelines.sources.list_lines import read_header, read_rows
+from pipelines.sources.listing import FileInfo, open_shard
+from pipelines.sources.row_layout import Row, RowLayout, choose_roles, find_root, make_row_layout
+from pipelines.sources.values import TypeTally
+from pipelines.storage import Storage
+
+RECORDS_A_SHARD = 1_024
+_READ_AHEAD_BYTES = 4 << 20
+_PROBE_RECORDS = 20
+_INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_BOOLS = {"true": True, "True": True, "false": False, "False": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsSource:
+    """A corpus that is a list. A shard is a range of bytes of it."""
+
+    info: FileInfo
+    names: tuple[str, ...]
+    layout: RowLayout
+    storage: Storage
+    _shards: tuple[Shard, ...] = field(default=(), repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": ()}
+
+    def schema(self) -> pa.Schema:
+        """Fields that pass through."""
+        return self.layout.passthrough
+
+    def modalities(self) -> frozenset[str]:
+        """What there are columns for."""
+        return self.layout.modalities()
+
+    def shards(self) -> list[Shard]:
+        """Ranges of bytes, each of 1,024 records."""
+        return list(self._shards)
+
+    def read(self, shard: Shard) -> Iterator[pa.Table]:
+        """The records of a range.
+
+        Raises:
+            OSError: the file cannot be opened, changed after it was listed, or the store fails.
+        """
+        with open_shard(shard, self.storage) as handle:
+            handle.seek(shard.start)
+            data = handle.read(shard.stop - shard.start)
+        rows = [row for row, _ in read_rows(io.BytesIO(data), self.info, self.names)]
+        yield self.layout.table([self._typed(row) for row in rows], shard.uri)
+
+    def _typed(self, row: Row) -> Row:
+        """A CSV's cells as values, where their column is not one of strings."""
+        if self.info.suffix == ".jsonl":
+            return row
+        others = {f.name for f in self.layout.passthrough if not pa.types.is_string(f.type)}
+        fields = {name: cell_value(cell) if name in others else cell for name, cell in row.fields.items()}
+        return Row(fields=fields, error=row.error)
+
+
+def open_captions(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> CaptionsSource:
+    """The source of a list; reads it once.
+
+    Args:
+        corpus: as the user named it, for messages.
+        info: the list.
+        columns: roles that were named.
+        storage: how to reach it.
+
+    Raises:
+        ValueError: it holds no record, or a named column is missing.
+    """
+    scan = _Scan(info)
+    with open_shard(
+        Shard(uri=info.uri, version=info.version), storage, cache_type="readahead", block_size=_READ_AHEAD_BYTES
+    ) as handle:
+        scan.run(io.BufferedReader(handle, 1 << 20))  # type: ignore[type-var]
+    names = list(scan.names) or scan.tally.names()
+    if not scan.shards:
+        raise ValueError(f"corpus {info.uri}: holds no record; columns are {', '.join(names) or 'none'}")
+    roles = choose_roles(names, columns, corpus)
+    folder = posixpath.dirname(info.uri)
+    probes = [str(row.get(roles.uri or "") or "") for row in scan.probes]
+    root = find_root(probes, (folder, posixpath.join(folder, "images")), storage)
+    layout = make_row_layout(scan.tally.schema(), roles, root, corpus)
+    return CaptionsSource(info=info, names=scan.names, layout=layout, storage=storage, _shards=tuple(scan.shards))
+
+
+def cell_value(cell: str | None) -> Any:
+    """What a cell says, as the narrowest type that says it without loss.
+
+    >>> [cell_value(cell) for cell in ("12", "1.5", "true", "", "007", "cat")]
+    [12, 1.5, True, None, '007', 'cat']
+    """
+    if not cell:
+        return None
+    if _INT.fullmatch(cell):
+        return int(cell)
+    if _FLOAT.fullmatch(cell):
+        return float(cell)
+    return _BOOLS.get(cell, cell)
+
+
+class _Scan:
+    """What the driver learns of a list by reading it through once."""
+
+    def __init__(self, info: FileInfo) -> None:
+        self.names: tuple[str, ...] = ()
+        self.tally = TypeTally()
+        self.shards: list[Shard] = []
+        self.probes: list[dict[str, Any]] = []
+        self._info = info
+        self._texts: set[str] = set()
+
+    def run(self, handle: IO[bytes]) -> None:
+        """Read the list from its beginning."""
+        start = first = rows = end = 0
+        if self._info.suffix != ".jsonl":
+            self.names, start = read_header(handle, self._info)
+            self.tally.add(dict.fromkeys(self.names))
+        for row, size in read_rows(handle, self._info, self.names):
+            if rows == RECORDS_A_SHARD:
+                self._cut(start, end, first, rows)
+                start, first, rows = end, first + rows, 0
+            self._see(row)
+            rows, end = rows + 1, (end or start) + size
+        if rows:
+            self._cut(start, end, first, rows)
+
+    def _cut(self, start: int, end: int, first: int, rows: int) -> None:
+        self.shards.append(
+            Shard(
+                uri=self._info.uri,
+                version=self._info.version,
+                start=start,
+                stop=end,
+                first_row=first,
+                rows=rows,
+                size_bytes=end - start,
+            )
+        )
+
+    def _see(self, row: Row) -> None:
+        if row.error is not None:
+            return
+        if len(self.probes) < _PROBE_RECORDS:
+            self.probes.append(dict(row.fields))
+        if self._info.suffix == ".jsonl":
+            self.tally.add(row.fields)
+            return
+        values = {name: cell_value(cell) for name, cell in row.fields.items() if name not in self._texts}
+        self.tally.add(values)
+        self._texts |= {name for name, value in values.items() if isinstance(value, str)}

@@ -1,0 +1,45 @@
+"""COCO captions: `images` with ids and file names, `annotations` with captions of them.
+
+A picture is one record with all of its captions; its item is its `id`. Pictures are looked for beside the file, in
+`images/`, and in the folder of the split that the file is named for (`captions_val2017.json` → `val2017/`), there and
+one folder up.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+from pipelines.contract import Columns
+from pipelines.sources.json_list import CAPTIONS, URI, JsonListSource, open_json_list
+from pipelines.sources.listing import FileInfo
+from pipelines.storage import Storage
+
+
+def open_coco(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> JsonListSource:
+    """The source of a COCO captions file; roles as in `open_json_list`.
+
+    Raises:
+        ValueError: it is not one, or a named field is missing.
+    """
+    split = posixpath.splitext(info.name)[0].rpartition("_")[2]
+    here = posixpath.dirname(info.uri)
+    below = ("", "images", split, posixpath.join("images", split))
+    folders = [posixpath.join(base, name).rstrip("/") for base in (here, posixpath.dirname(here)) for name in below]
+    return open_json_list(corpus, info, coco_records, tuple(folders), columns, storage)
+
+
+def coco_records(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record a picture, with its fields but for the file name; captions of unknown pictures come last.
+
+    Raises:
+        KeyError: a field of the format is missing.
+    """
+    captions: dict[Any, list[str]] = {}
+    for annotation in data["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]).strip())
+    records = []
+    for image in data["images"]:
+        fields = {name: value for name, value in image.items() if name != "file_name"}
+        records.append({**fields, URI: image["file_name"], CAPTIONS: captions.pop(image["id"], None)})
+    return records + [{"id": image_id, CAPTIONS: texts} for image_id, texts in captions.items()]

@@ -1,0 +1,45 @@
+"""Karpathy's splits of Flickr8k, Flickr30k and COCO: several sentences a picture, and the split it belongs to.
+
+A picture is one record; its `id` is the `cocoid`, else the `imgid`, and is its item. `split` and the other fields pass
+through.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+from pipelines.contract import Columns
+from pipelines.sources.json_list import CAPTIONS, URI, JsonListSource, open_json_list
+from pipelines.sources.listing import FileInfo
+from pipelines.storage import Storage
+
+_TAKEN = {"filename", "filepath", "sentences"}
+
+
+def open_karpathy(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> JsonListSource:
+    """The source of a Karpathy split; roles as in `open_json_list`.
+
+    Raises:
+        ValueError: it is not one, or a named field is missing.
+    """
+    here = posixpath.dirname(info.uri)
+    folders = (here, posixpath.join(here, "images"), posixpath.dirname(here), f"{posixpath.dirname(here)}/images")
+    return open_json_list(corpus, info, karpathy_records, folders, columns, storage)
+
+
+def karpathy_records(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record a picture.
+
+    Raises:
+        KeyError: a field of the format is missing.
+    """
+    return [
+        {
+            "id": image.get("cocoid", image.get("imgid")),
+            **{name: value for name, value in image.items() if name not in _TAKEN},
+            URI: posixpath.join(image.get("filepath") or "", image["filename"]),
+            CAPTIONS: [sentence["raw"].strip() for sentence in image["sentences"]],
+        }
+        for image in data["images"]
+    ]

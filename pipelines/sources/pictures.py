@@ -1,0 +1,5 @@
+"""What counts as a picture by its name."""
+
+from __future__ import annotations
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})

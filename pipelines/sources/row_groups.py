@@ -1,0 +1,41 @@
+"""How the row groups of a Parquet file are cut into shards: by the file alone, never by the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.sources.base import Shard
+from pipelines.sources.listing import FileInfo
+
+MAX_SHARD_BYTES = 32 << 20
+MAX_SHARD_ROWS = 16_384
+MIN_SHARDS = 16
+
+
+def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[Shard]:
+    """Contiguous row groups packed into shards.
+
+    Bounded in bytes and rows, and at least 16 where the file has as many row groups: one file of many small row
+    groups must still be read by many tasks.
+
+    Args:
+        info: the file.
+        groups: (rows, compressed bytes) of each row group.
+    """
+    groups_each = max(1, len(groups) // MIN_SHARDS)
+    shards: list[Shard] = []
+    start = first = rows = size = 0
+    for i, (group_rows, group_bytes) in enumerate(groups):
+        full = i - start >= groups_each or size + group_bytes > MAX_SHARD_BYTES or rows + group_rows > MAX_SHARD_ROWS
+        if i > start and full:
+            shards.append(_shard(info, start, i, first, rows, size))
+            start, first, rows, size = i, first + rows, 0, 0
+        rows, size = rows + group_rows, size + group_bytes
+    shards.append(_shard(info, start, len(groups), first, rows, size))
+    return [shard for shard in shards if shard.rows]
+
+
+def _shard(info: FileInfo, start: int, stop: int, first: int, rows: int, size: int) -> Shard:
+    return Shard(
+        uri=info.uri, version=info.version, start=start, stop=stop, first_row=first, rows=rows, size_bytes=size
+    )

@@ -1,0 +1,92 @@
+"""Types of loosely typed values (JSON fields, cells): found once for the corpus, then forced on every value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+_LIST = "list:"
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+class TypeTally:
+    """Which kinds of values each field was seen to hold, in the order in which the fields were first seen.
+
+    >>> tally = TypeTally()
+    >>> tally.add({"a": 1, "b": [True], "c": "x"})
+    >>> tally.add({"a": 2.5, "b": [], "c": {"d": 1}})
+    >>> [str(field.type) for field in tally.schema()]
+    ['double', 'list<item: bool>', 'string']
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, set[str]] = {}
+
+    def add(self, fields: Mapping[str, Any]) -> None:
+        """Count one record's fields in."""
+        for name, value in fields.items():
+            self._kinds.setdefault(name, set()).update(_kinds_of(value))
+
+    def names(self) -> list[str]:
+        """The fields that were seen."""
+        return list(self._kinds)
+
+    def schema(self, without: Iterable[str] = ()) -> pa.Schema:
+        """The narrowest types that hold what was seen; strings (JSON where need be) for mixtures."""
+        left_out = set(without)
+        return pa.schema([(name, _type_of(kinds)) for name, kinds in self._kinds.items() if name not in left_out])
+
+
+def fit(value: Any, kind: pa.DataType) -> Any:
+    """A value as its column's type wants it: JSON where the column is text, None where it does not fit."""
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return as_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    if pa.types.is_list(kind):
+        return [fit(item, kind.value_type) for item in value] if isinstance(value, list) else None
+    if pa.types.is_boolean(kind):
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if pa.types.is_floating(kind):
+        return float(value) if isinstance(value, float) or value in _INT64 else None
+    return value if isinstance(value, int) and value in _INT64 else None
+
+
+def fit_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of `schema`; fields that the schema does not have are dropped, missing ones null."""
+    arrays = [pa.array([fit(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def as_text(text: str) -> str:
+    """A string that UTF-8 can hold: JSON may escape half of a surrogate pair, which Arrow refuses.
+
+    >>> as_text("caf\\u00e9 \\ud800")
+    'café ?'
+    """
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _kinds_of(value: Any) -> set[str]:
+    if value is None:
+        return set()
+    if isinstance(value, list):
+        return {_LIST + kind for item in value for kind in _kinds_of(item)} or {_LIST}
+    if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
+        return {"other"}
+    return {type(value).__name__}
+
+
+def _type_of(kinds: set[str]) -> pa.DataType:
+    if kinds and all(kind.startswith(_LIST) for kind in kinds):
+        return pa.list_(_type_of({kind.removeprefix(_LIST) for kind in kinds} - {""}))
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds == {"int"}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {"int", "float"} else pa.string()
