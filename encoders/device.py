@@ -37,7 +37,8 @@ class Runtime:
 
     def place(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model on the device, for inference, with channels-last convolutions."""
-        return model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        model = model.eval().requires_grad_(False).to(self.device)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def tensor(self, array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
         """An array on the device, through pinned memory where that lets the copy overlap with work."""

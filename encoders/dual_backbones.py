@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from encoders.directories import load_config, load_tokenizer
+from encoders.directories import ModelConfig
 from encoders.images.transform import load_transform
+from encoders.loading import load_model, load_tokenizer
 from encoders.packaged import minilm_directory
-from encoders.single_tower import is_vision, max_tokens_of, pool_tokens, pooling_of, vision_dim, vision_features
+from encoders.pooling import pool_tokens, pooling_of
+from encoders.single_tower import is_vision, max_tokens_of, vision_dim, vision_features
 
 
 class ImageBackbone(nn.Module):
@@ -29,7 +31,7 @@ class ImageBackbone(nn.Module):
             return
         config = _config(description["config"])
         self.model = _from_config(config)
-        self.dim = vision_dim(config)
+        self.dim = int(description["dim"])
         self._features = vision_features(self.model, config.model_type)
 
     @staticmethod
@@ -40,15 +42,20 @@ class ImageBackbone(nn.Module):
             ValueError: not a vision model.
         """
         if spec == "efficientnet-lite0":
-            from encoders.efficientnet_lite import TRANSFORM
+            from encoders.efficientnet_files import TRANSFORM
 
             return {"kind": spec, "transform": TRANSFORM.to_dict()}
         directory = Path(spec)
-        config = load_config(directory)
+        config = ModelConfig(directory)
         if not is_vision(config):
             raise ValueError(f"image backbone {spec!r}: {config.model_type} is no vision model")
         transform = load_transform(directory).to_dict()
-        return {"kind": "transformers", "config": config.to_dict(), "transform": transform}
+        return {
+            "kind": "transformers",
+            "config": config.full.to_dict(),
+            "dim": vision_dim(config),
+            "transform": transform,
+        }
 
     def load_pretrained(self, spec: str) -> None:
         """Take the weights of the backbone named by a spec."""
@@ -61,7 +68,7 @@ class ImageBackbone(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(n, 3, height, width) → (n, `dim`)."""
-        return self._features(pixel_values)  # type: ignore[no-any-return]
+        return self._features(pixel_values)
 
 
 class TextBackbone(nn.Module):
@@ -93,14 +100,14 @@ class TextBackbone(nn.Module):
             weights = describe(spec).card.towers[0].weights
             return {"kind": spec, "dim": DIM, "weights": weights, "pooling": None, "max_tokens": None}
         directory = _text_directory(spec)
-        config = load_config(directory)
+        config = ModelConfig(directory)
         if is_vision(config):
             raise ValueError(f"text backbone {spec!r}: {config.model_type} is no text model")
         return {
             "kind": "transformers",
-            "config": config.to_dict(),
+            "config": config.full.to_dict(),
             "pooling": pooling_of(directory),
-            "max_tokens": max_tokens_of(directory, config),
+            "max_tokens": max_tokens_of(config),
         }
 
     def load_pretrained(self, spec: str) -> None:
@@ -137,25 +144,24 @@ def _text_directory(spec: str) -> Path:
 def _config(data: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**data)
+    # The backbone may have been stored in half precision; a dual tower is float32, to be trained.
+    return AutoConfig.for_model(**{**data, "dtype": "float32"})
 
 
 def _from_config(config: Any) -> nn.Module:
     """A model with fresh weights. A pooler is left out: nothing reads it, and DDP would miss its gradients."""
     from transformers import AutoModel
 
-    model: nn.Module = AutoModel.from_config(config)
-    return _without_pooler(model, config)
+    return _without_pooler(AutoModel.from_config(config))
 
 
 def _pretrained(directory: Path) -> nn.Module:
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
-    return _without_pooler(model, model.config)
+    return _without_pooler(load_model(AutoModel, directory))
 
 
-def _without_pooler(model: nn.Module, config: Any) -> nn.Module:
+def _without_pooler(model: Any) -> nn.Module:
     pooler = getattr(model, "pooler", None)
     if pooler is not None and any(True for _ in pooler.parameters()):
         model.pooler = None

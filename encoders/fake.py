@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,8 @@ from encoders.registry import Description
 
 _DEFAULT_DIM = 64
 _MAX_WORDS = 64
+_CHUNK = 4096
+_WORD = re.compile(r"\w+")
 _GRID = 4
 _TRANSFORM = ImageTransform(kind="resize", size=(32, 32), resample="bilinear")
 _COLOURS = {
@@ -45,7 +46,7 @@ def _card(spec: str) -> EncoderCard:
     dim = int(spec.partition("-")[2] or _DEFAULT_DIM)
     if dim < 8:
         raise ValueError(f"encoder {spec!r}: at least 8 dimensions")
-    weights = digest_json(["fake", 1, dim])
+    weights = digest_json(["fake", 2, dim])
     image = TowerCard(
         modality="image", dim=dim, space=weights, weights=weights, tokenizer=None, preprocessing=_TRANSFORM.digest
     )
@@ -83,17 +84,30 @@ class FakeEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
         """Vectors (n, dim): the sum of the words' directions."""
-        words = [re.findall(r"\w+", text.lower()) for text in texts]
-        overlong = np.array([len(w) > _MAX_WORDS for w in words], np.bool_)
+        words = [_WORD.findall(text.lower()) for text in texts]
+        overlong = np.array([len(found) > _MAX_WORDS for found in words], np.bool_)
+        if self._policy != "window":
+            words = [found[:_MAX_WORDS] for found in words]
         vectors = np.zeros((len(texts), self._dim), np.float32)
-        vectors[:, 0] = 1e-3
-        for i, found in enumerate(words):
-            for word in found if self._policy == "window" else found[:_MAX_WORDS]:
-                vectors[i] += self._word(word)
+        for start in range(0, len(words), _CHUNK):
+            vectors[start : start + _CHUNK] = self._sums(words[start : start + _CHUNK])
+        vectors[:, 0] += 1e-3  # no words, no direction
         vectors = _unit(vectors)
         rejected = overlong if self._policy == "reject" else np.zeros(len(texts), np.bool_)
         vectors[rejected] = 0.0
         return TextVectors(vectors=vectors, overlong=overlong, rejected=rejected)
+
+    def _sums(self, words: list[list[str]]) -> NDArray[np.float32]:
+        """The sum (n, dim) of each text's words: every distinct word is looked up once."""
+        places: dict[str, int] = {}
+        flat = [places.setdefault(word, len(places)) for found in words for word in found]
+        sums = np.zeros((len(words), self._dim), np.float32)
+        lengths = np.array([len(found) for found in words])
+        if flat:
+            table = np.stack([self._word(word) for word in places])
+            starts = np.cumsum(lengths) - lengths
+            sums[lengths > 0] = np.add.reduceat(table[flat], starts[lengths > 0])
+        return sums
 
     def _word(self, word: str) -> NDArray[np.float32]:
         direction = _direction(word, self._dim)
@@ -103,10 +117,10 @@ class FakeEncoder:
         return direction
 
 
-@lru_cache(maxsize=65_536)
 def _direction(word: str, dim: int) -> NDArray[np.float32]:
-    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-    return np.random.default_rng(seed).standard_normal(dim).astype(np.float32)
+    """A word's direction, entries of unit variance: a hash stretched to `dim` bytes."""
+    stretched = hashlib.shake_128(word.encode("utf-8", "surrogatepass")).digest(dim)
+    return (np.frombuffer(stretched, np.uint8).astype(np.float32) - 127.5) / np.float32(73.9)
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

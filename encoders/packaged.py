@@ -22,7 +22,7 @@ def describe(spec: str) -> Description:
     """
     if spec == _MINILM:
         return describe_directory(minilm_directory(), name=_MINILM, spec=_MINILM)
-    from encoders.efficientnet_lite import FEATURES, TRANSFORM, weights_path
+    from encoders.efficientnet_files import FEATURES, TRANSFORM, weights_path
 
     weights = digest_files([weights_path()])
     tower = TowerCard(
@@ -44,7 +44,8 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     if spec == _MINILM:
         return load_directory(minilm_directory(), description, options)
     from encoders.device import Runtime
-    from encoders.efficientnet_lite import FEATURES, TRANSFORM, load_pretrained
+    from encoders.efficientnet_files import FEATURES, TRANSFORM
+    from encoders.efficientnet_lite import load_pretrained
     from encoders.towers import ImageTower, TowersEncoder
 
     runtime = Runtime(options)

@@ -1,8 +1,8 @@
 """From a name, a directory or a hub id to an encoder; and to its card without loading any weights.
 
-A spec is a registered name (`fake`, `efficientnet-lite0`), a local model directory, a hub id, or `IMAGE+TEXT`:
-the image tower of one encoder and the text tower of another, in two spaces that have nothing to do with each
-other.
+A spec is a registered name (`fake`, `efficientnet-lite0`), a local model directory, a hub id (`org/name`, or
+`org/name@revision`), or `IMAGE+TEXT`: the image tower of one encoder and the text tower of another, in two spaces that
+have nothing to do with each other.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Protocol
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "merges.txt", "1_Pooling/*"]
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +122,13 @@ def _from_hub(spec: str) -> Path:
         ValueError: not a hub id, or the hub has not got it or cannot be reached.
     """
     known = ", ".join(_REGISTRY)
-    if not _HUB_ID.fullmatch(spec):
+    named = _HUB_ID.fullmatch(spec)
+    if named is None:
         raise ValueError(f"encoder {spec!r}: neither a registered name ({known}) nor a directory nor a hub id")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(spec, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(named[1], revision=named[2], allow_patterns=_HUB_FILES))
     except Exception as error:
         raise ValueError(
             f"encoder {spec!r}: neither a registered name ({known}) nor a directory here, and the hub did not give it "

@@ -1,28 +1,30 @@
-"""Single towers of transformers: any text model with its pooling, any vision model with its own.
-
-Text: mean over the tokens unless a sentence-transformers directory says otherwise (`1_Pooling/config.json`).
-Vision: the pooled map of a convolutional model, the class token of a transformer. A transformer's `pooler` is left
-alone: it is trained for one head, and in many checkpoints not trained at all.
-"""
+"""Directories with one tower: any text model or vision model of transformers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from encoders.digest import digest_json
-from encoders.directories import load_config, load_tokenizer, tokenizer_digest, weights_digest
+from encoders.directories import ModelConfig, identity, model_digest, tokenizer_digest
 from encoders.images.transform import load_transform
+from encoders.pooling import Pooling, pool_tokens, pooling_of
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
 from encoders.registry import Description
 
 if TYPE_CHECKING:
     import torch
 
-Pooling = Literal["mean", "cls", "max"]
-_NO_CLASS_TOKEN = ("swin", "swinv2", "cvt", "focalnet")
+# Their first token is a patch like any other.
+_NO_CLASS_TOKEN = ("swin", "swinv2", "cvt", "focalnet", "ijepa", "hiera")
+# Their pooler is an attention head that was trained with the tower: it is the picture's vector.
+_ATTENTION_POOLED = ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model")
+# Masks patches at random, in inference too.
+_RANDOM = ("vit_mae",)
+_VISION_KEYS = {"num_channels", "image_size", "patch_size"}
+_PADDED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 _UNBOUNDED = 1 << 20
 
 
@@ -33,31 +35,12 @@ def describe(spec: str) -> Description:
 
 def describe_directory(directory: Path, *, name: str | None = None, spec: str | None = None) -> Description:
     """The card of a directory with one tower, under a name of its own where it has one."""
-    config = load_config(directory)
-    weights = weights_digest(directory)
+    config = ModelConfig(directory)
+    weights = model_digest(directory, config.raw)
     transform = load_transform(directory) if is_vision(config) else None
-    if transform is not None:
-        tower = TowerCard(
-            modality="image",
-            dim=vision_dim(config),
-            space=digest_json(["image", weights]),
-            weights=weights,
-            tokenizer=None,
-            preprocessing=transform.digest,
-        )
-    else:
-        settings = [pooling_of(directory), max_tokens_of(directory, config)]
-        tower = TowerCard(
-            modality="text",
-            dim=int(config.hidden_size),
-            space=digest_json(["text", weights, settings]),
-            weights=weights,
-            tokenizer=tokenizer_digest(directory),
-            preprocessing=digest_json(settings),
-        )
-    card = EncoderCard(
-        name=name or f"{config.model_type}:{directory.name}", spec=spec or str(directory.resolve()), towers=(tower,)
-    )
+    tower = _image_card(config, weights, transform.digest) if transform else _text_card(config, weights)
+    short, found_again = identity(directory)
+    card = EncoderCard(name=name or f"{config.model_type}:{short}", spec=spec or found_again, towers=(tower,))
     return Description(card=card, image_transform=transform)
 
 
@@ -67,47 +50,56 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
 
 
 def load_directory(directory: Path, description: Description, options: EncoderOptions) -> Encoder:
-    """The encoder of a directory whose card is known."""
+    """The encoder of a directory whose card is known.
+
+    Raises:
+        ValueError: weights are missing, or the options do not fit this machine.
+    """
     from transformers import AutoModel
 
     from encoders.device import Runtime
+    from encoders.loading import load_model, load_tokenizer
     from encoders.text import TextTower
     from encoders.towers import ImageTower, TowersEncoder
 
-    config = load_config(directory)
+    config = ModelConfig(directory)
     runtime = Runtime(options)
-    model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True, trust_remote_code=False)
-    model = runtime.place(model)
-    tower = description.card.towers[0]
-    if description.image_transform is not None:
-        image = ImageTower(
-            transform=description.image_transform,
-            forward=vision_features(model, config.model_type),
-            dim=tower.dim,
-            runtime=runtime,
-        )
+    model = runtime.place(load_model(AutoModel, directory))
+    dim, transform = description.card.towers[0].dim, description.image_transform
+    if transform is not None:
+        forward = vision_features(model, config.model_type)
+        image = ImageTower(transform=transform, forward=forward, dim=dim, runtime=runtime)
         return TowersEncoder(description.card, image=image)
     text = TextTower(
         tokenizer=load_tokenizer(directory),
         forward=text_features(model, pooling_of(directory)),
-        max_tokens=max_tokens_of(directory, config),
+        max_tokens=max_tokens_of(config),
         pad_to_max=False,
-        dim=tower.dim,
+        dim=dim,
         runtime=runtime,
         policy=options.text_policy,
     )
     return TowersEncoder(description.card, text=text)
 
 
-def is_vision(config: Any) -> bool:
-    """Whether a configuration is of a vision model."""
-    return hasattr(config, "num_channels") or hasattr(config, "image_size")
+def is_vision(config: ModelConfig) -> bool:
+    """Whether a configuration is of a vision model.
+
+    Raises:
+        ValueError: a vision model whose vectors are not deterministic.
+    """
+    if config.model_type in _RANDOM:
+        raise ValueError(f"encoder {config.directory}: {config.model_type} masks patches at random; use another tower")
+    if _VISION_KEYS & set(config.raw):
+        return True
+    return "vocab_size" not in config.raw and any(config.get(key) is not None for key in sorted(_VISION_KEYS))
 
 
-def vision_dim(config: Any) -> int:
+def vision_dim(config: ModelConfig) -> int:
     """Length of a vision model's features."""
-    sizes = getattr(config, "hidden_sizes", None)
-    return int(sizes[-1] if sizes else config.hidden_size)
+    sizes = config.raw.get("hidden_sizes") or config.raw.get("hidden_size") or config.get("hidden_sizes")
+    sizes = sizes or config.get("hidden_size")
+    return int(sizes[-1] if isinstance(sizes, (list, tuple)) else sizes)
 
 
 def vision_features(model: Any, model_type: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -115,11 +107,13 @@ def vision_features(model: Any, model_type: str) -> Callable[[torch.Tensor], tor
 
     def forward(pixel_values: torch.Tensor) -> torch.Tensor:
         output = model(pixel_values=pixel_values)
-        hidden = output.last_hidden_state
+        hidden: torch.Tensor = output.last_hidden_state
+        pooled: torch.Tensor | None = getattr(output, "pooler_output", None)
+        if model_type in _ATTENTION_POOLED and pooled is not None:
+            return pooled
         if hidden.dim() == 4:
-            pooled = output.pooler_output if output.pooler_output is not None else hidden.mean(dim=(2, 3))
-            return pooled.flatten(1)  # type: ignore[no-any-return]
-        return hidden.mean(dim=1) if model_type in _NO_CLASS_TOKEN else hidden[:, 0]  # type: ignore[no-any-return]
+            return (hidden.mean(dim=(2, 3)) if pooled is None else pooled).flatten(1)
+        return hidden.mean(dim=1) if model_type in _NO_CLASS_TOKEN else hidden[:, 0]
 
     return forward
 
@@ -135,35 +129,37 @@ def text_features(model: Any, pooling: Pooling) -> Callable[[dict[str, torch.Ten
     return forward
 
 
-def pool_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """(n, tokens, dim) → (n, dim)."""
-    if pooling == "cls":
-        return hidden[:, 0]
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    if pooling == "max":
-        return hidden.masked_fill(weights == 0, float("-inf")).amax(dim=1)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
-
-
-def pooling_of(directory: Path) -> Pooling:
-    """The pooling that a sentence-transformers directory names, else the mean."""
-    path = directory / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
-    config = json.loads(path.read_text())
-    if config.get("pooling_mode_cls_token") or config.get("pooling_mode") == "cls":
-        return "cls"
-    return "max" if config.get("pooling_mode_max_tokens") or config.get("pooling_mode") == "max" else "mean"
-
-
-def max_tokens_of(directory: Path, config: Any) -> int:
+def max_tokens_of(config: ModelConfig) -> int:
     """The longest input: what sentence-transformers, the tokenizer and the position table allow."""
-    limits = [int(getattr(config, "max_position_embeddings", None) or _UNBOUNDED)]
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+    limits = [int(config.get("max_position_embeddings") or _UNBOUNDED)]
+    if config.model_type in _PADDED_POSITIONS:
         limits[0] -= 2  # their position table begins after the padding index
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        path = directory / name
-        value = json.loads(path.read_text()).get(key) if path.is_file() else None
+        path = config.directory / name
+        value = json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
         if isinstance(value, int):
             limits.append(value)
     return min(limits)
+
+
+def _image_card(config: ModelConfig, weights: str, preprocessing: str) -> TowerCard:
+    return TowerCard(
+        modality="image",
+        dim=vision_dim(config),
+        space=digest_json(["image", weights]),
+        weights=weights,
+        tokenizer=None,
+        preprocessing=preprocessing,
+    )
+
+
+def _text_card(config: ModelConfig, weights: str) -> TowerCard:
+    settings = [pooling_of(config.directory), max_tokens_of(config)]
+    return TowerCard(
+        modality="text",
+        dim=int(config.get("hidden_size")),
+        space=digest_json(["text", weights, settings]),
+        weights=weights,
+        tokenizer=tokenizer_digest(config.directory),
+        preprocessing=digest_json(settings),
+    )

@@ -21,7 +21,7 @@ class TextTower:
     """A text tower that is ready to run.
 
     Attributes:
-        tokenizer: of transformers, a fast one.
+        tokenizer: of transformers, fast or slow.
         forward: token batch → features (n, dim), not normalised.
         max_tokens: the longest input, special tokens included.
         pad_to_max: whether the tower was trained on inputs padded to `max_tokens` without a mask (SigLIP), so that
@@ -60,6 +60,8 @@ class TextTower:
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
         """Token ids of each window of at most `max_tokens`, and the caption that each belongs to."""
+        if not self.tokenizer.is_fast:
+            return windows_of_slow(self.tokenizer, texts, self.max_tokens)
         encoded = self.tokenizer(
             list(texts), truncation=True, max_length=self.max_tokens, return_overflowing_tokens=True
         )
@@ -85,3 +87,19 @@ class TextTower:
         sums = np.zeros((n, vectors.shape[1]), np.float32)
         np.add.at(sums, owner, vectors)
         return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+
+def windows_of_slow(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], NDArray[np.int64]]:
+    """As a fast tokenizer's overflowing tokens, for one without them (SigLIP's is plain SentencePiece).
+
+    Returns:
+        Token ids of each window, and the index of the text that each belongs to.
+    """
+    room = max_tokens - tokenizer.num_special_tokens_to_add(pair=False)
+    windows: list[list[int]] = []
+    owner: list[int] = []
+    for i, ids in enumerate(tokenizer(list(texts), add_special_tokens=False)["input_ids"]):
+        for start in range(0, max(len(ids), 1), room):
+            windows.append(tokenizer.build_inputs_with_special_tokens(ids[start : start + room]))
+            owner.append(i)
+    return windows, np.asarray(owner, np.int64)

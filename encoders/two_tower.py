@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from encoders.digest import digest_json
-from encoders.directories import (
-    load_config,
-    load_tokenizer,
-    tokenizer_digest,
-    weights_digest,
-)
+from encoders.directories import ModelConfig, identity, model_digest, tokenizer_digest
 from encoders.images.transform import ImageTransform, load_transform
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
 from encoders.registry import Description
@@ -60,11 +55,10 @@ FAMILIES: dict[str, Family] = {
 def describe(spec: str) -> Description:
     """The card of a two-tower directory."""
     directory = Path(spec)
-    config = load_config(directory)
+    config = ModelConfig(directory)
     transform = load_transform(directory)
-    weights = weights_digest(directory)
+    weights = model_digest(directory, config.raw)
     family = FAMILIES[config.model_type]
-    limit = _max_tokens(config, family)
     image_dim, text_dim = _dims(config)
     space = digest_json([config.model_type, weights])
     image = TowerCard(
@@ -76,31 +70,32 @@ def describe(spec: str) -> Description:
         space=space,
         weights=weights,
         tokenizer=tokenizer_digest(directory),
-        preprocessing=digest_json([limit, family.pad_to_max]),
+        preprocessing=digest_json([_max_tokens(config, family), family.pad_to_max]),
     )
-    name = f"{config.model_type}:{directory.name}"
-    return Description(
-        card=EncoderCard(name=name, spec=str(directory.resolve()), towers=(image, text)), image_transform=transform
-    )
+    short, found_again = identity(directory)
+    card = EncoderCard(name=f"{config.model_type}:{short}", spec=found_again, towers=(image, text))
+    return Description(card=card, image_transform=transform)
 
 
 def load(spec: str, options: EncoderOptions) -> Encoder:
-    """The encoder of a two-tower directory."""
+    """The encoder of a two-tower directory.
+
+    Raises:
+        ValueError: weights are missing, or the options do not fit this machine.
+    """
     import transformers
 
     from encoders.device import Runtime
+    from encoders.loading import load_model, load_tokenizer
     from encoders.text import TextTower
     from encoders.towers import ImageTower, TowersEncoder
 
     description = describe(spec)
     directory = Path(spec)
-    config = load_config(directory)
+    config = ModelConfig(directory)
     family = FAMILIES[config.model_type]
     runtime = Runtime(options)
-    model = getattr(transformers, family.model).from_pretrained(
-        directory, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
-    model = runtime.place(model)
+    model = runtime.place(load_model(getattr(transformers, family.model), directory))
     transform = description.image_transform
     assert transform is not None
     image_dim, text_dim = _dims(config)
@@ -119,17 +114,17 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     return TowersEncoder(description.card, image=image, text=text)
 
 
-def _dims(config: Any) -> tuple[int, int]:
+def _dims(config: ModelConfig) -> tuple[int, int]:
     """Lengths of image and text vectors."""
-    projection = getattr(config, "projection_dim", None)
-    if projection and config.model_type not in ("siglip", "siglip2"):
-        return int(projection), int(projection)
-    text = config.text_config
-    return int(config.vision_config.hidden_size), int(getattr(text, "projection_size", None) or text.hidden_size)
+    if config.model_type not in ("siglip", "siglip2"):
+        projection = int(config.get("projection_dim"))
+        return projection, projection
+    text = config.get("projection_size", "text_config") or config.get("hidden_size", "text_config")
+    return int(config.get("hidden_size", "vision_config")), int(text)
 
 
-def _max_tokens(config: Any, family: Family) -> int:
-    positions = int(config.text_config.max_position_embeddings)
+def _max_tokens(config: ModelConfig, family: Family) -> int:
+    positions = int(config.get("max_position_embeddings", "text_config"))
     return min(positions, family.context) if family.context else positions
 
 
@@ -141,7 +136,7 @@ def _image_forward(model: Any, transform: ImageTransform, runtime: Runtime) -> C
         values, mask, shapes = patchify(pixels, transform)
         inputs = {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
         tensors = {name: runtime.tensor(array) for name, array in inputs.items()}
-        return model.get_image_features(**tensors).pooler_output  # type: ignore[no-any-return]
+        return model.get_image_features(**tensors).pooler_output
 
     return forward
 
@@ -151,7 +146,7 @@ def _text_forward(model: Any, family: Family) -> Callable[[dict[str, torch.Tenso
         inputs = {"input_ids": batch["input_ids"]}
         if family.masked:
             inputs["attention_mask"] = batch["attention_mask"]
-        return model.get_text_features(**inputs).pooler_output  # type: ignore[no-any-return]
+        return model.get_text_features(**inputs).pooler_output
 
     return forward
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
@@ -49,6 +52,28 @@ def tiny_siglip(directory: Path) -> Path:
     config = tf.SiglipConfig(text_config=text | {"bos_token_id": 0}, vision_config=dict(_VISION))
     processor = tf.SiglipImageProcessorPil(size={"height": _SIZE, "width": _SIZE})
     return _save(directory, tf.SiglipModel, config, bpe_tokenizer(max_length=16, bos=False), processor)
+
+
+def tiny_siglip_sentencepiece(directory: Path) -> Path:
+    """SigLIP with the tokenizer that Google's checkpoints have: plain SentencePiece, lower-cased, no punctuation."""
+    import sentencepiece
+
+    tiny_siglip(directory)
+    (directory / "tokenizer.json").unlink()
+    words = ["a dog on a boat", "the quick brown fox jumps", "red green blue car tree house"] * 50
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(directory / "spiece"), vocab_size=32, minloglevel=2,
+        character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    (directory / "spiece.vocab").unlink()
+    tf.SiglipTokenizer(str(directory / "spiece.model"), model_max_length=16).save_pretrained(directory)
+    return directory
+
+
+def tiny_siglip_vision(directory: Path) -> Path:
+    """The vision tower of SigLIP alone: no class token, an attention head that pools."""
+    processor = tf.SiglipImageProcessorPil(size={"height": _SIZE, "width": _SIZE})
+    return _save(directory, tf.SiglipVisionModel, tf.SiglipVisionConfig(**_VISION), None, processor)
 
 
 def tiny_siglip2(directory: Path) -> Path:
@@ -114,6 +139,25 @@ def tiny_dinov2(directory: Path) -> Path:
         size={"shortest_edge": 40}, crop_size={"height": _SIZE, "width": _SIZE}, resample=3
     )
     return _save(directory, tf.Dinov2Model, tf.Dinov2Config(**vision), None, processor)
+
+
+def edit_json(path: Path, **entries: Any) -> None:
+    """Set entries of a JSON file, made if it is not there."""
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data | entries))
+
+
+def edit_weights(directory: Path, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Rewrite a directory's weights."""
+    path = directory / "model.safetensors"
+    save_file(edit(load_file(path)), path, metadata={"format": "pt"})
+
+
+def halve(directory: Path) -> None:
+    """Store a directory's weights in half precision, as many checkpoints are."""
+    edit_weights(directory, lambda weights: {name: tensor.half() for name, tensor in weights.items()})
+    edit_json(directory / "config.json", dtype="float16")
 
 
 def bpe_tokenizer(*, max_length: int = 24, bos: bool = True) -> Any:

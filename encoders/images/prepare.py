@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from encoders.images.decode import MAX_PIXELS, open_image
+from encoders.images.decode import MAX_PIXELS, decode, drafted_size, read_header
+from encoders.images.errors import ImageError
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Preprocessing
 
@@ -20,54 +19,67 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+# Pictures much larger than needed are first averaged down to this many times the target (PIL's `reducing_gap`).
+_REDUCING_GAP = 2.0
 
 
 def prepare(
     data: bytes, transform: ImageTransform, mode: Preprocessing = "fast", max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3) of a picture, resized and cropped.
+    """uint8 (height, width, 3) of a picture, resized and cropped; the same shape in both modes.
 
     Args:
         data: the file's bytes.
         transform: what the model wants.
-        mode: `exact` equals the model family's own processor; `fast` decodes large JPEGs at reduced scale.
-        max_pixels: larger pictures are refused before decoding.
+        mode: `exact` equals the model family's own processor to 1/255; `fast` decodes large JPEGs at reduced scale
+            and shrinks large pictures in two steps.
+        max_pixels: pictures larger than this, before or after resizing, are refused before they take memory.
 
     Raises:
         ImageError: see `open_image`.
     """
-    target = _needed(data, transform) if mode == "fast" else None
-    image = open_image(data, max_pixels=max_pixels, target=target)
-    size = transform.target_size(*image.size)
-    if size != image.size:
-        image = image.resize(size, _FILTERS[transform.resample])
-    return _centre_crop(np.asarray(image), transform.crop)
+    header = read_header(data, max_pixels)
+    whole = drafted_size(header) if mode == "fast" else None
+    # Of the whole picture, not of the reduced one, whose sides were rounded: the shape must not depend on the mode.
+    size = transform.target_size(*whole) if whole else None
+    image = decode(header, data, size)
+    size = size or transform.target_size(*image.size)
+    gap = _REDUCING_GAP if mode == "fast" else None
+    return _padded(_resized_window(image, size, transform, gap, max_pixels), transform.crop)
 
 
-def _needed(data: bytes, transform: ImageTransform) -> tuple[int, int] | None:
-    """(width, height) after resizing, upright; None where the header cannot be read."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format != "JPEG":
-                return None
-            width, height = image.size
-            sideways = image.getexif().get(0x0112, 1) >= 5
-    except Exception:
-        return None
-    return transform.target_size(height, width) if sideways else transform.target_size(width, height)
+def _resized_window(
+    image: Image.Image, size: tuple[int, int], transform: ImageTransform, gap: float | None, max_pixels: int
+) -> NDArray[np.uint8]:
+    """What the centre crop keeps of the picture resized to `size`, as uint8 (height, width, 3)."""
+    crop = transform.crop or (size[1], size[0])
+    left, wide = _kept(size[0], crop[1])
+    top, tall = _kept(size[1], crop[0])
+    if wide * tall > max_pixels:
+        raise ImageError("too_many_pixels", f"resized, {wide} x {tall} pixels are over the limit of {max_pixels}")
+    window = (left, top, left + wide, top + tall)
+    sampling = _FILTERS[transform.resample]
+    if size[0] * size[1] <= max_pixels:
+        whole = image if size == image.size else image.resize(size, sampling, reducing_gap=gap)
+        return np.asarray(whole.crop(window))
+    # A line of 100,000 x 1 pixels, resized whole, would take gigabytes. PIL can compute the window alone, but keeps
+    # its bounds in single precision and so differs by some 5/255 at edges: not for ordinary pictures.
+    x_scale, y_scale = image.width / size[0], image.height / size[1]
+    box = (left * x_scale, top * y_scale, (left + wide) * x_scale, min((top + tall) * y_scale, image.height))
+    return np.asarray(image.resize((wide, tall), sampling, box=(*box[:2], min(box[2], image.width), box[3])))
 
 
-def _centre_crop(pixels: NDArray[np.uint8], crop: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """The centre, on black where the picture is smaller; offsets round as transformers' processors do."""
-    if crop is None:
-        return np.ascontiguousarray(pixels)
+def _kept(length: int, crop: int) -> tuple[int, int]:
+    """(start, length) of what a centre crop keeps of a side; rounds as transformers' processors do."""
+    return max(0, (length - crop) // 2), min(length, crop)
+
+
+def _padded(pixels: NDArray[np.uint8], crop: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """On black where the picture is smaller than the crop; an odd rest goes before, as in transformers."""
     height, width = pixels.shape[:2]
-    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
-    if top >= 0 and left >= 0:
-        return np.ascontiguousarray(pixels[top : top + crop[0], left : left + crop[1]])
-    tall, wide = max(crop[0], height), max(crop[1], width)
-    canvas = np.zeros((tall, wide, 3), np.uint8)
-    y, x = -((height - tall) // 2), -((width - wide) // 2)
-    canvas[y : y + height, x : x + width] = pixels
-    top, left = top + y, left + x
-    return np.ascontiguousarray(canvas[max(0, top) : top + crop[0], max(0, left) : left + crop[1]])
+    if crop is None or (height, width) == crop:
+        return np.ascontiguousarray(pixels)
+    canvas = np.zeros((*crop, 3), np.uint8)
+    top, left = -((height - crop[0]) // 2), -((width - crop[1]) // 2)
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,31 @@ from encoders.digest import digest_json
 
 Kind = Literal["resize", "shortest_edge", "patches"]
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-_HALF = (0.5, 0.5, 0.5)
+_IMAGE_KEYS = {"image_mean", "size", "max_num_patches", "image_processor_type", "feature_extractor_type"}
+# What a processor's class does where its configuration is silent; an absent mean and std are 0.5.
+_OPENAI = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+_CLIP = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_OPENAI}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIP": _CLIP,
+    "ChineseCLIP": _CLIP,
+    "Bit": _CLIP,
+    "ConvNext": {"size": {"shortest_edge": 384}, "crop_pct": 224 / 256},
+    "Siglip2": {"resample": 2, "patch_size": 16, "max_num_patches": 256},
+    "Siglip": {"size": {"height": 224, "width": 224}},
+    "ViT": {"resample": 2},
+}
+# Where these say `size: 224`, as the first CLIP checkpoints do, they mean the shortest edge; others mean a square.
+_EDGE_FAMILIES = {"CLIP", "ChineseCLIP", "Bit", "Siglip"}
+_REFUSED = (
+    "do_pad",
+    "do_flip_channel_order",
+    "do_thumbnail",
+    "do_align_long_axis",
+    "do_color_quantize",
+    "rescale_offset",
+    "size_divisor",
+    "ensure_multiple_of",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +70,15 @@ class ImageTransform:
     patch_size: int = 16
     max_patches: int = 256
 
+    def __post_init__(self) -> None:
+        """Checked here, so that a typing error is found on the driver and not by every worker."""
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind: {self.kind!r} is none of {', '.join(get_args(Kind))}")
+        if self.resample not in _RESAMPLE:
+            raise ValueError(f"resample: {self.resample!r} is none of {', '.join(_RESAMPLE)}")
+        if self.kind == "shortest_edge" and (self.size is None or self.size[0] != self.size[1]):
+            raise ValueError(f"size: {self.size} must be the shortest edge twice")
+
     @property
     def digest(self) -> str:
         """Digest of the transform, 16 hex digits."""
@@ -61,12 +94,13 @@ class ImageTransform:
 
     def to_dict(self) -> dict[str, Any]:
         """The transform as JSON-ready data."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        return dict(json.loads(json.dumps(asdict(self))))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ImageTransform:
         """The inverse of `to_dict`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**fields)
 
     def normalise(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Float32 (n, 3, height, width) of n uint8 (height, width, 3) pictures of one size."""
@@ -90,16 +124,18 @@ class ImageTransform:
 
 
 def load_transform(directory: Path) -> ImageTransform:
-    """The transform of a model directory: its `preprocessor_config.json` or `processor_config.json`.
+    """The transform of a model directory: the image processor of `processor_config.json`, where transformers 5
+    nests it and looks first, else `preprocessor_config.json`.
 
     Raises:
         FileNotFoundError: neither is there.
+        ValueError: the processor does something that isthmus cannot repeat.
     """
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name in ("processor_config.json", "preprocessor_config.json"):
         if (directory / name).is_file():
             config = json.loads((directory / name).read_text())
             config = config.get("image_processor", config)
-            if "image_mean" in config or "size" in config or "max_num_patches" in config:
+            if isinstance(config, dict) and _IMAGE_KEYS & config.keys():
                 return from_processor_config(config)
     raise FileNotFoundError(
         f"{directory}: holds no preprocessor_config.json; save the model's image processor there "
@@ -110,32 +146,52 @@ def load_transform(directory: Path) -> ImageTransform:
 def from_processor_config(config: dict[str, Any]) -> ImageTransform:
     """The transform that a transformers image processor's configuration describes.
 
+    Keys that are absent take the defaults of the processor's class, as in transformers.
+
     Raises:
-        ValueError: a resizing rule that is not known.
+        ValueError: a rule that is not known.
     """
-    scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
-    normalise = config.get("do_normalize", True)
-    common: dict[str, Any] = {
-        "resample": _RESAMPLE[int(config.get("resample", 3))],
-        "scale": scale,
-        "mean": tuple(config.get("image_mean", _HALF)) if normalise else (0.0, 0.0, 0.0),
-        "std": tuple(config.get("image_std", _HALF)) if normalise else (1.0, 1.0, 1.0),
-    }
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    family = next((name for name in _DEFAULTS if kind.startswith(name)), "")
+    config = _DEFAULTS.get(family, {}) | {name: value for name, value in config.items() if value is not None}
+    if refused := sorted(name for name in _REFUSED if config.get(name)):
+        raise ValueError(f"image processor {kind}: {refused[0]}={config[refused[0]]!r} is not known to isthmus")
+    common = _pixel_rules(config)
     if "max_num_patches" in config:
-        patches = {"patch_size": int(config["patch_size"]), "max_patches": int(config["max_num_patches"])}
+        patches: dict[str, Any] = {
+            "patch_size": int(config["patch_size"]),
+            "max_patches": int(config["max_num_patches"]),
+        }
         return ImageTransform(kind="patches", size=None, **patches, **common)
     crop = _pair(config["crop_size"]) if config.get("do_center_crop") and config.get("crop_size") else None
     if not config.get("do_resize", True):
         return ImageTransform(size=None, crop=crop, **common)
     size = config.get("size", 224)
-    if "crop_pct" in config or "ConvNext" in str(config.get("image_processor_type", "")):
-        return _convnext(size, float(config.get("crop_pct") or 224 / 256), common)
-    if isinstance(size, dict) and "shortest_edge" in size:
+    if "crop_pct" in config:
+        return _convnext(size, float(config["crop_pct"]), common)
+    if isinstance(size, (int, float)) and family in _EDGE_FAMILIES:
+        size = {"shortest_edge": size}
+    if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         edge = int(size["shortest_edge"])
         return ImageTransform(kind="shortest_edge", size=(edge, edge), crop=crop, **common)
-    if isinstance(size, dict) and "height" not in size:
-        raise ValueError(f"image processor: size {size} is not a rule that isthmus knows")
+    if isinstance(size, dict) and size.keys() != {"height", "width"}:
+        raise ValueError(f"image processor {kind}: size={size} is not a rule known to isthmus")
     return ImageTransform(kind="resize", size=_pair(size), crop=crop, **common)
+
+
+def _pixel_rules(config: dict[str, Any]) -> dict[str, Any]:
+    normalise = config.get("do_normalize", True)
+    return {
+        "resample": _RESAMPLE[int(config.get("resample", 3))],
+        "scale": float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+        "mean": _channels(config.get("image_mean", 0.5)) if normalise else (0.0, 0.0, 0.0),
+        "std": _channels(config.get("image_std", 0.5)) if normalise else (1.0, 1.0, 1.0),
+    }
+
+
+def _channels(value: Any) -> tuple[float, float, float]:
+    red, green, blue = value if isinstance(value, (list, tuple)) else (value, value, value)
+    return float(red), float(green), float(blue)
 
 
 def _convnext(size: Any, crop_fraction: float, common: dict[str, Any]) -> ImageTransform:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pyarrow as pa
+from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -34,7 +34,9 @@ class CorpusDatasource(Datasource):
         """Bytes to read."""
         return sum(work.shard.size_bytes for group in self._groups for work in group)
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, **_: Any) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
         """One task a group; `parallelism` was decided when the groups were made."""
         return [self._task(group, per_task_row_limit) for group in self._groups]
 

@@ -218,7 +218,7 @@ def _neighbours(
         prefilter=True,
         disable_scoring_autoprojection=True,
     )
-    return scan.to_table()["_rowid"].to_pylist()  # type: ignore[no-any-return]
+    return scan.to_table()["_rowid"].to_pylist()
 
 
 def _drop(dataset: lance.LanceDataset, column: str) -> None:

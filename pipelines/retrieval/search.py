@@ -216,8 +216,8 @@ def _take(fetch: Any, query: Query) -> pa.Table:
         rows = fetch(k).sort_by([(SCORE, "descending"), (ROW_ID, "ascending")])
         if not query.distinct:
             return rows.slice(0, query.k)
-        seen: set[Any] = set()
-        first = [i for i, item in enumerate(rows[ITEM_ID].to_pylist()) if not (item in seen or seen.add(item))]
+        items = rows[ITEM_ID].to_pylist()
+        first = sorted({item: i for i, item in reversed(list(enumerate(items)))}.values())
         if len(first) >= query.k or rows.num_rows < k:
             break
         k *= 4

