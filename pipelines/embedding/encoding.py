@@ -49,6 +49,8 @@ class EncodeBlocks:
     def __init__(self, settings: EncodeSettings) -> None:
         from encoders.registry import load
 
+        # Arrow's own allocators keep what was freed; over days an actor would grow to the sum of its worst moments.
+        pa.set_memory_pool(pa.system_memory_pool())
         self._settings = settings
         self._encoder: Encoder = load(settings.spec, settings.options)
         if self._encoder.card.fingerprint != settings.fingerprint:

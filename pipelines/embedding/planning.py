@@ -52,10 +52,9 @@ class PoolPlan:
 def plan_pools(resources: Resources, *, actors: int | None = None, gpus_per_actor: float | None = None) -> PoolPlan:
     """Actors and task sizes.
 
-    With GPUs, an actor a GPU, and a whole CPU for each decode task. Without, one single-threaded actor a core;
-    reading, decoding and encoding then each take a fraction of a logical CPU, so that as many decode tasks as
-    cores run *beside* the actors, and the operating system gives each core to whoever has rows: no core idles
-    while rows wait, whichever stage is the slow one.
+    With GPUs, an actor a GPU, and a whole CPU for each decode task. Without, one single-threaded actor a core that
+    decodes and encodes (equal resources let Ray Data fuse the two stages), and about one read task a core beside
+    it: reading waits for stores, the actors keep every core busy while there are rows.
 
     Raises:
         ValueError: a GPU was asked for and the cluster has none, or more actors than fit.
@@ -82,7 +81,7 @@ def plan_pools(resources: Resources, *, actors: int | None = None, gpus_per_acto
         actors=count,
         gpus_per_actor=0.0,
         cpus_per_actor=min(0.4, 0.4 * cores / count),
-        cpus_per_read=0.1,
+        cpus_per_read=0.5,
         cpus_per_decode=0.4,
         threads_per_actor=max(1, cores // count),
     )

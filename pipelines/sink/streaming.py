@@ -13,7 +13,7 @@ from pipelines.sink.committing import Committer
 from pipelines.sink.staging import StagedGroup, stage_envelopes
 from pipelines.storage import TableRef
 
-STAGES_IN_FLIGHT = 4
+STAGES_IN_FLIGHT = 2
 _RETRIES = 5
 
 

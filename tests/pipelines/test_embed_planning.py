@@ -46,12 +46,13 @@ def test_large_corpora_get_tasks_by_bytes() -> None:
     assert len(group_work(work([64 << 20] * 400), actors=2)) >= 200
 
 
-def test_a_machine_without_gpus_gives_every_core_an_actor_and_a_decoder() -> None:
+def test_a_machine_without_gpus_gives_every_core_an_actor_and_a_reader() -> None:
     plan = plan_pools(Resources(cpus=2, gpus=0))
     assert plan.actors == 2
     assert plan.gpus_per_actor == 0
-    busy = plan.actors * plan.cpus_per_actor + 2 * plan.cpus_per_decode + 2 * plan.cpus_per_read
-    assert busy <= 2, "actors, decoders and readers of all cores fit side by side"
+    assert plan.cpus_per_decode == plan.cpus_per_actor, "equal resources let Ray fuse decoding into the actors"
+    busy = plan.actors * plan.cpus_per_actor + 2 * plan.cpus_per_read
+    assert busy <= 2, "actors and readers of all cores fit side by side"
 
 
 def test_a_cluster_with_gpus_gets_an_actor_a_gpu() -> None:
