@@ -30,6 +30,8 @@ def ensure_ray() -> None:
     if not ray.is_initialized():
         # Ray Data's actors make its C++ side print an error that is none.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # When one staging task fails the job ends with its error; its siblings' say the same again.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         with _quiet_start():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 

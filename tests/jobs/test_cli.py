@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,28 @@ def test_a_filter_that_is_none_is_refused(where: str, table: Path) -> None:
     assert "where" in done.stderr
     assert "columns are row_id" in done.stderr
     assert json.loads(isthmus("info", table, "--json").stdout)["version"] == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_leaves_the_table_as_it_was_and_says_so(corpus: Path, small_disk: Path, tmp_path: Path) -> None:
+    table = small_disk / "db" / "t"
+    first = isthmus("embed", corpus, "--table", table, *ENCODER, "--columns.key", "id")
+    assert first.returncode == 0, first.stderr
+    more = write_parquet(tmp_path / "more.parquet", pairs(3_000, seed=2))
+    full = isthmus("embed", more, "--table", table, *ENCODER, "--commit-rows", 256, "--fragment-rows", 128)
+    assert full.returncode == 1
+    assert "no space left on the device" in full.stderr
+    assert "Traceback" not in full.stderr
+    info = json.loads(isthmus("info", table, "--json").stdout)
+    assert info["rows"] >= 60, "what was committed stays"
