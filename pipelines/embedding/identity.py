@@ -32,13 +32,20 @@ def corpus_root(corpus: str, uris: Iterable[str]) -> str:
 
 
 def shard_id(shard: Shard, job_digest: str) -> str:
-    """Identity of a shard: its file, the file's version, the row groups, and what the job makes of it.
+    """Identity of a shard: which file, for which job; then which version of it, and which part.
+
+    The two halves tell a file that is new from one that has changed.
 
     Args:
         shard: the shard.
         job_digest: digest of the encoder's fingerprint, the column roles and the modalities.
     """
-    return digest_json([shard.uri, shard.version, shard.start, shard.stop, job_digest])
+    return f"{file_id(shard, job_digest)}-{digest_json([shard.version, shard.start, shard.stop])}"
+
+
+def file_id(shard: Shard, job_digest: str) -> str:
+    """The first half of a shard's id: its file, for a job."""
+    return digest_json([shard.uri, job_digest])
 
 
 def picture_digest(data: bytes) -> str:

@@ -25,7 +25,7 @@ from pipelines.contract import (
 from pipelines.embedding import session
 from pipelines.embedding.encoding import vector_type
 from pipelines.embedding.graph import build_dataset, rows_of_a_block
-from pipelines.embedding.identity import shard_id
+from pipelines.embedding.identity import file_id, shard_id
 from pipelines.embedding.planning import PoolPlan, group_work, plan_pools
 from pipelines.embedding.reading import ShardWork
 from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for
@@ -36,7 +36,7 @@ from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.streaming import STAGES_IN_FLIGHT, SinkLimits, StreamingSink
 from pipelines.sink.tables import check_schema, create_dataset, open_dataset
-from pipelines.sources.base import Source
+from pipelines.sources.base import Shard, Source
 from pipelines.storage import TableRef
 
 Progress = Callable[[int, int | None], None]
@@ -155,7 +155,7 @@ def make_plan(
     """Which shards are still to read, and which of their records.
 
     Raises:
-        ValueError: the corpus is empty.
+        ValueError: the corpus is empty, or a file of it changed after its rows were embedded.
     """
     shards = source.shards()
     if not shards:
@@ -163,6 +163,7 @@ def make_plan(
     digest = digest_json(
         [description.card.fingerprint, vars(settings.columns), list(settings.modalities), sorted(settings.needs)]
     )
+    _refuse_changed_files(shards, digest, ledger)
     work = []
     skipped = 0
     for shard in shards:
@@ -172,6 +173,23 @@ def make_plan(
             done = tuple(ledger.coverage.ranges(identity))
             work.append(ShardWork(shard=shard, shard_id=identity, done=done))
     return _Plan(schema=schema, shards=len(shards), work=work, skipped_rows=skipped)
+
+
+def _refuse_changed_files(shards: list[Shard], digest: str, ledger: Ledger) -> None:
+    """A file that changed after its rows were embedded would stand in the table twice, in both versions.
+
+    Raises:
+        ValueError: names the file.
+    """
+    current = {shard_id(shard, digest) for shard in shards}
+    uris = {file_id(shard, digest): shard.uri for shard in shards}
+    for settled in ledger.coverage:
+        uri = uris.get(settled.partition("-")[0])
+        if uri is not None and settled not in current:
+            raise ValueError(
+                f"corpus: {uri} has changed since its rows were embedded; they would stand in the table twice. "
+                "Give what is new as files of their own, or embed into a new table"
+            )
 
 
 def _drain(

@@ -12,7 +12,7 @@ import base64
 import json
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 CLAIMS_PROPERTY = "isthmus.claims"
@@ -125,6 +125,9 @@ class Coverage:
 
     def __len__(self) -> int:
         return len(self._shards)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
 
     def __contains__(self, shard: str) -> bool:
         return shard in self._shards
