@@ -20,6 +20,6 @@ def ray_session() -> Iterator[None]:
     """Ray with 4 logical CPUs (two would starve actors and tasks of each other)."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
     yield
     ray.shutdown()
