@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from encoders.description import Description
 from encoders.digest import digest_json
 from encoders.directories import DUAL_CONFIG, identity, model_digest, tokenizer_digest
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
-from encoders.registry import Description
 
 Head = Literal["linear", "mlp"]
 

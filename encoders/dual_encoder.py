@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.description import Description
 from encoders.device import Runtime
 from encoders.dual import DualTower
 from encoders.loading import load_tokenizer
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TextVectors
-from encoders.registry import Description
 from encoders.registry import load as load_encoder
 from encoders.text import TextTower
 from encoders.towers import ImageTower, TowersEncoder

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.description import Description
 from encoders.digest import digest_json
 from encoders.images.transform import ImageTransform
 from encoders.protocol import EncoderCard, EncoderOptions, TextVectors, TowerCard
-from encoders.registry import Description
 
 _DEFAULT_DIM = 64
 _MAX_WORDS = 64

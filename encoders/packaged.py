@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from encoders.description import Description
 from encoders.digest import digest_files
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
-from encoders.registry import Description
 from encoders.single_tower import describe_directory, load_directory
 
 _EFFICIENTNET = "efficientnet-lite0"

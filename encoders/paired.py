@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.description import Description
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, Modality, TextVectors, TowerCard
-from encoders.registry import Description, describe, load
+from encoders.registry import describe, load
 
 
 def describe_pair(image_spec: str, text_spec: str) -> Description:

@@ -13,19 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from encoders.images.transform import ImageTransform
-from encoders.protocol import Encoder, EncoderCard, EncoderOptions
+from encoders.description import Description
+from encoders.protocol import Encoder, EncoderOptions
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """An encoder as data: what it is, and what its image tower wants to see (None without one)."""
-
-    card: EncoderCard
-    image_transform: ImageTransform | None
 
 
 class EncoderModule(Protocol):

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encoders.description import Description
 from encoders.digest import digest_json
 from encoders.directories import ModelConfig, identity, model_digest, tokenizer_digest
 from encoders.images.transform import load_transform
 from encoders.pooling import Pooling, pool_tokens, pooling_of
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
-from encoders.registry import Description
 
 if TYPE_CHECKING:
     import torch

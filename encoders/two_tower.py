@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from encoders.description import Description
 from encoders.digest import digest_json
 from encoders.directories import ModelConfig, identity, model_digest, tokenizer_digest
 from encoders.images.transform import ImageTransform, load_transform
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
-from encoders.registry import Description
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.description import Description
 from encoders.digest import digest_files
 from encoders.protocol import EncoderCard, EncoderOptions, TextVectors, TowerCard
-from encoders.registry import Description
 
 DIM = 512
 # The model reads any length, in time that grows with it; a caption beyond this is no caption.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from encoders.registry import Description
+from encoders.description import Description
 from pipelines.embedding.datasource import CorpusDatasource
 from pipelines.embedding.decoding import DecodeSettings, decode_envelope
 from pipelines.embedding.encoding import EncodeBlocks, EncodeSettings

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Dataset
 
+from encoders.description import Description
 from encoders.digest import digest_json
-from encoders.registry import Description
 from pipelines.contract import (
     CAPTION,
     IMAGE_URI,

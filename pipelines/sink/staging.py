@@ -52,7 +52,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
 
     Args:
         table: where the fragments go; the dataset exists.
-        schema: the table's schema; the blocks hold these columns and the internal ones.
+        schema: the table's schema; columns that the blocks have not got (this corpus lacks them) become null.
         blocks: encoded blocks.
 
     Raises:
@@ -64,7 +64,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
     started = time.perf_counter()
     group = pa.concat_tables(blocks)
     is_rejected = pc.is_valid(group[REASON])
-    good = group.filter(pc.invert(is_rejected)).select(schema.names).cast(schema)
+    good = _conform(group.filter(pc.invert(is_rejected)), schema)
     fragments = _write(table, good)
     seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
     seconds["stage"] = time.perf_counter() - started
@@ -77,6 +77,13 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
         seconds=seconds,
         overlong=pc.sum(group[OVERLONG]).as_py() or 0,
     )
+
+
+def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        rows[field.name] if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type) for field in schema
+    ]
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
 def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:

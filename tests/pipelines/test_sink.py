@@ -90,6 +90,17 @@ def test_rows_in_equal_rows_written_and_rejected(table: TableRef) -> None:
     assert Ledger.reconcile(table).coverage.is_complete("a", None)
 
 
+def test_a_corpus_without_some_of_the_tables_columns_leaves_them_null(tmp_path: Path) -> None:
+    """A later delivery may lack a column; its rows belong in the table all the same."""
+    ref = TableRef.parse(str(tmp_path / "db" / "t"))
+    schema = SCHEMA.append(pa.field("price", pa.float64())).append(pa.field("thumbnail", pa.binary()))
+    create_dataset(ref, schema)
+    committer_of(ref).commit([stage_blocks(ref, schema, block("a", 0, 3, end=3))])
+    rows = open_dataset(ref).to_table()
+    assert rows.num_rows == 3
+    assert rows["price"].null_count == rows["thumbnail"].null_count == 3
+
+
 def test_a_group_that_is_committed_twice_lands_once(table: TableRef) -> None:
     committer = committer_of(table)
     group = stage(table, block("a", 0, 10))
