@@ -80,10 +80,13 @@ def run(config: DemoConfig) -> DemoReport:
 
     started = time.perf_counter()
     config.folder.mkdir(parents=True, exist_ok=True)
-    table = str(config.folder / "db" / "openmoji")
+    size = "all" if config.full else str(config.pictures)
+    table = str(config.folder / "db" / f"openmoji_{size}")
     say("rendering OpenMoji drawings into a Parquet corpus")
     with row_progress("rendering") as progress:
-        corpus = build(config.folder / "corpus", pictures=None if config.full else config.pictures, progress=progress)
+        corpus = build(
+            config.folder / f"corpus_{size}", pictures=None if config.full else config.pictures, progress=progress
+        )
     say(f"embedding {corpus.pictures:,} pictures of {corpus.concepts:,} concepts, with English and Chinese names")
     embed_config = jobs.embed.EmbedConfig(
         corpus=corpus.path,

@@ -7,6 +7,7 @@ as real corpora do.
 
 from __future__ import annotations
 
+import filecmp
 import io
 import random
 from collections.abc import Callable, Iterator
@@ -125,8 +126,17 @@ def build(
             writer.write_table(pa.Table.from_pylist(part, schema=_SCHEMA))
             done += len(part)
             progress(done, total)
-    partial.replace(path)
+    _keep_if_equal(partial, path)
     return CorpusInfo(path=str(path), concepts=len(chosen), pictures=total)
+
+
+def _keep_if_equal(new: Path, old: Path) -> None:
+    """Put the new file in the old one's place, unless they are equal: a file with another date would count as
+    changed, and its rows as new."""
+    if old.is_file() and filecmp.cmp(new, old, shallow=False):
+        new.unlink()
+    else:
+        new.replace(old)
 
 
 _SCHEMA = pa.schema(
