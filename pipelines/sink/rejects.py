@@ -71,7 +71,7 @@ def read_rejects(table: TableRef, *, reason: str | None = None, limit: int = 20)
         for item in batch.column("reason").value_counts().to_pylist():
             reasons[item["values"]] += item["counts"]
     where = f"reason = '{reason}'" if reason else None
-    columns = [name for name in REJECTS_SCHEMA.names if name not in (SHARD, POSITION)]
+    columns = [name for name in REJECTS_SCHEMA.names if name not in (REJECT_ID, SHARD, POSITION)]
     rows = dataset.scanner(columns=columns, filter=where, limit=limit).to_table().to_pylist()
     return RejectsSummary(by_reason=dict(reasons.most_common()), rows=rows)
 
