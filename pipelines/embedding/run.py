@@ -86,6 +86,9 @@ def embed(
     plan = make_plan(source, schema, ledger, description, settings)
     if not plan.work and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
+    session.ensure_ray()
+    session.configure_data_context(progress=False)
+    pools = plan_pools(session.cluster_resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
         create_dataset(table, schema)
     lease = Lease.acquire(table)
@@ -94,9 +97,8 @@ def embed(
         ledger.record_missing(open_dataset(table))
         # Another driver may have worked between the plan and the lease.
         plan = make_plan(source, schema, ledger, description, settings)
-        session.ensure_ray()
-        session.configure_data_context(progress=False)
-        pools = plan_pools(session.cluster_resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
+        if not plan.work:
+            return _report(plan, description, table, started, version=ledger.version)
         groups = group_work(plan.work, pools.actors)
         dataset = build_dataset(source, groups, description, settings, pools)
         expected = _expected_rows(plan)

@@ -89,6 +89,7 @@ REFUSED = {
         2,
         "drop one",
     ),
+    "GPUs that are not there": (["embed", "C", "--table", "db/x", *ENCODER, "--num-gpus", "2"], 1, "has 0 GPUs"),
     "two queries": (["search", "db/x", "words", "--like", "r"], 2, "words and like"),
     "no table": (["search", "db/x", "words"], 1, "not found"),
     "no table name": (["embed", "C", "--table", "s3://bucket", *ENCODER], 1, "FOLDER/NAME"),
