@@ -80,7 +80,7 @@ def read_blocks(source: Source, work: list[ShardWork], settings: ReadSettings, s
     passthrough = source.schema()
     builder = _BlockBuilder(passthrough, settings)
     for item in work:
-        for chunk in _chunks(source, item):
+        for chunk in _chunks(source, item, min(_CHUNK_ROWS, settings.block_rows)):
             if settings.fetch:
                 _fetch(chunk.records, settings, storage)
             yield from builder.add(chunk, item)
@@ -104,12 +104,12 @@ class _Chunk:
     ends_shard: bool = False
 
 
-def _chunks(source: Source, work: ShardWork) -> Iterator[_Chunk]:
-    """The records still to do, in chunks; the one that ends the shard is marked."""
+def _chunks(source: Source, work: ShardWork, rows: int) -> Iterator[_Chunk]:
+    """The records still to do, in chunks of at most `rows`; the one that ends the shard is marked."""
     position = 0
     held: _Chunk | None = None
     for table in source.read(work.shard):
-        for batch in table.to_batches(max_chunksize=_CHUNK_ROWS):
+        for batch in table.to_batches(max_chunksize=rows):
             chunk = _chunk(pa.Table.from_batches([batch]), position, work)
             position += batch.num_rows
             if held is not None:
