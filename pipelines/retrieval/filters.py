@@ -1,7 +1,8 @@
 """`--where`: a filter expression and nothing else.
 
-Lance parses only the first of several statements and ignores the rest, so what is not one expression is refused
-here; then Lance plans it, which checks names and types, without reading a row.
+Lance parses `SELECT 1 FROM t WHERE <filter>` and ignores whatever follows the expression (`limit 3`, `) or (1=1`,
+any words), and it reads "name" as a string, not as a column. So the filter is checked here to be one expression,
+parentheses closed, and Lance plans it within parentheses, which checks names and types without reading a row.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import lance
 
 _STRING_OR_REST = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
+_DOUBLE_QUOTED = re.compile(r"'(?:[^']|'')*'|`[^`]*`|\"((?:[^\"]|\"\")*)\"")
 _FORBIDDEN = {";": "a semicolon", "--": "a comment", "/*": "a comment"}
 _NOISE = re.compile(r",?\s*/[\w./-]+\.rs:\d+:\d+.*$|^Invalid user input: |^LanceError\([^)]*\): ", re.DOTALL)
 
@@ -31,11 +33,28 @@ def check_filter(where: str, dataset: lance.LanceDataset) -> str:
     for mark, name in _FORBIDDEN.items():
         if mark in outside:
             raise ValueError(_message(where, f"holds {name}; give one filter expression", dataset))
+    if not _closes_its_parentheses(outside):
+        raise ValueError(_message(where, "its parentheses do not match", dataset))
+    for column in (name for name in _DOUBLE_QUOTED.findall(where) if name in dataset.schema.names):
+        problem = f'"{column}" in double quotes is a string and not the column; write `{column}`'
+        raise ValueError(_message(where, problem, dataset))
+    if not outside.strip():
+        raise ValueError(_message(where, "is empty; give one filter expression", dataset))
     try:
-        dataset.scanner(filter=where, limit=1).explain_plan()
+        dataset.scanner(filter=f"({where})", limit=1).explain_plan()
     except (ValueError, OSError) as error:
         raise ValueError(_message(where, _clean(str(error)), dataset)) from error
     return where
+
+
+def _closes_its_parentheses(outside: str) -> bool:
+    """Whether each `)` closes a `(` of the filter's own, else it could leave the parentheses put around it."""
+    depth = 0
+    for character in outside:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def quote(value: str) -> str:

@@ -6,6 +6,7 @@ never load a model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SCORE = "score"
 _HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, "isthmus_shard", "isthmus_position")
 _MOST_DISTINCT_ROUNDS = 6
+# An index answers badly where a filter leaves few rows; up to this many are compared one by one.
+_EXACT_UP_TO_MATCHES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +177,16 @@ def _nearest(
 ) -> Hits:
     parameters = read_parameters(dataset, column)
     extra = parameters.nearest() if parameters else {"use_index": False}
-    conditions = [f"({c})" for c in (query.where, also, f"{column} IS NOT NULL") if c]
+    if query.where is not None and parameters and _few_match(dataset, query.where):
+        parameters, extra = None, {"use_index": False}
+    # No "IS NOT NULL": Lance leaves null vectors out, and the condition would read the whole column.
+    conditions = [f"({c})" for c in (query.where, also) if c]
 
     def fetch(k: int) -> pa.Table:
         rows = dataset.scanner(
             nearest={"column": column, "q": vector, "k": k, "metric": "cosine", **extra},
             columns=[*_fetched(query, dataset), "_distance"],
-            filter=" AND ".join(conditions),
+            filter=" AND ".join(conditions) or None,
             prefilter=True,
             disable_scoring_autoprojection=True,
         ).to_table()
@@ -188,6 +194,10 @@ def _nearest(
         return rows.drop_columns(["_distance"]).add_column(1, SCORE, pa.array(scores))
 
     return _hits(_take(fetch, query), query, column, exact=parameters is None)
+
+
+def _few_match(dataset: lance.LanceDataset, where: str) -> bool:
+    return bool(dataset.count_rows(f"({where})") <= _EXACT_UP_TO_MATCHES)
 
 
 def _full_text(dataset: lance.LanceDataset, query: Query) -> Hits:
@@ -198,7 +208,7 @@ def _full_text(dataset: lance.LanceDataset, query: Query) -> Hits:
         rows = dataset.scanner(
             full_text_query={"query": query.words, "columns": [CAPTION]},
             columns=[*_fetched(query, dataset), "_score"],
-            filter=query.where,
+            filter=f"({query.where})" if query.where is not None else None,
             prefilter=query.where is not None,
             limit=k,
             disable_scoring_autoprojection=True,
@@ -227,7 +237,8 @@ def _take(fetch: Any, query: Query) -> pa.Table:
 def _fetched(query: Query, dataset: lance.LanceDataset) -> list[str]:
     chosen = query.columns if query.columns is not None else [n for n in dataset.schema.names if n not in _HIDDEN]
     thumbnail = [THUMBNAIL] if THUMBNAIL in dataset.schema.names else []
-    return list(dict.fromkeys([ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *chosen, *thumbnail]))
+    wanted = dict.fromkeys([ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *chosen, *thumbnail])
+    return [name for name in wanted if name != SCORE]  # the corpus' own column of that name gives way
 
 
 def _hits(rows: pa.Table, query: Query, column: str, *, exact: bool) -> Hits:
@@ -256,8 +267,15 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _plain(value: Any) -> Any:
+    """A value as JSON has it, at any depth; bytes, and floats that are no numbers, become null."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
     if isinstance(value, (datetime, date)):
         return value.isoformat()
     if isinstance(value, float):
-        return round(value, 6)
-    return value if isinstance(value, (str, int, bool, list, dict, type(None))) else str(value)
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from datetime import datetime
 from pathlib import Path
 
 import lance
@@ -115,7 +117,16 @@ def test_quotes_in_ids_are_no_sql(table: TableRef) -> None:
         search(table, Query(like="x' OR '1'='1"))
 
 
-GOOD = ["age > 5", "tag = 'a;b'", "tag = 'it''s'", "tag IS NULL", "caption LIKE '%dog%' AND age BETWEEN 1 AND 9"]
+GOOD = [
+    "age > 5",
+    "(age > 5) OR (age < 2)",
+    "tag = ')'",
+    "`age` > 5",
+    "tag = 'a;b'",
+    "tag = 'it''s'",
+    "tag IS NULL",
+    "caption LIKE '%dog%' AND age BETWEEN 1 AND 9",
+]
 BAD = {
     "tag = 'it's'": "a quote is not closed",
     "age > 5; DROP TABLE t": "a semicolon",
@@ -127,6 +138,13 @@ BAD = {
     "sleep(3)": "sleep",
     "age > 'x'": "x",
     "": "expression",
+    "age > 5 limit 3": "limit",
+    "age > 5 order by age": "order by",
+    "age > 5 and more words": "words",
+    "age > 190) OR (1=1": "parentheses",
+    "(age > 5": "parentheses",
+    "\"item_id\" = 'item3'": "`item_id`",
+    "  ": "expression",
 }
 
 
@@ -140,7 +158,7 @@ def test_filters_that_are_none_are_refused_by_name(where: str, table: TableRef) 
     before = lance.dataset(table.uri).version
     with pytest.raises(ValueError, match="columns are row_id") as caught:
         search(table, Query(words="dog", where=where))
-    assert BAD[where] in str(caught.value)
+    assert BAD[where].lower() in str(caught.value).lower()
     assert ".rs:" not in str(caught.value), "paths of Lance's source help nobody"
     assert lance.dataset(table.uri).version == before
 
@@ -184,6 +202,31 @@ def test_unrelated_towers_are_not_compared(tmp_path: Path) -> None:
     assert search(ref, Query(words="dog")).column == "text_vector"
     with pytest.raises(ValueError, match=r"words cannot be compared with image_vector.*search text_vector"):
         search(ref, Query(words="dog", vector_column="image_vector"))
+
+
+def test_a_column_of_the_corpus_called_score_gives_way(tmp_path: Path) -> None:
+    """Web corpora carry their own scores, and values that JSON has not got."""
+    rows = pa.table(
+        {
+            ROW_ID: ["a", "b"],
+            ITEM_ID: ["a", "b"],
+            CAPTION: ["dog", "cat"],
+            IMAGE_URI: pa.array([None, None], pa.string()),
+            "score": [0.25, 0.75],
+            "more": [{"at": datetime(2024, 1, 2), "raw": b"x", "nan": float("nan")}] * 2,
+            "image_vector": pa.array(list(np.eye(64)[:2]), pa.list_(pa.float32(), 64)),
+        }
+    )
+    ref = TableRef.parse(str(tmp_path / "db" / "t"))
+    provenance = Provenance(encoder=describe("fake").card, modalities=("image",))
+    lance.write_dataset(rows.replace_schema_metadata(provenance.to_metadata()), ref.uri)
+    (hit,) = search(ref, Query(like="a", where="score > 0.5")).to_list()
+    assert (hit["row_id"], hit["score"]) == ("b", pytest.approx(0.0, abs=1e-6))
+    assert json.loads(json.dumps(hit, allow_nan=False))["more"] == {
+        "at": "2024-01-02T00:00:00",
+        "raw": None,
+        "nan": None,
+    }
 
 
 def test_plain_lancedb_opens_the_same_table(table: TableRef) -> None:
