@@ -19,6 +19,7 @@ from torch import nn
 from encoders.directories import DUAL_CONFIG, weights_digest
 from encoders.dual_backbones import ImageBackbone, TextBackbone
 from encoders.dual_card import DualConfig, Head, read_dual_config
+from encoders.saving import replacing
 
 WEIGHTS = "model.safetensors"
 _INITIAL_SCALE = math.log(1 / 0.07)
@@ -39,7 +40,15 @@ class DualTower(nn.Module):
 
     @classmethod
     def from_backbones(
-        cls, image: str, text: str, *, dim: int = 256, head: Head = "linear", bias: bool = False
+        cls,
+        image: str,
+        text: str,
+        *,
+        dim: int = 256,
+        head: Head = "linear",
+        bias: bool = False,
+        normalise: bool = False,
+        dropout: float = 0.0,
     ) -> DualTower:
         """A dual tower on pretrained backbones, with fresh heads.
 
@@ -49,12 +58,20 @@ class DualTower(nn.Module):
             dim: length of the vectors.
             head: see `DualConfig`.
             bias: see `DualConfig`.
+            normalise: see `DualConfig`.
+            dropout: see `DualConfig`.
 
         Raises:
             ValueError: a backbone is of the wrong modality or cannot be loaded.
         """
         config = DualConfig(
-            dim=dim, head=head, image=ImageBackbone.describe(image), text=TextBackbone.describe(text), bias=bias
+            dim=dim,
+            head=head,
+            image=ImageBackbone.describe(image),
+            text=TextBackbone.describe(text),
+            bias=bias,
+            normalise=normalise,
+            dropout=dropout,
         )
         model = cls(config)
         model.image_backbone.load_pretrained(image)
@@ -79,14 +96,17 @@ class DualTower(nn.Module):
         return model
 
     def save(self, directory: str | Path) -> Path:
-        """Write the model to a directory, which `isthmus embed --encoder` then takes."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the model to a directory, which `isthmus embed --encoder` then takes; a former one is replaced at once.
+
+        Raises:
+            OSError: it cannot be written; the former one stays.
+        """
         state = {name: tensor.detach().contiguous().clone() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / WEIGHTS)
-        self.text_backbone.save_tokenizer(folder)
-        (folder / DUAL_CONFIG).write_text(json.dumps(asdict(self.config), indent=2, sort_keys=True))
-        return folder
+        with replacing(directory) as folder:
+            save_file(state, folder / WEIGHTS)
+            self.text_backbone.save_tokenizer(folder)
+            (folder / DUAL_CONFIG).write_text(json.dumps(asdict(self.config), indent=2, sort_keys=True))
+        return Path(directory)
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (n, 3, height, width) → vectors (n, dim), not normalised."""
@@ -106,9 +126,24 @@ class DualTower(nn.Module):
         return image, text, self.logit_scale.exp()
 
 
+class Rescale(nn.Module):
+    """Vectors brought to a length of √dim, so that their entries are about 1."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, dim) → (n, dim)."""
+        return nn.functional.normalize(features, dim=-1) * math.sqrt(features.shape[-1])
+
+
 def _head(inputs: int, config: DualConfig) -> nn.Module:
+    """The projection. Without its options it is the bare layer, as older directories hold it."""
     if config.head == "linear":
-        return nn.Linear(inputs, config.dim, bias=False)
-    if config.head == "mlp":
-        return nn.Sequential(nn.Linear(inputs, config.dim * 2), nn.GELU(), nn.Linear(config.dim * 2, config.dim))
-    raise ValueError(f"head {config.head!r}: give 'linear' or 'mlp'")
+        layers: list[nn.Module] = [nn.Linear(inputs, config.dim, bias=False)]
+    elif config.head == "mlp":
+        layers = [nn.Linear(inputs, config.dim * 2), nn.GELU(), nn.Linear(config.dim * 2, config.dim)]
+    else:
+        raise ValueError(f"head {config.head!r}: give 'linear' or 'mlp'")
+    if config.dropout:
+        layers.insert(0, nn.Dropout(config.dropout))
+    if config.normalise:
+        layers.insert(0, Rescale())
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)

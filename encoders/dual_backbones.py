@@ -13,6 +13,7 @@ from encoders.images.transform import load_transform
 from encoders.loading import load_model, load_tokenizer
 from encoders.packaged import minilm_directory
 from encoders.pooling import pool_tokens, pooling_of
+from encoders.protocol import Modality
 from encoders.single_tower import is_vision, max_tokens_of, vision_dim, vision_features
 
 
@@ -44,7 +45,7 @@ class ImageBackbone(nn.Module):
         if spec == "efficientnet-lite0":
             from encoders.efficientnet_files import TRANSFORM
 
-            return {"kind": spec, "transform": TRANSFORM.to_dict()}
+            return {"kind": spec, "transform": TRANSFORM.to_dict(), "origin": _origin(spec, "image")}
         directory = Path(spec)
         config = ModelConfig(directory)
         if not is_vision(config):
@@ -55,6 +56,7 @@ class ImageBackbone(nn.Module):
             "config": config.full.to_dict(),
             "dim": vision_dim(config),
             "transform": transform,
+            "origin": _origin(spec, "image"),
         }
 
     def load_pretrained(self, spec: str) -> None:
@@ -78,7 +80,7 @@ class TextBackbone(nn.Module):
         super().__init__()
         self.kind = str(description["kind"])
         self._pooling = description["pooling"]
-        self._tokenizer: Any = None
+        self.tokenizer: Any = None
         self.model: nn.Module | None = None
         if self.kind == "use-multilingual":
             self.dim = int(description["dim"])
@@ -98,7 +100,8 @@ class TextBackbone(nn.Module):
             from encoders.use_multilingual import DIM, describe
 
             weights = describe(spec).card.towers[0].weights
-            return {"kind": spec, "dim": DIM, "weights": weights, "pooling": None, "max_tokens": None}
+            settings = {"pooling": None, "max_tokens": None, "origin": _origin(spec, "text")}
+            return {"kind": spec, "dim": DIM, "weights": weights, **settings}
         directory = _text_directory(spec)
         config = ModelConfig(directory)
         if is_vision(config):
@@ -108,6 +111,7 @@ class TextBackbone(nn.Module):
             "config": config.full.to_dict(),
             "pooling": pooling_of(directory),
             "max_tokens": max_tokens_of(config),
+            "origin": _origin(spec, "text"),
         }
 
     def load_pretrained(self, spec: str) -> None:
@@ -121,12 +125,12 @@ class TextBackbone(nn.Module):
     def use_tokenizer_of(self, directory: Path) -> None:
         """Keep a directory's tokenizer, to save it with the model."""
         if self.model is not None:
-            self._tokenizer = load_tokenizer(directory)
+            self.tokenizer = load_tokenizer(directory)
 
     def save_tokenizer(self, directory: Path) -> None:
         """Write the tokenizer's files to a directory."""
-        if self._tokenizer is not None:
-            self._tokenizer.save_pretrained(directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """A token batch, or `{"features": …}` where the backbone is frozen → (n, `dim`)."""
@@ -135,6 +139,16 @@ class TextBackbone(nn.Module):
         mask = batch["attention_mask"]
         hidden = self.model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         return pool_tokens(hidden, mask, self._pooling)
+
+
+def _origin(spec: str, modality: Modality) -> dict[str, str]:
+    """The encoder whose vectors are this backbone's features, until the backbone is tuned."""
+    from encoders.registry import describe
+
+    tower = describe(spec).card.tower(modality)
+    if tower is None:
+        raise ValueError(f"{modality} backbone {spec!r}: has no {modality} tower")
+    return {"spec": spec, "tower": tower.fingerprint}
 
 
 def _text_directory(spec: str) -> Path:

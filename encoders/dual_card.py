@@ -26,6 +26,9 @@ class DualConfig:
         image: the vision backbone: its kind, configuration and transform.
         text: the text backbone: its kind, configuration, pooling and longest input.
         bias: whether there is a learnable logit bias (SigLIP's loss wants one).
+        normalise: whether heads first bring their input to a length of √dim. It makes them blind to the length of
+            the backbone's features, so that normalised ones, as tables hold them, serve as well.
+        dropout: share of a head's inputs that training drops.
     """
 
     dim: int
@@ -33,6 +36,8 @@ class DualConfig:
     image: dict[str, Any]
     text: dict[str, Any]
     bias: bool = False
+    normalise: bool = False
+    dropout: float = 0.0
 
     @property
     def transform(self) -> ImageTransform:

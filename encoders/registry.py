@@ -87,6 +87,16 @@ def load(spec: str, options: EncoderOptions | None = None) -> Encoder:
     return module.load(resolved, options)
 
 
+def resolve(spec: str) -> tuple[str, str]:
+    """The module that handles a spec, by name, and the spec with a hub id made a local directory.
+
+    Raises:
+        ValueError: as `describe`.
+    """
+    module, resolved = _resolve(spec)
+    return str(getattr(module, "__name__", "")), resolved
+
+
 def _halves(spec: str) -> tuple[str, str]:
     image, _, text = spec.partition("+")
     if not image or not text or "+" in text:

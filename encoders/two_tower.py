@@ -70,7 +70,7 @@ def describe(spec: str) -> Description:
         space=space,
         weights=weights,
         tokenizer=tokenizer_digest(directory),
-        preprocessing=digest_json([_max_tokens(config, family), family.pad_to_max]),
+        preprocessing=digest_json([max_tokens_of(config), family.pad_to_max]),
     )
     short, found_again = identity(directory)
     card = EncoderCard(name=f"{config.model_type}:{short}", spec=found_again, towers=(image, text))
@@ -105,7 +105,7 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     text = TextTower(
         tokenizer=load_tokenizer(directory),
         forward=_text_forward(model, family),
-        max_tokens=_max_tokens(config, family),
+        max_tokens=max_tokens_of(config),
         pad_to_max=family.pad_to_max,
         dim=text_dim,
         runtime=runtime,
@@ -123,7 +123,9 @@ def _dims(config: ModelConfig) -> tuple[int, int]:
     return int(config.get("hidden_size", "vision_config")), int(text)
 
 
-def _max_tokens(config: ModelConfig, family: Family) -> int:
+def max_tokens_of(config: ModelConfig) -> int:
+    """The longest input of the text tower, special tokens included."""
+    family = FAMILIES[config.model_type]
     positions = int(config.get("max_position_embeddings", "text_config"))
     return min(positions, family.context) if family.context else positions
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from jobs.config import Report
 
 _CELL_CHARS = 60
+_TRAINING_ROWS = 12
 
 
 @contextmanager
@@ -36,6 +37,36 @@ def row_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
             progress.update(task, completed=done, total=total, rate=f"{done / elapsed:.0f}" if elapsed else "–")
 
         yield update
+
+
+@contextmanager
+def training_table() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A live table of the last steps and validations on standard error; called with each row of the log."""
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    with Live(console=console, transient=True, auto_refresh=console.is_terminal) as live:
+
+        def update(row: dict[str, Any]) -> None:
+            rows.append(row)
+            if console.is_terminal:
+                live.update(_training_rows(rows[-_TRAINING_ROWS:]))
+
+        yield update
+
+
+def _training_rows(rows: list[dict[str, Any]]) -> Table:
+    names = ("step", "epoch", "loss", "scale", "pairs_per_s", "R@1", "R@10")
+    table = Table(*names, header_style="bold", box=None, pad_edge=False)
+    for row in rows:
+        shown = {**row, **row.get("validation", {})}
+        table.add_row(*(_number(shown.get(name)) for name in names))
+    return table
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def say(line: str) -> None:

@@ -48,6 +48,16 @@ def prepare(
     return _padded(_resized_window(image, size, transform, gap, max_pixels), transform.crop)
 
 
+def prepare_image(image: Image.Image, transform: ImageTransform, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """`prepare` for a picture that is decoded already (and perhaps augmented).
+
+    Raises:
+        ImageError: it would be larger than `max_pixels` once resized.
+    """
+    window = _resized_window(image, transform.target_size(*image.size), transform, _REDUCING_GAP, max_pixels)
+    return _padded(window, transform.crop)
+
+
 def _resized_window(
     image: Image.Image, size: tuple[int, int], transform: ImageTransform, gap: float | None, max_pixels: int
 ) -> NDArray[np.uint8]:

@@ -1,0 +1,33 @@
+"""Directories that are there wholly or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(directory: str | Path) -> Iterator[Path]:
+    """A folder to write into, that takes the place of `directory` when all is written; on an error the former one
+    stays.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    target = Path(directory)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, former = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("partial", "former"))
+    for left_over in (partial, former):
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            target.replace(former)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)

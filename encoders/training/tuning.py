@@ -1,0 +1,151 @@
+"""How much of a tower trains: nothing, its head, its last blocks, low-rank adapters, or all of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from encoders.protocol import Modality
+from encoders.training.models import Model, Tower
+
+Mode = Literal["frozen", "head", "last", "lora", "full"]
+_SPEC = re.compile(r"(frozen|head|full)|(last|lora):(\d+)")
+_ADAPTED = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What trains of one tower. Layer-wise freezing of an image tower is LiT, Zhai et al., arXiv:2111.07991.
+
+    Attributes:
+        mode: `frozen`; `head`: the projection alone; `last`: the last `amount` blocks, what follows them, and the head;
+            `lora`: adapters of rank `amount` in every block (Hu et al., arXiv:2106.09685), and the head; `full`.
+        amount: blocks, or rank.
+    """
+
+    mode: Mode
+    amount: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Tuning:
+        """From `frozen`, `head`, `full`, `last:N` or `lora:RANK`.
+
+        Raises:
+            ValueError: anything else.
+
+        >>> Tuning.parse("last:2")
+        Tuning(mode='last', amount=2)
+        """
+        found = _SPEC.fullmatch(text)
+        if found is None or (found[3] is not None and int(found[3]) < 1):
+            raise ValueError(f"tuning {text!r}: give frozen, head, full, last:N or lora:RANK")
+        return cls(found[1] or found[2], int(found[3] or 0))  # type: ignore[arg-type]
+
+    @property
+    def touches_backbone(self) -> bool:
+        """Whether the backbone changes."""
+        return self.mode in ("last", "lora", "full")
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the projection changes."""
+        return self.mode != "frozen"
+
+
+def apply_tuning(model: Model, modality: Modality, tuning: Tuning) -> None:
+    """Set which parameters of a tower train, before DDP and the optimiser see them. Batch norms are frozen always.
+
+    Raises:
+        ValueError: the tower has no such part: a backbone outside torch, or fewer blocks.
+    """
+    tower = model.tower(modality)
+    _require(tower.heads, tuning.trains_head)
+    if not tower.heads and tuning.mode == "head":
+        raise ValueError(f"{modality} tower: has no projection to train; give last:N, lora:RANK, full or frozen")
+    if tower.backbone is None:
+        if tuning.touches_backbone:
+            raise ValueError(f"{modality} tower: its backbone does not run in torch; train its head, or keep it frozen")
+        return
+    _require((tower.backbone,), tuning.mode == "full")
+    if tuning.mode == "last":
+        _train_last_blocks(tower.backbone, modality, tuning.amount)
+    if tuning.mode == "lora":
+        _add_adapters(tower.backbone, modality, tuning.amount)
+    freeze_batch_norm(tower.backbone)
+    if tuning.touches_backbone:
+        model.mark_tuned(modality)
+
+
+def merge_adapters(tower: Tower) -> None:
+    """Fold low-rank adapters into the weights that they adapt, so that the model is plain again."""
+    if tower.backbone is None:
+        return
+    from peft.tuners.lora import LoraLayer
+
+    for parent in list(tower.backbone.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Keep batch norms at their pretrained statistics, in training too.
+
+    Statistics of the batch would leak its other pictures into a vector, and make cached gradients inexact.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+            child.requires_grad_(False)
+            child.train = lambda mode=True, child=child: child  # type: ignore[method-assign,misc]
+
+
+def blocks_of(backbone: nn.Module) -> tuple[str, Any]:
+    """Name and list of the blocks of a backbone: its longest list of modules.
+
+    Raises:
+        ValueError: it has none.
+    """
+    lists = [
+        (name, child)
+        for name, child in backbone.named_modules()
+        if isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and name.endswith("blocks"))
+    ]
+    if not lists:
+        raise ValueError("the backbone has no list of blocks; tune it in full, or its head alone")
+    return max(lists, key=lambda item: (len(item[1]), -item[0].count(".")))
+
+
+def _train_last_blocks(backbone: nn.Module, modality: Modality, amount: int) -> None:
+    name, blocks = blocks_of(backbone)
+    if amount > len(blocks):
+        raise ValueError(f"{modality} tower: last:{amount}, but it has {len(blocks)} blocks")
+    first = f"{name}.{len(blocks) - amount}."
+    reached = False
+    # What is defined after the blocks (final norms, poolers) is computed after them too.
+    for parameter_name, parameter in backbone.named_parameters():
+        reached = reached or parameter_name.startswith(first)
+        parameter.requires_grad_(reached)
+
+
+def _add_adapters(backbone: nn.Module, modality: Modality, rank: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    prefix, blocks = blocks_of(backbone)
+    targets = [
+        f"{prefix}.{name}"
+        for name, child in blocks.named_modules()
+        if isinstance(child, _ADAPTED) and getattr(child, "groups", 1) == 1
+    ]
+    if not targets:
+        raise ValueError(f"{modality} tower: has no linear layers to adapt; tune its last blocks")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), backbone)
+
+
+def _require(modules: tuple[nn.Module, ...], trains: bool) -> None:
+    for module in modules:
+        module.requires_grad_(trains)
