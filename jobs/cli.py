@@ -25,11 +25,14 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from jobs.config import Report
+from jobs.corpus import CorpusConfig
 from jobs.demo import DemoConfig
 from jobs.embed import EmbedConfig
 from jobs.encoders import EncodersConfig
+from jobs.finetune import FinetuneConfig
 from jobs.index import IndexConfig
 from jobs.info import InfoConfig
+from jobs.mine import MineConfig
 from jobs.rejects import RejectsConfig
 from jobs.search import SearchConfig
 
@@ -67,6 +70,16 @@ def embed(config: EmbedConfig) -> Report:
 
 
 @app.command
+def finetune(config: FinetuneConfig) -> Report:
+    """Fine-tune an encoder contrastively on a corpus; started again, it goes on from its last checkpoint."""
+    from jobs.display import training_table
+    from jobs.finetune import run
+
+    with training_table() as on_row:
+        return run(config, on_row)
+
+
+@app.command
 def index(config: IndexConfig) -> Report:
     """Build the vector, full-text and scalar indexes of a table."""
     from jobs.index import run
@@ -91,6 +104,14 @@ def info(config: InfoConfig) -> Report:
 
 
 @app.command
+def mine(config: MineConfig) -> Report:
+    """Mine hard negatives from a table's own vectors, for finetuning."""
+    from jobs.mine import run
+
+    return run(config)
+
+
+@app.command
 def rejects(config: RejectsConfig) -> Report:
     """Show the rows of a table's corpus that could not be embedded, and why."""
     from jobs.rejects import run
@@ -104,6 +125,16 @@ def encoders(config: EncodersConfig = _ENCODERS) -> Report:
     from jobs.encoders import run
 
     return run(config)
+
+
+@app.command
+def corpus(config: CorpusConfig) -> Report:
+    """Fetch real pictures with an open licence and their names, as a Parquet corpus."""
+    from jobs.corpus import run
+    from jobs.display import row_progress
+
+    with row_progress("pictures") as progress:
+        return run(config, progress)
 
 
 @app.command

@@ -128,9 +128,8 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
     from encoders.registry import describe
     from pipelines.storage import Storage, TableRef, absolute
     from pipelines.training.checkpoints import RunFolder
-    from pipelines.training.run import RunSettings
     from pipelines.training.selection import Split
-    from pipelines.training.settings import ModelSettings, TrainSettings
+    from pipelines.training.settings import ModelSettings, RunSettings, TrainSettings
 
     storage = Storage.from_options(config.storage_options)
     image, text = tunings(config)

@@ -7,21 +7,24 @@ as real corpora do.
 
 from __future__ import annotations
 
-import filecmp
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-ROW_GROUP_ROWS = 64
+from pipelines.corpora.emoji_names import concept_code
+from pipelines.corpora.names import Captions
+from pipelines.corpora.table import COMMON_FIELDS, CorpusInfo, Progress, captions_of, no_progress, write_corpus
+
+SOURCE = "openmoji"
+LICENSE = "CC BY-SA 4.0"
 # (size in pixels, background, format) of each rendering.
 RENDERINGS = ((224, "#ffffff", "PNG"), (160, "#ffe9c7", "JPEG"), (320, "#dcecff", "WEBP"))
 _MODIFIERS = frozenset(chr(c) for c in range(0x1F3FB, 0x1F400))
@@ -43,20 +46,6 @@ class Concept:
     chinese: str
     keywords: tuple[str, ...]
     svg: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusInfo:
-    """What was built."""
-
-    path: str
-    concepts: int
-    pictures: int
-    license: str = "CC BY-SA 4.0"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
-        return asdict(self)
 
 
 def concepts() -> list[Concept]:
@@ -95,16 +84,18 @@ def build(
     folder: str | Path,
     *,
     pictures: int | None = None,
+    captions: Captions = "label",
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> CorpusInfo:
     """Render the corpus into `openmoji.parquet` of a folder, with the attribution beside it.
 
-    Columns: `key`, `item` (the concept), `image`, `caption` ([English, Chinese]), `keywords`, `size`, `background`.
+    Columns: those of every corpus, `size` and `background`; `item` is a concept, whose renderings share it.
 
     Args:
         folder: made if it is not there.
         pictures: how many pictures (whole concepts, drawn by `seed` from all of them); None for all.
+        captions: `label` ([English, Chinese]), or `label+tags` for the keywords as a further caption.
         seed: of that draw.
         progress: called with (pictures rendered, pictures in all).
 
@@ -113,43 +104,20 @@ def build(
         ValueError: fewer pictures than a concept has.
     """
     chosen = _choose(concepts(), pictures, seed)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "NOTICE.txt").write_text(_NOTICE)
-    total = len(chosen) * len(RENDERINGS)
-    path = target / "openmoji.parquet"
-    partial = path.with_suffix(".partial")
-    with ThreadPoolExecutor(2) as pool, pq.ParquetWriter(partial, _SCHEMA) as writer:
-        rows = _rows(pool, chosen)
-        done = 0
-        while part := list(islice(rows, ROW_GROUP_ROWS)):
-            writer.write_table(pa.Table.from_pylist(part, schema=_SCHEMA))
-            done += len(part)
-            progress(done, total)
-    _keep_if_equal(partial, path)
-    return CorpusInfo(path=str(path), concepts=len(chosen), pictures=total)
+    with ThreadPoolExecutor(2) as pool:
+        return write_corpus(
+            Path(folder) / "openmoji.parquet",
+            _rows(pool, chosen, captions),
+            notice=_NOTICE,
+            license=LICENSE,
+            dropped={},
+            schema=_SCHEMA,
+            total=len(chosen) * len(RENDERINGS),
+            progress=progress,
+        )
 
 
-def _keep_if_equal(new: Path, old: Path) -> None:
-    """Put the new file in the old one's place, unless they are equal: a file with another date would count as
-    changed, and its rows as new."""
-    if old.is_file() and filecmp.cmp(new, old, shallow=False):
-        new.unlink()
-    else:
-        new.replace(old)
-
-
-_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("item", pa.string()),
-        pa.field("image", pa.binary()),
-        pa.field("caption", pa.list_(pa.string())),
-        pa.field("keywords", pa.list_(pa.string())),
-        pa.field("size", pa.int32()),
-        pa.field("background", pa.string()),
-    ]
-)
+_SCHEMA = pa.schema([*COMMON_FIELDS, pa.field("size", pa.int32()), pa.field("background", pa.string())])
 
 
 def _choose(everything: list[Concept], pictures: int | None, seed: int) -> list[Concept]:
@@ -162,13 +130,13 @@ def _choose(everything: list[Concept], pictures: int | None, seed: int) -> list[
     return sorted(drawn, key=lambda concept: concept.code)
 
 
-def _rows(pool: ThreadPoolExecutor, chosen: list[Concept]) -> Iterator[dict[str, Any]]:
+def _rows(pool: ThreadPoolExecutor, chosen: list[Concept], captions: Captions) -> Iterator[dict[str, Any]]:
     for start in range(0, len(chosen), _BATCH):
-        for rows in pool.map(_render, chosen[start : start + _BATCH]):
+        for rows in pool.map(partial(_render, captions=captions), chosen[start : start + _BATCH]):
             yield from rows
 
 
-def _render(concept: Concept) -> list[dict[str, Any]]:
+def _render(concept: Concept, captions: Captions) -> list[dict[str, Any]]:
     """The rows of a concept, one a rendering."""
     import resvg_py
 
@@ -180,9 +148,13 @@ def _render(concept: Concept) -> list[dict[str, Any]]:
             {
                 "key": f"{concept.code}-{size}",
                 "item": concept.code,
+                "concept": concept_code(concept.code),
+                "source": SOURCE,
                 "image": _convert(png, kind),
-                "caption": [concept.english, concept.chinese],
-                "keywords": list(concept.keywords),
+                "caption": captions_of([concept.english, concept.chinese], concept.keywords, (), captions),
+                "keywords": concept.keywords,
+                "keywords_zh": (),
+                "group": None,
                 "size": size,
                 "background": background,
             }

@@ -54,29 +54,32 @@ class Share:
         return load(self.needs, self.offsets[places], teacher, step if self.augmented else -1)
 
 
-def stream(share: Share, first_step: int, *, tasks: int) -> Iterator[Arrays]:
+def stream(share: Share, first_step: int, *, tasks: int, task_cpus: float = 1.0) -> Iterator[Arrays]:
     """The shares of the steps from `first_step` on, loaded by Ray Data tasks ahead of their use.
 
     Args:
         share: what to load.
         first_step: where to begin.
         tasks: most tasks at once.
+        task_cpus: logical CPUs of each.
     """
     import ray
 
     held = ray.put(share)
     for start in range(first_step, share.plan.steps, _STEPS_PER_DATASET):
         steps = min(_STEPS_PER_DATASET, share.plan.steps - start)
-        yield from _execute(held, start, steps, tasks)
+        yield from _execute(held, start, steps, tasks, task_cpus)
 
 
-def _execute(share: Any, start: int, steps: int, tasks: int) -> Iterator[Arrays]:
+def _execute(share: Any, start: int, steps: int, tasks: int, task_cpus: float) -> Iterator[Arrays]:
     import ray
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(cpu=tasks, object_store_memory=_BYTES_AHEAD)
+    context.execution_options.resource_limits = ExecutionResources(
+        cpu=tasks * task_cpus, object_store_memory=_BYTES_AHEAD
+    )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # A step is a block: never merged with the next, and seen as soon as it is there.
@@ -87,7 +90,7 @@ def _execute(share: Any, start: int, steps: int, tasks: int) -> Iterator[Arrays]
         batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=tasks),
-        num_cpus=1,
+        num_cpus=task_cpus,
     )
     for batch in loaded.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=_STEPS_AHEAD):
         yield pickle.loads(batch[_PAYLOAD][0].as_buffer())

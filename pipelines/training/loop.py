@@ -50,6 +50,7 @@ class Work:
     teacher_train: np.ndarray[Any, Any] | None
     folder: RunFolder
     board: Any
+    task_cpus: float = 1.0
 
 
 class Process:
@@ -206,14 +207,14 @@ class Process:
         if self._resident is not None:
             return self._resident.stream(self.step)
         share = self._share(self.work.plan, self.work.train, self.work.teacher_train, augmented=True)
-        return stream(share, self.step, tasks=self.settings.tasks_per_worker)
+        return stream(share, self.step, tasks=self.settings.tasks_per_worker, task_cpus=self.work.task_cpus)
 
     def _validation_batches(self) -> Iterator[Arrays]:
         plan = SequentialPlan(rows=len(self.work.validation), batch_size=_VALIDATION_BATCH * self.world)
         share = self._share(plan, self.work.validation, None, augmented=False)
         if self._resident is not None:
             return (share.load(step) for step in range(plan.steps))
-        return stream(share, 0, tasks=self.settings.tasks_per_worker)
+        return stream(share, 0, tasks=self.settings.tasks_per_worker, task_cpus=self.work.task_cpus)
 
     def _share(self, plan: Any, offsets: Any, teacher: Any, *, augmented: bool) -> Share:
         return Share(

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from encoders.dual_card import Head
+from encoders.images.augment import Augmentation
 from encoders.losses.weighted import LossTerm
+from pipelines.storage import Storage, TableRef
+from pipelines.training.checkpoints import RunFolder
+from pipelines.training.selection import Split
 
 Start = Literal["random", "cca"]
 
@@ -51,3 +55,44 @@ class TrainSettings:
     resident_bytes: int = 2 << 30
     tasks_per_worker: int = 1
     table_versions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """A run.
+
+    Attributes:
+        train: how the model trains.
+        samples: the training table, whose vectors may stand in for frozen towers.
+        out: the directory of the trained model.
+        folder: checkpoints, logs and plots.
+        split: which rows train and which validate.
+        batch_size: pairs of a global batch.
+        epochs: passes over the training rows.
+        augmentation: of pictures.
+        corpus_storage: how to reach the pictures.
+        teacher: a table with a teacher's vectors.
+        negatives: a table of mined negatives.
+        negatives_per_row: how many of them join each row.
+        workers: training processes.
+        use_gpu: whether each gets a GPU.
+        failures: worker deaths that are survived.
+        validation_rows: the most rows that validate.
+    """
+
+    train: TrainSettings
+    samples: TableRef
+    out: str
+    folder: RunFolder
+    split: Split
+    batch_size: int
+    epochs: int
+    augmentation: Augmentation = "none"
+    corpus_storage: Storage = field(default_factory=Storage)
+    teacher: TableRef | None = None
+    negatives: TableRef | None = None
+    negatives_per_row: int = 1
+    workers: int = 1
+    use_gpu: bool = False
+    failures: int = 3
+    validation_rows: int = 5_000

@@ -1,0 +1,177 @@
+"""What mining knows of every row besides its vectors: some 50 bytes a row, made in one pass, shared by all tasks.
+
+Ids and captions are 64-bit digests, so that they are compared as arrays; strings are read again for the rows that
+are written. Digests of two different strings are equal with a chance of 3e-8 among a million rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.contract import CAPTION, ITEM_ID
+from pipelines.mining.settings import Direction
+from pipelines.mining.vectors import scan_blocks
+
+if TYPE_CHECKING:
+    import lance
+
+_OFFSET = "_rowoffset"
+_SPACES = re.compile(r"\s+")
+# In the order of `make_catalog`'s arguments.
+_PARTS = {
+    "offset": np.int64,
+    "item": np.uint64,
+    "caption": np.uint64,
+    "positive": np.float32,
+    "shown": np.uint64,
+    "text": np.bool_,
+}
+_NO_CAPTION = np.uint64(0)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Rows by their place in the scan; every array but `said` has one entry a row.
+
+    Attributes:
+        offset: int64, the row's offset in the dataset.
+        item: uint64, digest of the item id; a row without one is an item of its own.
+        caption: uint64, digest of the normalised caption; 0 without one.
+        positive: float32, cosine of the row's own picture and caption; NaN where one is missing.
+        picture: int32, place of the first row with the same item and the same picture; -1 without a picture.
+        has_text: bool.
+        by_picture: int32, the places of rows that have a picture, ordered by `picture`.
+        said: uint64, the sorted digests of all (item, caption) there are.
+    """
+
+    offset: NDArray[np.int64]
+    item: NDArray[np.uint64]
+    caption: NDArray[np.uint64]
+    positive: NDArray[np.float32]
+    picture: NDArray[np.int32]
+    has_text: NDArray[np.bool_]
+    by_picture: NDArray[np.int32]
+    said: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def gallery(self, direction: Direction) -> NDArray[np.bool_]:
+        """Which rows are candidates: each caption, but each picture of an item once (its first row)."""
+        if direction == "image_to_text":
+            return self.has_text
+        return self.picture == np.arange(len(self), dtype=np.int32)
+
+    def anchors(self) -> NDArray[np.int64]:
+        """Places of the rows with both a picture and a caption."""
+        return np.flatnonzero(~np.isnan(self.positive))
+
+    def is_said_of(self, item: NDArray[np.uint64], caption: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether a row of the item bears the caption (bool, of the shape of the arguments)."""
+        wanted = _pairs(item, caption)
+        at = np.searchsorted(self.said, wanted)
+        found = self.said[np.minimum(at, len(self.said) - 1)] == wanted if len(self.said) else np.zeros(1, bool)
+        return found & (caption != _NO_CAPTION)
+
+    def rows_of_pictures(self, pictures: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All rows that show the given pictures (by place of the first row).
+
+        Returns:
+            (index into `pictures`, place of the row), both int64 (m,).
+        """
+        ordered = self.picture[self.by_picture]
+        first = np.searchsorted(ordered, pictures, "left")
+        counts = np.searchsorted(ordered, pictures, "right") - first
+        which = np.repeat(np.arange(len(pictures)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return which, self.by_picture[np.repeat(first, counts) + within].astype(np.int64)
+
+
+def read_catalog(dataset: lance.LanceDataset, where: str | None) -> Catalog:
+    """One pass over the table, both vector columns included, in bounded memory but for the catalog itself."""
+    parts: dict[str, list[NDArray]] = {name: [np.zeros(0, kind)] for name, kind in _PARTS.items()}
+    for block in scan_blocks(dataset, where, columns=[ITEM_ID, CAPTION, _OFFSET]):
+        offset = block.rows[_OFFSET].to_numpy().astype(np.int64)
+        item = _items(block.rows[ITEM_ID], offset)
+        both = block.has_image & block.has_text
+        positive = np.einsum("nd,nd->n", block.image, block.text)
+        shown = _mix(item, _digest_vectors(block.image))
+        parts["offset"].append(offset)
+        parts["item"].append(item)
+        parts["caption"].append(_captions(block.rows[CAPTION]))
+        parts["positive"].append(np.where(both, positive, np.float32("nan")).astype(np.float32))
+        parts["shown"].append(np.where(block.has_image, shown, np.uint64(0)))
+        parts["text"].append(block.has_text)
+    return make_catalog(*(np.concatenate(pieces) for pieces in parts.values()))
+
+
+def make_catalog(
+    offset: NDArray, item: NDArray, caption: NDArray, positive: NDArray, shown: NDArray, has_text: NDArray
+) -> Catalog:
+    """A catalog from its columns; `shown` is a digest of item and picture, 0 where there is no picture."""
+    places = np.arange(len(offset))
+    shows = places[shown != 0]
+    _, first, group = np.unique(shown[shows], return_index=True, return_inverse=True)
+    picture = np.full(len(offset), -1, np.int32)
+    picture[shows] = shows[first][group]
+    by_picture = shows[np.argsort(picture[shows], kind="stable")].astype(np.int32)
+    spoken = caption != _NO_CAPTION
+    said = np.unique(_pairs(item[spoken], caption[spoken]))
+    return Catalog(offset, item, caption, positive, picture, has_text.astype(bool), by_picture, said)
+
+
+def normalised_caption(caption: str) -> str:
+    """A caption without what does not change its meaning: letter case, spaces, a full stop, Unicode's variants.
+
+    >>> normalised_caption("  A  Red\\tDog. ")
+    'a red dog'
+    """
+    text = unicodedata.normalize("NFKC", caption).casefold()
+    return _SPACES.sub(" ", text).strip().rstrip(".。!?！？").rstrip()
+
+
+def _captions(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    texts = (normalised_caption(text) if text else "" for text in column.to_pylist())
+    return np.array([_digest(text) if text else 0 for text in texts], np.uint64)
+
+
+def _items(column: pa.ChunkedArray, offset: NDArray[np.int64]) -> NDArray[np.uint64]:
+    names = zip(column.to_pylist(), offset.tolist(), strict=True)
+    return np.array([_digest(f"o{place}" if item is None else f"i{item}") for item, place in names], np.uint64)
+
+
+def _digest(text: str) -> int:
+    """64 bits, never 0."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
+
+
+def _digest_vectors(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Equal for equal vectors: each value's bits times an odd number of its own, summed modulo 2**64."""
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 1 << 63, size=(vectors.shape[1],), dtype=np.uint64)
+    weights = weights * np.uint64(2) + np.uint64(1)
+    bits = (vectors + np.float32(0)).view(np.uint32)  # + 0: one zero, not two
+    total = np.zeros(len(vectors), np.uint64)
+    for d in range(vectors.shape[1]):
+        total += bits[:, d].astype(np.uint64) * weights[d]
+    return total
+
+
+def _mix(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A digest of two digests; never 0."""
+    mixed = (a ^ (b * _MIX)) * _MIX
+    mixed ^= mixed >> np.uint64(29)
+    return np.maximum(mixed * _MIX, np.uint64(1))
+
+
+def _pairs(item: NDArray[np.uint64], caption: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return _mix(item, caption)

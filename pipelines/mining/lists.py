@@ -1,0 +1,107 @@
+"""Approximate search for many anchors at once: k-means lists over the gallery, products of whole lists.
+
+An index answers one query at a time, some hundred a second; here all anchors that probe a list are compared with it in
+one product, and the gallery is streamed as it lies in the table, without a copy of it. Within the lists that an anchor
+probes the search is exact, so recall is a matter of the number of probes alone: it is measured on a sample before
+anything is mined, and a second sample is the one that is reported.
+
+Inverted lists: Jégou, Douze, Schmid, "Product quantization for nearest neighbor search" (2011).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_ROUNDS = 8
+_SAMPLES_PER_LIST = 40
+_CHUNK = 16_384
+NO_LIST = -1
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A gallery cut into lists.
+
+    Attributes:
+        centroids: float32 (lists, dim), L2-normalised.
+        member: int32 (rows,), each row's list; −1 for rows outside the gallery.
+        probes: lists that an anchor searches.
+    """
+
+    centroids: NDArray[np.float32]
+    member: NDArray[np.int32]
+    probes: int
+
+
+def plan_lists(gallery: int) -> int:
+    """How many lists: about the square root of the rows."""
+    return max(1, round(math.sqrt(gallery)))
+
+
+def plan_sample(lists: int, gallery: int) -> int:
+    """How many vectors k-means is trained on."""
+    return min(gallery, lists * _SAMPLES_PER_LIST)
+
+
+def train_centroids(sample: NDArray[np.float32], lists: int, seed: int) -> NDArray[np.float32]:
+    """Spherical k-means; a centroid that lost all its vectors is put on one drawn anew.
+
+    Args:
+        sample: float32 (n, dim), n >= lists.
+        lists: how many centroids.
+        seed: of the starting points.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.from_numpy(sample)
+    centroids = vectors[torch.randperm(len(vectors), generator=generator)[:lists]].clone()
+    for _ in range(_ROUNDS):
+        nearest = torch.from_numpy(nearest_lists(sample, centroids.numpy(), 1)[:, 0].astype(np.int64))
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, vectors)
+        empty = torch.bincount(nearest, minlength=lists) == 0
+        redrawn = torch.randint(len(vectors), (int(empty.sum()),), generator=generator)
+        sums[empty] = vectors[redrawn]
+        centroids = torch.nn.functional.normalize(sums, dim=1)
+    return centroids.numpy()
+
+
+def nearest_lists(vectors: NDArray[np.float32], centroids: NDArray[np.float32], probes: int) -> NDArray[np.int32]:
+    """The nearest centroids of each vector, int32 (n, probes), nearest first."""
+    targets = torch.from_numpy(centroids).T
+    found = np.empty((len(vectors), probes), np.int32)
+    for start in range(0, len(vectors), _CHUNK):
+        scores = torch.from_numpy(vectors[start : start + _CHUNK]) @ targets
+        found[start : start + _CHUNK] = torch.topk(scores, probes, dim=1).indices.numpy()
+    return found
+
+
+def ranks_of_lists(
+    queries: NDArray[np.float32], centroids: NDArray[np.float32], wanted: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """At which probe an anchor would reach given lists: int64 of the shape of `wanted` (n, k), 0 for the first."""
+    order = nearest_lists(queries, centroids, len(centroids))
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(order.shape[1], dtype=np.int32)[None, :], axis=1)
+    return np.take_along_axis(rank, wanted.astype(np.int64), axis=1).astype(np.int64)
+
+
+def recall_at(ranks: NDArray[np.int64], places: NDArray[np.int64], probes: int) -> float:
+    """The share of the exact candidates that lie in the lists probed; empty places (−1) do not count.
+
+    >>> recall_at(np.array([[0, 5], [1, 9]]), np.array([[3, 4], [7, -1]]), 2)
+    0.6666666666666666
+    """
+    there = places >= 0
+    return float((ranks[there] < probes).mean()) if there.any() else 1.0
+
+
+def fewest_probes(ranks: NDArray[np.int64], places: NDArray[np.int64], lists: int, recall: float) -> int:
+    """The smallest power of two of probes (or all lists) that reaches a recall on a sample."""
+    probes = 1
+    while probes < lists and recall_at(ranks, places, probes) < recall:
+        probes *= 2
+    return min(probes, lists)

@@ -1,0 +1,118 @@
+"""Candidates of a block of anchors, and which of them resemble the anchor's own row: two passes over the gallery.
+
+Memory: the anchors' vectors, their lists, and one block of the gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.mining.lists import Lists, nearest_lists
+from pipelines.mining.toplists import TopLists
+from pipelines.mining.vectors import Block
+
+_PAIRS = 8_192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Pairs of an anchor and a row whose vectors of one modality are to be compared.
+
+    Attributes:
+        modality: `image` or `text`.
+        own: float32 (anchors, dim), the anchors' vectors of that modality.
+        anchor: int64 (m,), index into `own`.
+        place: int64 (m,), place of the row.
+        threshold: cosine from which on the two count as the same.
+    """
+
+    modality: str
+    own: NDArray[np.float32]
+    anchor: NDArray[np.int64]
+    place: NDArray[np.int64]
+    threshold: float
+
+
+def search_all(
+    blocks: Iterable[Block], modality: str, gallery: NDArray[np.bool_], queries: NDArray[np.float32], depth: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The exact best rows of the gallery for each query.
+
+    Args:
+        blocks: the table.
+        modality: whose vectors are searched.
+        gallery: bool (rows,), which rows are candidates.
+        queries: float32 (a, dim).
+        depth: how many.
+
+    Returns:
+        Scores float32 (a, depth), best first, and places int64 (a, depth); −inf and −1 where there are fewer.
+    """
+    best = TopLists(len(queries), depth)
+    anchors, vectors = torch.arange(len(queries)), torch.from_numpy(queries)
+    for block in blocks:
+        inside = np.flatnonzero(gallery[block.start : block.start + len(block)])
+        if len(inside):
+            rows = torch.from_numpy(_subset(block.vectors(modality), inside))
+            best.offer(anchors, vectors, rows, torch.from_numpy(inside + block.start))
+    return best.result()
+
+
+def search_lists(
+    blocks: Iterable[Block], modality: str, lists: Lists, queries: NDArray[np.float32], depth: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The best rows among the lists that each query probes; as `search_all` otherwise."""
+    best = TopLists(len(queries), depth)
+    vectors = torch.from_numpy(queries)
+    probes = nearest_lists(queries, lists.centroids, lists.probes)
+    by_list = np.argsort(probes, axis=None, kind="stable")
+    bounds = np.searchsorted(probes.ravel()[by_list], np.arange(len(lists.centroids) + 1))
+    asking = torch.from_numpy(by_list // lists.probes)
+    for block in blocks:
+        for number, rows in _lists_of(lists.member[block.start : block.start + len(block)]):
+            anchors = asking[bounds[number] : bounds[number + 1]]
+            if len(anchors):
+                gallery = torch.from_numpy(block.vectors(modality)[rows])
+                best.offer(anchors, vectors[anchors], gallery, torch.from_numpy(rows + block.start))
+    return best.result()
+
+
+def resembling(blocks: Iterable[Block], checks: list[Check]) -> list[NDArray[np.bool_]]:
+    """For each check, which of its pairs reach its threshold (bool (m,)); a row without a vector resembles none."""
+    orders = [np.argsort(check.place, kind="stable") for check in checks]
+    sorted_places = [check.place[order] for check, order in zip(checks, orders, strict=True)]
+    found = [np.zeros(len(check.place), bool) for check in checks]
+    if not any(len(places) for places in sorted_places):
+        return found
+    for block in blocks:
+        for check, order, places, same in zip(checks, orders, sorted_places, found, strict=True):
+            low, high = np.searchsorted(places, [block.start, block.start + len(block)])
+            for start in range(low, high, _PAIRS):
+                chosen = order[start : min(start + _PAIRS, high)]
+                same[chosen] = _resembles(block, check, chosen)
+    return found
+
+
+def _resembles(block: Block, check: Check, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    rows = check.place[chosen] - block.start
+    cosines = np.einsum("md,md->m", check.own[check.anchor[chosen]], block.vectors(check.modality)[rows])
+    has = block.has_image if check.modality == "image" else block.has_text
+    return has[rows] & (cosines >= check.threshold)
+
+
+def _lists_of(members: NDArray[np.int32]) -> Iterable[tuple[int, NDArray[np.int64]]]:
+    """(list, rows of the block in it, ascending) for the lists that a block has rows of."""
+    order = np.argsort(members, kind="stable")
+    order = order[np.searchsorted(members[order], 0) :]
+    numbers, starts = np.unique(members[order], return_index=True)
+    return zip(numbers.tolist(), np.split(order, starts[1:]), strict=True) if len(order) else ()
+
+
+def _subset(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Some rows; no copy where they are all."""
+    return vectors if len(rows) == len(vectors) else vectors[rows]

@@ -1,0 +1,241 @@
+"""The work of Ray tasks: each opens the table at its version by itself, and returns plain data.
+
+A task that is lost is run again from the same arguments. Fragments that a lost attempt left behind belong to no
+version and are never read; only what a task returns is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.contract import ITEM_ID, ROW_ID
+from pipelines.mining.catalog import Catalog, read_catalog
+from pipelines.mining.histograms import count_scores
+from pipelines.mining.judging import DROPPED, Verdict, choose, judge_by_rank, judge_by_score, says_the_same
+from pipelines.mining.lists import (
+    NO_LIST,
+    Lists,
+    fewest_probes,
+    nearest_lists,
+    plan_lists,
+    plan_sample,
+    ranks_of_lists,
+    recall_at,
+    train_centroids,
+)
+from pipelines.mining.mined import MINED_SCHEMA, stage
+from pipelines.mining.searching import Check, resembling, search_all, search_lists
+from pipelines.mining.settings import Direction, MiningSettings
+from pipelines.mining.toplists import TopLists
+from pipelines.mining.vectors import Block, scan_blocks, take_vectors
+from pipelines.storage import TableRef
+
+if TYPE_CHECKING:
+    import lance
+
+_SAMPLE = 64  # anchors that choose the probes, and as many others that measure them
+_SPARE_RECALL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every task needs to know: plain data.
+
+    Attributes:
+        table: that is mined.
+        version: of the table.
+        out: where fragments go.
+        settings: of the run.
+        margin: as calibrated.
+    """
+
+    table: TableRef
+    version: int
+    out: TableRef
+    settings: MiningSettings
+    margin: float = 0.0
+
+    def open(self) -> lance.LanceDataset:
+        """The table at its version."""
+        import lance
+
+        return lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
+
+    def blocks(self) -> Iterator[Block]:
+        """The table's vectors."""
+        return scan_blocks(self.open(), self.settings.where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinedBlock:
+    """What a task found for its anchors.
+
+    Attributes:
+        fragments: metadata of the fragments written, as JSON.
+        anchors: how many there were.
+        served: how many of them got a negative.
+        kept: negatives.
+        verdicts: candidates dropped, by reason.
+        positives: fine histogram of the anchors' own scores.
+        negatives: fine histogram of the negatives' scores.
+    """
+
+    fragments: tuple[str, ...]
+    anchors: int
+    served: int
+    kept: int
+    verdicts: dict[str, int]
+    positives: NDArray[np.int64]
+    negatives: NDArray[np.int64]
+
+
+def query_and_gallery(direction: Direction) -> tuple[str, str]:
+    """The modality of the anchors and that of the candidates."""
+    return ("text", "image") if direction == "text_to_image" else ("image", "text")
+
+
+def catalog_task(job: Job) -> Catalog:
+    """The table's catalog."""
+    return read_catalog(job.open(), job.settings.where)
+
+
+def lists_task(job: Job, catalog: Catalog, direction: Direction, anchors: NDArray[np.int64]) -> tuple[Lists, float]:
+    """Lists over the gallery of a direction, the probes that reach the recall, and the recall on other anchors."""
+    query, target = query_and_gallery(direction)
+    settings, dataset = job.settings, job.open()
+    rng = np.random.default_rng(settings.seed)
+    gallery = catalog.gallery(direction)
+    rows = np.flatnonzero(gallery)
+    count = plan_lists(len(rows))
+    trained = np.sort(rng.choice(rows, plan_sample(count, len(rows)), replace=False))
+    vectors = take_vectors(dataset, catalog.offset[trained])
+    centroids = train_centroids(vectors[target == "text"], count, settings.seed)
+    chosen = np.sort(rng.permutation(anchors)[: 2 * _SAMPLE])
+    queries = take_vectors(dataset, catalog.offset[chosen])[query == "text"]
+    member, exact = _assign(job, target, gallery, centroids, queries)
+    wanted = np.where(exact >= 0, member[exact], 0)
+    ranks = ranks_of_lists(queries, centroids, wanted)
+    choosing, measuring = slice(0, None, 2), slice(1 if len(chosen) > 1 else 0, None, 2)
+    goal = min(1.0, settings.min_recall + _SPARE_RECALL)
+    probes = settings.probes or fewest_probes(ranks[choosing], exact[choosing], count, goal)
+    probes = min(probes, count)
+    return Lists(centroids, member, probes), recall_at(ranks[measuring], exact[measuring], probes)
+
+
+def _assign(
+    job: Job,
+    target: str,
+    gallery: NDArray[np.bool_],
+    centroids: NDArray[np.float32],
+    queries: NDArray[np.float32],
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """In one pass, each row's list and the exact candidates of some queries (places, int64 (q, depth))."""
+    import torch
+
+    member = np.full(len(gallery), NO_LIST, np.int32)
+    best = TopLists(len(queries), job.settings.depth)
+    everyone, vectors = torch.arange(len(queries)), torch.from_numpy(queries)
+    for block in job.blocks():
+        inside = np.flatnonzero(gallery[block.start : block.start + len(block)])
+        rows = block.vectors(target)[inside]
+        member[inside + block.start] = nearest_lists(rows, centroids, 1)[:, 0]
+        best.offer(everyone, vectors, torch.from_numpy(rows), torch.from_numpy(inside + block.start))
+    return member, best.result()[1]
+
+
+def mine_block(
+    job: Job, catalog: Catalog, lists: Lists | None, direction: Direction, anchors: NDArray[np.int64]
+) -> MinedBlock:
+    """Mine the negatives of some anchors and write them as fragments.
+
+    Args:
+        job: what all tasks share.
+        catalog: of the table.
+        lists: for approximate search, None for exact.
+        direction: what is mined.
+        anchors: int64 (a,), places, ascending.
+    """
+    query, target = query_and_gallery(direction)
+    image, text = take_vectors(job.open(), catalog.offset[anchors])
+    queries = text if query == "text" else image
+    if lists is None:
+        found = search_all(job.blocks(), target, catalog.gallery(direction), queries, job.settings.depth)
+    else:
+        found = search_lists(job.blocks(), target, lists, queries, job.settings.depth)
+    scores, places = found
+    positives = catalog.positive[anchors]
+    verdicts = judge_by_rank(catalog, anchors, places, job.settings.skip)
+    _judge_resemblance(job, catalog, direction, anchors, places, verdicts, image, text)
+    judge_by_score(verdicts, scores, positives, job.margin)
+    chosen = choose(verdicts, job.settings.negatives)
+    rows = _rows(job, catalog, direction, anchors, places, scores, chosen)
+    return MinedBlock(
+        fragments=stage(job.out, rows),
+        anchors=len(anchors),
+        served=int(chosen.any(axis=1).sum()),
+        kept=int(chosen.sum()),
+        verdicts={v.name.lower(): int((verdicts == v).sum()) for v in DROPPED},
+        positives=count_scores(positives),
+        negatives=count_scores(scores[chosen]),
+    )
+
+
+def _judge_resemblance(
+    job: Job,
+    catalog: Catalog,
+    direction: Direction,
+    anchors: NDArray[np.int64],
+    places: NDArray[np.int64],
+    verdicts: NDArray[np.int8],
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+) -> None:
+    """Mark, in place, candidates whose picture or caption is much like the anchor's own."""
+    settings = job.settings
+    at = np.nonzero(verdicts == Verdict.GOOD)
+    who, which = at[0].astype(np.int64), places[at]
+    # A picture has the captions of all its rows.
+    entry, rows = catalog.rows_of_pictures(which) if direction == "text_to_image" else (np.arange(len(which)), which)
+    pictures = Check(modality="image", own=image, anchor=who, place=which, threshold=settings.near_duplicate_image)
+    captions = Check(modality="text", own=text, anchor=who[entry], place=rows, threshold=settings.near_duplicate_text)
+    same_picture, same_text = resembling(job.blocks(), [pictures, captions])
+    same_caption = says_the_same(catalog, direction, anchors[who], which)
+    same_caption[entry[same_text]] = True
+    found = np.where(same_caption, Verdict.NEAR_DUPLICATE_CAPTION, Verdict.GOOD)
+    verdicts[at] = np.where(same_picture, Verdict.NEAR_DUPLICATE_IMAGE, found).astype(np.int8)
+
+
+def _rows(
+    job: Job,
+    catalog: Catalog,
+    direction: Direction,
+    anchors: NDArray[np.int64],
+    places: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    chosen: NDArray[np.bool_],
+) -> pa.Table:
+    """The negatives as rows; ids are read here, for these rows alone."""
+    who, rank = np.nonzero(chosen)
+    if len(who) == 0:
+        return MINED_SCHEMA.empty_table()
+    negatives = places[chosen]
+    needed, where = np.unique(np.concatenate([anchors[who], negatives]), return_inverse=True)
+    ids = job.open().take(catalog.offset[needed].tolist(), columns=[ROW_ID, ITEM_ID])
+    own, others = pa.array(where[: len(who)]), pa.array(where[len(who) :])
+    return pa.table(
+        {
+            ROW_ID: ids[ROW_ID].take(own),
+            "direction": pa.array([direction] * len(who), pa.string()),
+            "negative_row_id": ids[ROW_ID].take(others),
+            "negative_item_id": ids[ITEM_ID].take(others),
+            "score": pa.array(scores[chosen], pa.float32()),
+            "positive_score": pa.array(catalog.positive[anchors][who], pa.float32()),
+            "rank": pa.array(rank.astype(np.int32), pa.int32()),
+        }
+    )
