@@ -29,6 +29,7 @@ from jobs.corpus import CorpusConfig
 from jobs.demo import DemoConfig
 from jobs.embed import EmbedConfig
 from jobs.encoders import EncodersConfig
+from jobs.evaluate import EvaluateConfig
 from jobs.finetune import FinetuneConfig
 from jobs.index import IndexConfig
 from jobs.info import InfoConfig
@@ -77,6 +78,14 @@ def finetune(config: FinetuneConfig) -> Report:
 
     with training_table() as on_row:
         return run(config, on_row)
+
+
+@app.command
+def evaluate(config: EvaluateConfig) -> Report:
+    """Measure retrieval exactly: text to image, image to text, image to image, with intervals."""
+    from jobs.evaluate import run
+
+    return run(config)
 
 
 @app.command

@@ -114,6 +114,17 @@ def _show(found: bytes | Exception | None) -> str | None:
         return f"picture not readable: {error}"
 
 
+def picture_uri(thumbnail_bytes: bytes | None, image_uri: str | None, storage: Storage) -> str | None:
+    """A row's picture as a data URI, from its thumbnail or its file; None where there is none that can be read."""
+    found = (
+        thumbnail_bytes
+        if thumbnail_bytes is not None
+        else (read_images([image_uri], storage)[0] if image_uri else None)
+    )
+    shown = _show(found)
+    return shown if shown is not None and shown.startswith("data:") else None
+
+
 def _as_data_uri(data: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(thumbnail(data, _SIDE)).decode()
 

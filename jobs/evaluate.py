@@ -1,0 +1,252 @@
+"""`isthmus evaluate`: how well words find pictures, and pictures words; exactly, with intervals."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from cyclopts import Parameter
+from pydantic import Field, model_validator
+
+from jobs.config import JobConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipelines.evaluation.evaluate import Evaluation, EvaluationSettings
+    from pipelines.storage import TableRef
+
+_COMPARED = ("R@1", "R@5", "R@10", "MRR", "nDCG@10")
+
+
+@Parameter(name="*")
+class EvaluateConfig(JobConfig):
+    """Config of `isthmus evaluate`."""
+
+    target: str = Field(description="A table; or a corpus, with --encoder, which embeds it first.")
+    encoder: str | None = Field(default=None, description="Embeds the corpus; of a table, must be its own.")
+    table: str | None = Field(default=None, description="Where a corpus is embedded to; default: a temporary folder.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Of a corpus, as for `isthmus embed`.")
+    version: int | None = Field(default=None, description="Version of the table.")
+    tag: str | None = Field(default=None, description="Tag of the table.")
+    compare: str | None = Field(default=None, description="A second table of the same rows: the paired test.")
+    where: str | None = Field(default=None, description="SQL filter of the rows to evaluate.")
+    split: str | None = Field(default=None, description="Short for --where \"split = '…'\" (Karpathy's splits).")
+    gallery_where: str | None = Field(default=None, description="SQL filter of rows that are in the gallery besides.")
+    relevant: str = Field(default="item_id", description="Rows of equal values in this column answer each other.")
+    slice: list[str] = Field(default_factory=list, description="Columns by whose values the metrics are given too.")
+    folds: int = Field(default=1, ge=1, description="Parts to evaluate apart and average: 5 gives COCO's 1K × 5.")
+    train: str | None = Field(default=None, description="Table that was trained on, to look for leaks.")
+    train_where: str | None = Field(default=None, description="SQL filter of the rows that were trained on.")
+    near_duplicate: float = Field(default=0.95, gt=0, le=1, description="Cosine of pictures that are look-alikes.")
+    exclude_leaked: bool = Field(default=False, description="Leave out the rows that training has seen.")
+    classes: str | None = Field(default=None, description="Zero-shot classes: a,b,c or a file with one a line.")
+    class_column: str | None = Field(default=None, description="Column with each picture's class.")
+    template: list[str] = Field(default_factory=lambda: ["a picture of {}"], description="Prompts of a class.")
+    html: Path | None = Field(default=None, description="Write a page with plots and pictures.")
+    markdown: Path | None = Field(default=None, description="Write the tables.")
+    seed: int = Field(default=0, description="Of the bootstrap.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
+    corpus_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="Of the corpus.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.version is not None and self.tag is not None:
+            raise ValueError("version and tag: give one of the two")
+        if self.split is not None and self.where is not None:
+            raise ValueError("split and where: give one of the two")
+        if (self.classes is None) != (self.class_column is None):
+            raise ValueError("classes and class_column: give both, or neither")
+        if self.exclude_leaked and self.train is None and self.train_where is None:
+            raise ValueError("exclude_leaked: needs --train or --train-where")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReport:
+    """Metrics of each direction, and whatever else was asked for."""
+
+    evaluation: Evaluation
+    other: Evaluation | None
+    extra: dict[str, Any]
+    pages: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        compared = {"compared_to": self.other.to_dict()} if self.other else {}
+        return {**self.evaluation.to_dict(), **self.extra, **compared, "pages": self.pages}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        from jobs.display import rows_table
+
+        parts: list[RenderableType] = []
+        for evaluation in filter(None, (self.evaluation, self.other)):
+            parts.append(Text(f"{evaluation.encoder} · {evaluation.table}@{evaluation.version}", style="bold"))
+            parts.append(rows_table([_row(name, result) for name, result in evaluation.directions.items()]))
+        for name, value in self.extra.items():
+            parts += [Text(f"\n{name.replace('_', ' ')}", style="bold"), rows_table(_flat(value))]
+        return Group(*parts, *(Text(f"page: {page}") for page in self.pages))
+
+
+def run(config: EvaluateConfig) -> EvaluateReport:
+    """Evaluate a table, or a corpus under an encoder.
+
+    Raises:
+        FileNotFoundError: there is no such table, version or corpus.
+        EncoderMismatchError: the table is of another encoder than the one named.
+        ValueError: the vectors cannot be compared, or nothing is selected.
+    """
+    from pipelines.evaluation import report
+    from pipelines.evaluation.evaluate import evaluate_table
+    from pipelines.evaluation.paired import compare
+    from pipelines.storage import Storage, TableRef
+
+    with ExitStack() as stack:
+        table = _table(config, stack)
+        settings, extra = _without_leaks(config, table, _settings(config))
+        evaluation = evaluate_table(table, settings)
+        other = None
+        if config.compare is not None:
+            second = TableRef.parse(config.compare, Storage.from_options(config.storage_options))
+            other = evaluate_table(second, replace(settings, version=None))
+            extra["difference"] = {
+                f"{name.replace('_', ' ')} {metric}": compare(evaluation, other, metric, name).to_dict()
+                for name in evaluation.directions
+                for metric in _COMPARED
+            }
+        if config.classes is not None:
+            extra["zero_shot"] = _zero_shot(config, table)
+        page = report.Page(evaluation=evaluation, other=other, extra=extra)
+        pages = []
+        if config.markdown is not None:
+            pages.append(report.write(config.markdown, report.markdown(page)))
+        if config.html is not None:
+            storage = Storage.from_options(config.corpus_storage_options)
+            pages.append(report.write(config.html, report.html(page, table, storage)))
+    return EvaluateReport(evaluation=evaluation, other=other, extra=extra, pages=pages)
+
+
+def _settings(config: EvaluateConfig) -> EvaluationSettings:
+    from pipelines.evaluation.evaluate import EvaluationSettings
+    from pipelines.retrieval.filters import quote
+
+    return EvaluationSettings(
+        version=config.version if config.version is not None else config.tag,
+        where=f"split = {quote(config.split)}" if config.split is not None else config.where,
+        gallery_where=config.gallery_where,
+        relevant=config.relevant,
+        slices=tuple(config.slice),
+        folds=config.folds,
+        seed=config.seed,
+    )
+
+
+def _table(config: EvaluateConfig, stack: ExitStack) -> TableRef:
+    """The table that is named, or the corpus embedded into one."""
+    import jobs.embed
+    from encoders.registry import describe
+    from jobs.display import row_progress
+    from pipelines.provenance import Provenance
+    from pipelines.sink.tables import open_dataset
+    from pipelines.storage import Storage, TableRef
+
+    storage = Storage.from_options(config.storage_options)
+    try:
+        named: TableRef | None = TableRef.parse(config.target, storage)
+    except ValueError:
+        named = None
+    dataset = open_dataset(named, missing_ok=True) if named is not None else None
+    if named is not None and dataset is not None:
+        if config.encoder is not None:
+            card = describe(config.encoder).card
+            Provenance.from_schema(dataset.schema, str(named)).check_same_encoder(card, str(named))
+        return named
+    if config.encoder is None:
+        assert named is not None
+        open_dataset(named)  # raises, and lists the tables there are
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isthmus-evaluate-"))
+    uri = config.table or f"{folder}/evaluated"
+    embed_config = jobs.embed.EmbedConfig(
+        corpus=config.target,
+        table=uri,
+        encoder=config.encoder or "",
+        columns=config.columns,
+        storage_options=config.storage_options,
+        corpus_storage_options=config.corpus_storage_options,
+    )
+    with row_progress("embedding") as progress:
+        jobs.embed.run(embed_config, progress)
+    return TableRef.parse(uri, storage)
+
+
+def _without_leaks(
+    config: EvaluateConfig, table: TableRef, settings: EvaluationSettings
+) -> tuple[EvaluationSettings, dict[str, Any]]:
+    """The settings, without leaked rows where asked for; and the counts of leaks where a training set is named."""
+    from pipelines.evaluation.evaluate import open_at
+    from pipelines.evaluation.leakage import find_leakage, without
+    from pipelines.storage import Storage, TableRef
+
+    if config.train is None and config.train_where is None:
+        return settings, {}
+    train = TableRef.parse(config.train, Storage.from_options(config.storage_options)) if config.train else table
+    found = find_leakage(
+        open_at(table, settings.version),
+        settings.where,
+        open_at(train, None if config.train else settings.version),
+        config.train_where,
+        near=config.near_duplicate,
+    )
+    if config.exclude_leaked:
+        settings = replace(settings, where=without(settings.where, found.leaked))
+    return settings, {"leakage": {**found.to_dict(), "excluded": config.exclude_leaked}}
+
+
+def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
+    from pipelines.evaluation.evaluate import open_at
+    from pipelines.evaluation.zero_shot import classify
+
+    assert config.classes is not None
+    assert config.class_column is not None
+    file = Path(config.classes)
+    text = file.read_text(encoding="utf-8").splitlines() if file.is_file() else config.classes.split(",")
+    found = classify(
+        open_at(table, config.version if config.version is not None else config.tag),
+        where=config.where,
+        column=config.class_column,
+        names=[name.strip() for name in text if name.strip()],
+        templates=config.template,
+        table=str(table),
+    )
+    return found.to_dict()
+
+
+def _row(name: str, result: Any) -> dict[str, Any]:
+    low, high = result.intervals["R@10"]
+    shown = {
+        metric: round(result.metrics[metric], 3) for metric in ("R@1", "R@5", "R@10", "MRR", "nDCG@10", "median_rank")
+    }
+    return {
+        "direction": name.replace("_", " "),
+        "queries": result.queries,
+        "gallery": result.gallery,
+        **shown,
+        "R@10 95 %": f"{low:.3f}–{high:.3f}",
+        "by chance": round(result.chance, 4),
+    }
+
+
+def _flat(value: dict[str, Any]) -> list[dict[str, Any]]:
+    if value and all(isinstance(v, dict) for v in value.values()):
+        return [{"": name, **{k: _short(x) for k, x in row.items()}} for name, row in value.items()]
+    return [{"": name, "value": _short(v)} for name, v in value.items()]
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

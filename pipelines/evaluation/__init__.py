@@ -1,0 +1,1 @@
+"""Retrieval measured: exact ranks, metrics with intervals, paired comparison, leakage, zero-shot, reports."""
