@@ -47,11 +47,13 @@ def mixed(base: NDArray, noise: NDArray, cosine: float) -> NDArray[np.float32]:
     return unit(cosine * base + np.sqrt(1 - cosine**2) * away)
 
 
-def planted(dim: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
+def planted(
+    dim: int, centres: NDArray, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
     """Pictures, captions' vectors and captions of the planted groups, for text to image."""
     n = _PLANTED
     noise = iter(rng.standard_normal((12, n, dim)))
-    query = unit(next(noise))
+    query = unit(centres[:n] + 0.8 * next(noise))  # among the pictures, as hard negatives are
     positive = mixed(query, next(noise), 0.95)
     pictures = [positive, mixed(query, next(noise), 0.85), mixed(positive, next(noise), 0.999),
                 mixed(query, next(noise), 0.84), mixed(query, next(noise), 0.94)]  # fmt: skip
@@ -70,7 +72,7 @@ def batches(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2_000, dim))
     gap = rng.standard_normal(dim)  # captions lie apart from pictures, in one direction
-    images, texts, captions = planted(dim, rng)
+    images, texts, captions = planted(dim, centres, rng)
     yield batch(schema, 0, images, texts, captions, per_item=1)
     for start in range(len(images), rows, _BATCH):
         n = min(_BATCH, rows - start)

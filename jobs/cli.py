@@ -34,6 +34,7 @@ from jobs.finetune import FinetuneConfig
 from jobs.index import IndexConfig
 from jobs.info import InfoConfig
 from jobs.mine import MineConfig
+from jobs.promote import PromoteConfig
 from jobs.rejects import RejectsConfig
 from jobs.search import SearchConfig
 
@@ -116,6 +117,14 @@ def info(config: InfoConfig) -> Report:
 def mine(config: MineConfig) -> Report:
     """Mine hard negatives from a table's own vectors, for finetuning."""
     from jobs.mine import run
+
+    return run(config)
+
+
+@app.command
+def promote(config: PromoteConfig) -> Report:
+    """Let a new encoder's vectors answer for a table, if they are measurably better; or go back."""
+    from jobs.promote import run
 
     return run(config)
 

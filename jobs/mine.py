@@ -41,8 +41,11 @@ class MineConfig(JobConfig):
     near_duplicate_text: float = Field(
         default=0.95, ge=-1, le=2, description="Cosine from which on two captions are the same; above 1: never."
     )
-    min_recall: float = Field(default=0.9, gt=0, le=1, description="Recall of ann below which the job is refused.")
-    probes: int | None = Field(default=None, ge=1, description="Lists that ann searches; default: by measured recall.")
+    target_recall: float = Field(
+        default=0.99, gt=0, le=1, description="Recall against exact search that ann's probes are chosen for."
+    )
+    min_recall: float = Field(default=0.9, gt=0, le=1, description="Measured recall below which the job is refused.")
+    probes: int | None = Field(default=None, ge=1, description="Lists that ann searches; default: by target_recall.")
     rows_per_task: int = Field(default=32_768, ge=1, description="Anchors of a task; bounds a worker's memory.")
     seed: int = Field(default=0, ge=0, description="Of the samples.")
     plot: Path | None = Field(default=None, description="Draw the score histograms into this file (.png, .svg, .pdf).")

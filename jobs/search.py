@@ -32,6 +32,7 @@ class SearchConfig(JobConfig):
     full_text: bool = Field(default=False, description="Search the captions' words (BM25), without a model.")
     distinct: bool = Field(default=False, description="At most one row of each item.")
     encoder: str | None = Field(default=None, description="Must be the table's own; default: the one it names.")
+    original: bool = Field(default=False, description="Ask the table itself, though another was promoted.")
     html: Path | None = Field(default=None, description="Write a self-contained page with pictures.")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
     corpus_storage_options: dict[str, str] = Field(
@@ -102,6 +103,7 @@ def run(config: SearchConfig) -> SearchReport:
         full_text=config.full_text,
         distinct=config.distinct,
         encoder=config.encoder,
+        original=config.original,
     )
     hits = search(table, query)
     title = config.words or (f"like {config.like}" if config.like else str(config.image))

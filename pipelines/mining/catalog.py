@@ -82,35 +82,37 @@ class Catalog:
         found = self.said[np.minimum(at, len(self.said) - 1)] == wanted if len(self.said) else np.zeros(1, bool)
         return found & (caption != _NO_CAPTION)
 
-    def rows_of_pictures(self, pictures: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def rows_of_pictures(self, pictures: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """All rows that show the given pictures (by place of the first row).
 
         Returns:
-            (index into `pictures`, place of the row), both int64 (m,).
+            (index into `pictures`, place of the row), both int32 (m,).
         """
         ordered = self.picture[self.by_picture]
-        first = np.searchsorted(ordered, pictures, "left")
-        counts = np.searchsorted(ordered, pictures, "right") - first
-        which = np.repeat(np.arange(len(pictures)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return which, self.by_picture[np.repeat(first, counts) + within].astype(np.int64)
+        first = np.searchsorted(ordered, pictures, "left").astype(np.int32)
+        counts = np.searchsorted(ordered, pictures, "right").astype(np.int32) - first
+        which = np.repeat(np.arange(len(pictures), dtype=np.int32), counts)
+        at = np.arange(len(which), dtype=np.int32)
+        at += (first - (np.cumsum(counts, dtype=np.int32) - counts))[which]
+        return which, self.by_picture[at]
 
 
 def read_catalog(dataset: lance.LanceDataset, where: str | None) -> Catalog:
     """One pass over the table, both vector columns included, in bounded memory but for the catalog itself."""
     parts: dict[str, list[NDArray]] = {name: [np.zeros(0, kind)] for name, kind in _PARTS.items()}
     for block in scan_blocks(dataset, where, columns=[ITEM_ID, CAPTION, _OFFSET]):
+        image, has_image, has_text = block.vectors["image"], block.has["image"], block.has["text"]
         offset = block.rows[_OFFSET].to_numpy().astype(np.int64)
         item = _items(block.rows[ITEM_ID], offset)
-        both = block.has_image & block.has_text
-        positive = np.einsum("nd,nd->n", block.image, block.text)
-        shown = _mix(item, _digest_vectors(block.image))
+        both = has_image & has_text
+        positive = np.einsum("nd,nd->n", image, block.vectors["text"])
+        shown = _mix(item, _digest_vectors(image))
         parts["offset"].append(offset)
         parts["item"].append(item)
         parts["caption"].append(_captions(block.rows[CAPTION]))
         parts["positive"].append(np.where(both, positive, np.float32("nan")).astype(np.float32))
-        parts["shown"].append(np.where(block.has_image, shown, np.uint64(0)))
-        parts["text"].append(block.has_text)
+        parts["shown"].append(np.where(has_image, shown, np.uint64(0)))
+        parts["text"].append(has_text)
     return make_catalog(*(np.concatenate(pieces) for pieces in parts.values()))
 
 

@@ -53,7 +53,7 @@ def judge_by_rank(
 
 
 def says_the_same(
-    catalog: Catalog, direction: Direction, anchors: NDArray[np.int64], candidates: NDArray[np.int64]
+    catalog: Catalog, direction: Direction, anchors: NDArray[np.integer], candidates: NDArray[np.integer]
 ) -> NDArray[np.bool_]:
     """Whether a candidate bears the anchor's caption, letter for letter after normalisation.
 
@@ -63,8 +63,8 @@ def says_the_same(
     Args:
         catalog: of the table.
         direction: what is mined.
-        anchors: int64 (m,), places.
-        candidates: int64 (m,), places.
+        anchors: int (m,), places.
+        candidates: int (m,), places.
     """
     if direction == "text_to_image":
         return catalog.is_said_of(catalog.item[candidates], catalog.caption[anchors])

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 _ROUNDS = 8
 _SAMPLES_PER_LIST = 40
-_CHUNK = 16_384
+_FEWEST_ROWS = 8
+_SAMPLE_BYTES = 128 << 20
+_CELLS = 1 << 23  # similarities to centroids at a time: 32 MiB
 NO_LIST = -1
 
 
@@ -39,13 +41,13 @@ class Lists:
 
 
 def plan_lists(gallery: int) -> int:
-    """How many lists: about the square root of the rows."""
-    return max(1, round(math.sqrt(gallery)))
+    """How many lists: four times the square root of the rows, some rows each at least."""
+    return max(1, min(round(4 * math.sqrt(gallery)), gallery // _FEWEST_ROWS))
 
 
-def plan_sample(lists: int, gallery: int) -> int:
-    """How many vectors k-means is trained on."""
-    return min(gallery, lists * _SAMPLES_PER_LIST)
+def plan_sample(lists: int, gallery: int, dim: int) -> int:
+    """How many vectors k-means is trained on: within a fixed memory, but never fewer than lists."""
+    return min(gallery, max(lists, min(lists * _SAMPLES_PER_LIST, _SAMPLE_BYTES // (4 * dim))))
 
 
 def train_centroids(sample: NDArray[np.float32], lists: int, seed: int) -> NDArray[np.float32]:
@@ -73,9 +75,11 @@ def nearest_lists(vectors: NDArray[np.float32], centroids: NDArray[np.float32], 
     """The nearest centroids of each vector, int32 (n, probes), nearest first."""
     targets = torch.from_numpy(centroids).T
     found = np.empty((len(vectors), probes), np.int32)
-    for start in range(0, len(vectors), _CHUNK):
-        scores = torch.from_numpy(vectors[start : start + _CHUNK]) @ targets
-        found[start : start + _CHUNK] = torch.topk(scores, probes, dim=1).indices.numpy()
+    rows = max(1, _CELLS // len(centroids))
+    for start in range(0, len(vectors), rows):
+        scores = torch.from_numpy(vectors[start : start + rows]) @ targets
+        best = scores.argmax(1, keepdim=True) if probes == 1 else torch.topk(scores, probes, dim=1).indices
+        found[start : start + rows] = best.numpy()
     return found
 
 
@@ -99,9 +103,11 @@ def recall_at(ranks: NDArray[np.int64], places: NDArray[np.int64], probes: int) 
     return float((ranks[there] < probes).mean()) if there.any() else 1.0
 
 
-def fewest_probes(ranks: NDArray[np.int64], places: NDArray[np.int64], lists: int, recall: float) -> int:
-    """The smallest power of two of probes (or all lists) that reaches a recall on a sample."""
-    probes = 1
-    while probes < lists and recall_at(ranks, places, probes) < recall:
-        probes *= 2
-    return min(probes, lists)
+def fewest_probes(ranks: NDArray[np.int64], places: NDArray[np.int64], recall: float) -> int:
+    """The fewest probes that reach a recall on a sample.
+
+    >>> fewest_probes(np.array([[0, 1, 2, 9]]), np.array([[4, 5, 6, 7]]), 0.7)
+    3
+    """
+    there = np.sort(ranks[places >= 0])
+    return int(there[math.ceil(recall * len(there)) - 1]) + 1 if len(there) else 1

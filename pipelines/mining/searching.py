@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.protocol import Modality
 from pipelines.mining.lists import Lists, nearest_lists
 from pipelines.mining.toplists import TopLists
 from pipelines.mining.vectors import Block
@@ -26,20 +27,20 @@ class Check:
     Attributes:
         modality: `image` or `text`.
         own: float32 (anchors, dim), the anchors' vectors of that modality.
-        anchor: int64 (m,), index into `own`.
-        place: int64 (m,), place of the row.
+        anchor: int32 (m,), index into `own`.
+        place: int32 (m,), place of the row.
         threshold: cosine from which on the two count as the same.
     """
 
-    modality: str
+    modality: Modality
     own: NDArray[np.float32]
-    anchor: NDArray[np.int64]
-    place: NDArray[np.int64]
+    anchor: NDArray[np.int32]
+    place: NDArray[np.int32]
     threshold: float
 
 
 def search_all(
-    blocks: Iterable[Block], modality: str, gallery: NDArray[np.bool_], queries: NDArray[np.float32], depth: int
+    blocks: Iterable[Block], modality: Modality, gallery: NDArray[np.bool_], queries: NDArray[np.float32], depth: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The exact best rows of the gallery for each query.
 
@@ -58,13 +59,13 @@ def search_all(
     for block in blocks:
         inside = np.flatnonzero(gallery[block.start : block.start + len(block)])
         if len(inside):
-            rows = torch.from_numpy(_subset(block.vectors(modality), inside))
+            rows = torch.from_numpy(_subset(block.vectors[modality], inside))
             best.offer(anchors, vectors, rows, torch.from_numpy(inside + block.start))
     return best.result()
 
 
 def search_lists(
-    blocks: Iterable[Block], modality: str, lists: Lists, queries: NDArray[np.float32], depth: int
+    blocks: Iterable[Block], modality: Modality, lists: Lists, queries: NDArray[np.float32], depth: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The best rows among the lists that each query probes; as `search_all` otherwise."""
     best = TopLists(len(queries), depth)
@@ -77,7 +78,7 @@ def search_lists(
         for number, rows in _lists_of(lists.member[block.start : block.start + len(block)]):
             anchors = asking[bounds[number] : bounds[number + 1]]
             if len(anchors):
-                gallery = torch.from_numpy(block.vectors(modality)[rows])
+                gallery = torch.from_numpy(block.vectors[modality][rows])
                 best.offer(anchors, vectors[anchors], gallery, torch.from_numpy(rows + block.start))
     return best.result()
 
@@ -100,9 +101,8 @@ def resembling(blocks: Iterable[Block], checks: list[Check]) -> list[NDArray[np.
 
 def _resembles(block: Block, check: Check, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     rows = check.place[chosen] - block.start
-    cosines = np.einsum("md,md->m", check.own[check.anchor[chosen]], block.vectors(check.modality)[rows])
-    has = block.has_image if check.modality == "image" else block.has_text
-    return has[rows] & (cosines >= check.threshold)
+    cosines = np.einsum("md,md->m", check.own[check.anchor[chosen]], block.vectors[check.modality][rows])
+    return block.has[check.modality][rows] & (cosines >= check.threshold)
 
 
 def _lists_of(members: NDArray[np.int32]) -> Iterable[tuple[int, NDArray[np.int64]]]:

@@ -28,8 +28,10 @@ class MiningSettings:
         anchors: so many anchors, sampled by `seed`; None takes every row.
         near_duplicate_image: cosine of two pictures from which on they count as the same.
         near_duplicate_text: the same of two captions.
-        min_recall: of the approximate lists against the exact ones; below it the run is refused.
-        probes: lists searched for an anchor, None takes the fewest that reach the recall.
+        target_recall: of the approximate candidates against the exact ones: the fewest probes that reach it on a
+            sample are taken.
+        min_recall: of the same, measured on other anchors; below it the run is refused.
+        probes: lists searched for an anchor; None takes what `target_recall` needs.
         rows_per_task: anchors of a Ray task; a worker's memory grows with it.
         seed: of every sample.
     """
@@ -46,6 +48,7 @@ class MiningSettings:
     anchors: int | None = None
     near_duplicate_image: float = 0.95
     near_duplicate_text: float = 0.95
+    target_recall: float = 0.99
     min_recall: float = 0.9
     probes: int | None = None
     rows_per_task: int = 32_768
@@ -70,8 +73,9 @@ class MiningSettings:
             raise ValueError(f"mine: direction {unknown.pop()!r}: give {' or '.join(DIRECTIONS)}")
         if not self.directions:
             raise ValueError(f"mine: no direction; give {' or '.join(DIRECTIONS)}")
-        if not 0 < self.min_recall <= 1:
-            raise ValueError(f"mine: min_recall {self.min_recall}: above 0, up to 1")
+        for name in ("target_recall", "min_recall"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"mine: {name} {getattr(self, name)}: above 0, up to 1")
         for name in ("near_duplicate_image", "near_duplicate_text"):
             if not -1 <= getattr(self, name) <= 2:
                 raise ValueError(f"mine: {name} {getattr(self, name)}: a cosine (above 1 switches the check off)")

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from encoders.protocol import Modality
 from pipelines.contract import ITEM_ID, ROW_ID
 from pipelines.mining.catalog import Catalog, read_catalog
 from pipelines.mining.histograms import count_scores
@@ -33,14 +34,13 @@ from pipelines.mining.mined import MINED_SCHEMA, stage
 from pipelines.mining.searching import Check, resembling, search_all, search_lists
 from pipelines.mining.settings import Direction, MiningSettings
 from pipelines.mining.toplists import TopLists
-from pipelines.mining.vectors import Block, scan_blocks, take_vectors
+from pipelines.mining.vectors import Block, dimension, scan_blocks, take_vectors
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
     import lance
 
-_SAMPLE = 64  # anchors that choose the probes, and as many others that measure them
-_SPARE_RECALL = 0.05
+_SAMPLE = 128  # anchors that choose the probes, and as many others that measure them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,9 @@ class Job:
 
         return lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
 
-    def blocks(self) -> Iterator[Block]:
-        """The table's vectors."""
-        return scan_blocks(self.open(), self.settings.where)
+    def blocks(self, *modalities: Modality) -> Iterator[Block]:
+        """The table's vectors, of one modality or both."""
+        return scan_blocks(self.open(), self.settings.where, modalities=modalities)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class MinedBlock:
     negatives: NDArray[np.int64]
 
 
-def query_and_gallery(direction: Direction) -> tuple[str, str]:
+def query_and_gallery(direction: Direction) -> tuple[Modality, Modality]:
     """The modality of the anchors and that of the candidates."""
     return ("text", "image") if direction == "text_to_image" else ("image", "text")
 
@@ -113,7 +113,7 @@ def lists_task(job: Job, catalog: Catalog, direction: Direction, anchors: NDArra
     gallery = catalog.gallery(direction)
     rows = np.flatnonzero(gallery)
     count = plan_lists(len(rows))
-    trained = np.sort(rng.choice(rows, plan_sample(count, len(rows)), replace=False))
+    trained = np.sort(rng.choice(rows, plan_sample(count, len(rows), dimension(dataset)), replace=False))
     vectors = take_vectors(dataset, catalog.offset[trained])
     centroids = train_centroids(vectors[target == "text"], count, settings.seed)
     chosen = np.sort(rng.permutation(anchors)[: 2 * _SAMPLE])
@@ -122,15 +122,15 @@ def lists_task(job: Job, catalog: Catalog, direction: Direction, anchors: NDArra
     wanted = np.where(exact >= 0, member[exact], 0)
     ranks = ranks_of_lists(queries, centroids, wanted)
     choosing, measuring = slice(0, None, 2), slice(1 if len(chosen) > 1 else 0, None, 2)
-    goal = min(1.0, settings.min_recall + _SPARE_RECALL)
-    probes = settings.probes or fewest_probes(ranks[choosing], exact[choosing], count, goal)
+    goal = max(settings.target_recall, settings.min_recall)
+    probes = settings.probes or fewest_probes(ranks[choosing], exact[choosing], goal)
     probes = min(probes, count)
     return Lists(centroids, member, probes), recall_at(ranks[measuring], exact[measuring], probes)
 
 
 def _assign(
     job: Job,
-    target: str,
+    target: Modality,
     gallery: NDArray[np.bool_],
     centroids: NDArray[np.float32],
     queries: NDArray[np.float32],
@@ -141,9 +141,9 @@ def _assign(
     member = np.full(len(gallery), NO_LIST, np.int32)
     best = TopLists(len(queries), job.settings.depth)
     everyone, vectors = torch.arange(len(queries)), torch.from_numpy(queries)
-    for block in job.blocks():
+    for block in job.blocks(target):
         inside = np.flatnonzero(gallery[block.start : block.start + len(block)])
-        rows = block.vectors(target)[inside]
+        rows = block.vectors[target][inside]
         member[inside + block.start] = nearest_lists(rows, centroids, 1)[:, 0]
         best.offer(everyone, vectors, torch.from_numpy(rows), torch.from_numpy(inside + block.start))
     return member, best.result()[1]
@@ -165,9 +165,9 @@ def mine_block(
     image, text = take_vectors(job.open(), catalog.offset[anchors])
     queries = text if query == "text" else image
     if lists is None:
-        found = search_all(job.blocks(), target, catalog.gallery(direction), queries, job.settings.depth)
+        found = search_all(job.blocks(target), target, catalog.gallery(direction), queries, job.settings.depth)
     else:
-        found = search_lists(job.blocks(), target, lists, queries, job.settings.depth)
+        found = search_lists(job.blocks(target), target, lists, queries, job.settings.depth)
     scores, places = found
     positives = catalog.positive[anchors]
     verdicts = judge_by_rank(catalog, anchors, places, job.settings.skip)
@@ -199,12 +199,15 @@ def _judge_resemblance(
     """Mark, in place, candidates whose picture or caption is much like the anchor's own."""
     settings = job.settings
     at = np.nonzero(verdicts == Verdict.GOOD)
-    who, which = at[0].astype(np.int64), places[at]
+    who, which = at[0].astype(np.int32), places[at].astype(np.int32)
     # A picture has the captions of all its rows.
-    entry, rows = catalog.rows_of_pictures(which) if direction == "text_to_image" else (np.arange(len(which)), which)
+    if direction == "text_to_image":
+        entry, rows = catalog.rows_of_pictures(which)
+    else:
+        entry, rows = np.arange(len(which), dtype=np.int32), which
     pictures = Check(modality="image", own=image, anchor=who, place=which, threshold=settings.near_duplicate_image)
     captions = Check(modality="text", own=text, anchor=who[entry], place=rows, threshold=settings.near_duplicate_text)
-    same_picture, same_text = resembling(job.blocks(), [pictures, captions])
+    same_picture, same_text = resembling(job.blocks("image", "text"), [pictures, captions])
     same_caption = says_the_same(catalog, direction, anchors[who], which)
     same_caption[entry[same_text]] = True
     found = np.where(same_caption, Verdict.NEAR_DUPLICATE_CAPTION, Verdict.GOOD)

@@ -48,20 +48,20 @@ class TopLists:
 
     def _take(self, anchors: torch.Tensor, scores: torch.Tensor, places: torch.Tensor) -> None:
         """Enter what reaches the lists' ends; most scores do not, and cost one comparison."""
-        enters = scores >= self._least[anchors, None]
-        counts = enters.sum(1)
-        most = int(counts.max()) if len(counts) else 0
-        if most == 0:
+        touched = torch.nonzero(scores.amax(1) >= self._least[anchors]).squeeze(1)
+        if len(touched) == 0:
             return
-        touched = torch.nonzero(counts).squeeze(1)
-        enters, counts, anchors = enters[touched], counts[touched], anchors[touched]
+        if len(touched) < len(anchors):
+            anchors, scores = anchors[touched], scores[touched]
+        row, column = torch.nonzero(scores >= self._least[anchors, None], as_tuple=True)
+        counts = torch.bincount(row, minlength=len(anchors))
+        most = int(counts.max())
         if most > self._depth:
-            new = _keys(scores[touched], places[None, :])
+            new = _keys(scores, places[None, :])
         else:
-            row, column = torch.nonzero(enters, as_tuple=True)
             slot = torch.arange(len(row)) - torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
-            new = torch.full((len(touched), most), _EMPTY, dtype=torch.int64)
-            new[row, slot] = _keys(scores[touched[row], column], places[column])
+            new = torch.full((len(anchors), most), _EMPTY, dtype=torch.int64)
+            new[row, slot] = _keys(scores[row, column], places[column])
         merged = torch.cat([self._keys[anchors], new], 1)
         best = torch.topk(merged, self._depth, dim=1, sorted=True).values
         self._keys[anchors] = best

@@ -10,50 +10,54 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.contract import IMAGE_VECTOR, TEXT_VECTOR
+from encoders.protocol import Modality
+from pipelines.contract import IMAGE_VECTOR, TEXT_VECTOR, VECTOR_COLUMNS
 
 if TYPE_CHECKING:
     import lance
 
-_BLOCK_BYTES = 192 << 20
+_BLOCK_BYTES = 96 << 20
 _SMALLEST_NORM = 1e-12
+_ROUNDING = 1e-6  # of the length of a float32 unit vector
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `start` to `start + len` of the scan; a row without a vector has zeros, which `has_…` tells.
+    """Consecutive rows of the scan; a row without a vector has zeros, which `has` tells.
 
     Attributes:
         start: place of the first row.
-        image: float32 (n, dim), L2-normalised.
-        text: float32 (n, dim), L2-normalised.
-        has_image: bool (n,).
-        has_text: bool (n,).
+        vectors: of each modality read, float32 (n, dim), L2-normalised.
+        has: of each modality read, bool (n,).
         rows: the other columns asked for.
+        size: n.
     """
 
     start: int
-    image: NDArray[np.float32]
-    text: NDArray[np.float32]
-    has_image: NDArray[np.bool_]
-    has_text: NDArray[np.bool_]
+    vectors: dict[Modality, NDArray[np.float32]]
+    has: dict[Modality, NDArray[np.bool_]]
     rows: pa.Table
+    size: int
 
     def __len__(self) -> int:
-        return len(self.image)
-
-    def vectors(self, modality: str) -> NDArray[np.float32]:
-        """The vectors of `image` or `text`."""
-        return self.image if modality == "image" else self.text
+        return self.size
 
 
-def block_rows(dim: int) -> int:
-    """Rows of a gallery block: a fixed number of bytes for the two modalities."""
-    return max(1, _BLOCK_BYTES // (2 * 4 * dim))
+def block_rows(dim: int, modalities: int) -> int:
+    """Rows of a block: a fixed number of bytes for all modalities read."""
+    return max(1, _BLOCK_BYTES // (4 * dim * modalities))
+
+
+def dimension(dataset: lance.LanceDataset) -> int:
+    """Length of the vectors."""
+    return int(dataset.schema.field(IMAGE_VECTOR).type.list_size)
 
 
 def scan_blocks(
-    dataset: lance.LanceDataset, where: str | None, columns: Sequence[str] = (), rows: int | None = None
+    dataset: lance.LanceDataset,
+    where: str | None,
+    columns: Sequence[str] = (),
+    modalities: Sequence[Modality] = ("image", "text"),
 ) -> Iterator[Block]:
     """The table (where a filter holds) in blocks of equal length, but for the last.
 
@@ -61,12 +65,11 @@ def scan_blocks(
         dataset: at the version that is mined.
         where: SQL filter or None.
         columns: further columns for `Block.rows`.
-        rows: rows of a block; default `block_rows`.
+        modalities: whose vectors to read.
     """
-    dim = dataset.schema.field(IMAGE_VECTOR).type.list_size
-    size = rows or block_rows(dim)
+    size = block_rows(dimension(dataset), len(modalities))
     scanner = dataset.scanner(
-        columns=[IMAGE_VECTOR, TEXT_VECTOR, *columns],
+        columns=[*(VECTOR_COLUMNS[modality] for modality in modalities), *columns],
         filter=f"({where})" if where is not None else None,
         batch_size=min(size, 8_192),
         batch_readahead=2,
@@ -83,10 +86,10 @@ def scan_blocks(
             held += taken.num_rows
             batch = batch.slice(taken.num_rows)
             if held == size:
-                yield _block(waiting, start)
+                yield _block(waiting, start, modalities)
                 start, waiting, held = start + held, [], 0
     if waiting:
-        yield _block(waiting, start)
+        yield _block(waiting, start, modalities)
 
 
 def take_vectors(
@@ -110,22 +113,27 @@ def normalise(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], NDArray[np.
     has = valid.astype(bool) & np.isfinite(norms) & (norms > _SMALLEST_NORM)
     found[~has] = 0.0
     norms[~has] = 1.0
-    found /= norms[:, None]
+    if np.abs(norms - 1.0).max(initial=0.0) > _ROUNDING:
+        found /= norms[:, None]
     return found, has
 
 
 def _dense(chunk: pa.FixedSizeListArray) -> NDArray[np.float32]:
-    """A copy (n, dim) of a chunk, with whatever stands under its nulls."""
+    """A view or copy (n, dim) of a chunk, with whatever stands under its nulls."""
     dim = chunk.type.list_size
     values = chunk.values.slice(chunk.offset * dim, len(chunk) * dim)
     if values.null_count:
         values = values.fill_null(float("nan"))
-    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=True).reshape(-1, dim)
+    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, dim)
 
 
-def _block(batches: list[pa.RecordBatch], start: int) -> Block:
+def _block(batches: list[pa.RecordBatch], start: int, modalities: Sequence[Modality]) -> Block:
     rows = pa.Table.from_batches(batches)
-    image, has_image = normalise(rows[IMAGE_VECTOR])
-    text, has_text = normalise(rows[TEXT_VECTOR])
-    rest = rows.drop_columns([IMAGE_VECTOR, TEXT_VECTOR])
-    return Block(start=start, image=image, text=text, has_image=has_image, has_text=has_text, rows=rest)
+    found = {modality: normalise(rows[VECTOR_COLUMNS[modality]]) for modality in modalities}
+    return Block(
+        start=start,
+        vectors={modality: vectors for modality, (vectors, _) in found.items()},
+        has={modality: has for modality, (_, has) in found.items()},
+        rows=rows.drop_columns([VECTOR_COLUMNS[modality] for modality in modalities]),
+        size=rows.num_rows,
+    )

@@ -20,6 +20,7 @@ from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, ITEM_ID, ROW_ID
 from pipelines.provenance import Provenance
 from pipelines.retrieval.filters import check_filter, quote
 from pipelines.retrieval.index import read_parameters
+from pipelines.retrieval.publishing import answering
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef
 
@@ -48,6 +49,7 @@ class Query:
         full_text: search the captions' words (BM25) and not the vectors.
         distinct: at most one row an item.
         encoder: a spec that must be the table's own encoder; None takes what the table names.
+        original: ask the table itself, where another was promoted to its place.
     """
 
     words: str | None = None
@@ -60,6 +62,7 @@ class Query:
     full_text: bool = False
     distinct: bool = False
     encoder: str | None = None
+    original: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,7 @@ def search(table: TableRef, query: Query) -> Hits:
         )
     if query.full_text and query.words is None:
         raise ValueError("search: full text needs words")
-    dataset = open_dataset(table)
+    table, dataset = (table, open_dataset(table)) if query.original else answering(table)
     if query.where is not None:
         check_filter(query.where, dataset)
     _check_columns(query, dataset)

@@ -94,8 +94,7 @@ def test_captions_are_compared_without_case_space_or_stop() -> None:
 def test_probes_are_the_fewest_that_reach_the_recall() -> None:
     ranks, places = np.array([[0, 1, 2, 9]]), np.array([[4, 5, 6, 7]])
     assert [recall_at(ranks, places, n) for n in (1, 2, 4, 10)] == [0.25, 0.5, 0.75, 1.0]
-    assert fewest_probes(ranks, places, 12, 0.7) == 4
-    assert fewest_probes(ranks, places, 12, 1.0) == 12
+    assert [fewest_probes(ranks, places, recall) for recall in (0.2, 0.25, 0.7, 1.0)] == [1, 1, 3, 10]
 
 
 def test_centroids_find_clusters_and_none_is_lost() -> None:

@@ -142,7 +142,7 @@ def test_what_cannot_be_mined_is_refused_in_one_line(table: TableRef, tmp_path: 
 @pytest.mark.usefixtures("ray_session")
 def test_nothing_is_written_where_recall_is_low_or_nothing_is_left(table: TableRef) -> None:
     out = table.sibling("hard")
-    with pytest.raises(MiningRecallError, match="1 of 11 lists find 0"):
+    with pytest.raises(MiningRecallError, match="1 of 15 lists find 0"):
         mine(table, out, MiningSettings(method="ann", probes=1, directions=("text_to_image",)))
     with pytest.raises(ValueError, match=r"no negative is left .*skipped_ranks"):
         mine(table, out, MiningSettings(skip=N))

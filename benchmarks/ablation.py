@@ -1,0 +1,262 @@
+"""What each ingredient of fine-tuning gains on unseen concepts, and from one source of pictures to another.
+
+    python benchmarks/ablation.py --folder FOLDER [--only NAME,NAME] [--epochs N]
+
+Builds the union of four corpora (OpenMoji, Google's and Twitter's emoji, openclipart), embeds it once with frozen towers, splits it by concept, takes look-alikes
+of training pictures out of the test side, trains each recipe, and writes `ablation.json` and `ablation.md` with paired differences to the recipe before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encoders.digest import digest_bytes
+from encoders.losses.weighted import parse_term
+from pipelines.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_table
+from pipelines.evaluation.paired import compare
+from pipelines.retrieval.filters import quote
+from pipelines.sink.tables import open_dataset
+from pipelines.storage import Storage, TableRef
+from pipelines.training.checkpoints import BEST, RunFolder
+from pipelines.training.export import save_model
+from pipelines.training.loop import Process
+from pipelines.training.planning import plan_work
+from pipelines.training.selection import Split
+from pipelines.training.settings import ModelSettings, RunSettings, TrainSettings
+
+TOWERS = "efficientnet-lite0+use-multilingual"
+CORPORA = ("openmoji", "emoji-google", "emoji-twitter", "openclipart")
+COLUMNS = ("key", "item", "concept", "source", "image", "caption")
+LOOK_ALIKE = 0.95
+SERIES = 10
+GALLERY = 1_000
+EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.34
+LABELS, ALL = "said IN ('label', 'label_zh')", "true"
+EMOJI, CLIPART = "source != 'openclipart'", "source = 'openclipart'"
+TESTS = ("emoji", "openclipart")
+
+
+def main() -> None:
+    """Run the ablation."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--epochs", type=int, default=None)
+    arguments = parser.parse_args()
+    table = prepare(arguments.folder)
+    wanted = set(filter(None, arguments.only.split(",")))
+    results: dict[str, Any] = {}
+    for name, recipe in recipes().items():
+        if wanted and name not in wanted:
+            continue
+        if arguments.epochs:
+            recipe = {**recipe, "epochs": arguments.epochs}
+        results[name] = run_recipe(name, recipe, table, arguments.folder)
+        say(name, results)
+    write(results, arguments.folder)
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """Each recipe adds one ingredient to the one before it."""
+    recipe: dict[str, Any] = {"rows": LABELS, "start": "random", "losses": ["infonce"], "dropout": 0.0, "decay": 0.0}
+    found = {"heads": recipe}
+    for name, change in {
+        "+ tags as captions": {"rows": ALL},
+        "+ start in closed form": {"start": "cca"},
+        "+ weight decay, dropout": {"decay": 0.2, "dropout": 0.3},
+        "+ memory bank": {"losses": ["memory_bank:size=8192,warmup_steps=100"]},
+        "+ soft labels of a text teacher": {
+            "losses": ["memory_bank:size=8192,warmup_steps=100", "distill_kl:weight=1,relation=text,temperature=0.1"]
+        },
+    }.items():
+        recipe = {**recipe, **change}
+        found[name] = recipe
+    return found
+
+
+def prepare(folder: Path) -> TableRef:
+    """The table of all corpora with its split, made once."""
+    import jobs.embed
+    from pipelines.corpora.catalog import build
+
+    table = TableRef.parse(str(folder / "db" / "union"))
+    existing = open_dataset(table, missing_ok=True)
+    if existing is not None and "split" in existing.schema.names:
+        return table
+    (folder / "union").mkdir(parents=True, exist_ok=True)
+    for name in CORPORA:
+        if not (folder / "union" / f"{name}.parquet").is_file():
+            info = build(name, folder / name, cache=folder / ".cache", captions="label+tags")
+            chosen = pq.read_table(info.path).select(COLUMNS)
+            pq.write_table(chosen, folder / "union" / f"{name}.parquet", row_group_size=256)
+    config = jobs.embed.EmbedConfig(
+        corpus=str(folder / "union"),
+        table=str(folder / "db" / "union"),
+        encoder=TOWERS,
+        columns={"key": "key", "item": "key"},
+        thumbnails=256,
+    )
+    jobs.embed.run(config)
+    add_split(table)
+    return table
+
+
+def add_split(table: TableRef) -> None:
+    """Columns `split` (train, emoji, openclipart, unused) and `said` (what kind of caption a row holds)."""
+    dataset = open_dataset(table)
+    rows = dataset.to_table(columns=["row_id", "item_id", "concept", "source", "caption", "image_vector"])
+    concept, source = (np.array(rows[name].to_pylist()) for name in ("concept", "source"))
+    item = np.array(rows["item_id"].to_pylist())
+    flat = rows["image_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors = flat.reshape(len(item), -1).astype(np.float32)
+    _, first = np.unique(item, return_index=True)
+    counts = dict(zip(*np.unique(concept[first], return_counts=True), strict=True))
+    share = np.array([int(digest_bytes(str(c).encode()), 16) / 2.0**64 for c in concept])
+    emoji = source != "openclipart"
+    held = np.where(emoji, share < EMOJI_SHARE, (share < CLIPART_SHARE) & (np.vectorize(counts.get)(concept) <= SERIES))
+    alike = nearest(vectors[first], held[first])
+    too_near = dict(zip(item[first].tolist(), (alike > LOOK_ALIKE).tolist(), strict=True))
+    split = np.where(held, "unused", "train").astype(object)
+    clean = held & ~np.array([too_near[i] for i in item.tolist()])
+    split[clean & (source == "openmoji") & np.char.endswith(item.astype(str), "-320")] = "emoji"
+    clipart = np.unique(item[clean & ~emoji])
+    drawn = np.random.default_rng(0).permutation(clipart)[:GALLERY]
+    split[np.isin(item, drawn) & ~emoji] = "openclipart"
+    said = pa.array(said_of(rows["row_id"].to_pylist(), rows["caption"].to_pylist(), emoji))
+    added = pa.table({"row_id": rows["row_id"], "split": pa.array(split.tolist()), "said": said})
+    dataset.merge(added, "row_id")
+
+
+def said_of(row_ids: list[str], captions: list[str], emoji: Any) -> list[str]:
+    """The kind of each row's caption: the record's first is its label; an emoji's second is its label in Chinese."""
+    kinds = []
+    for row_id, _, is_emoji in zip(row_ids, captions, emoji.tolist(), strict=True):
+        n = int(row_id.rpartition("#")[2]) if "#" in row_id else 0
+        kinds.append("label" if n == 0 else "label_zh" if n == 1 and is_emoji else "tags")
+    return kinds
+
+
+def nearest(vectors: Any, held: Any) -> Any:
+    """The cosine of each held-out picture to its nearest picture of training; −1 for training pictures."""
+    best = np.full(len(vectors), -1.0, np.float32)
+    training = vectors[~held]
+    places = np.flatnonzero(held)
+    for start in range(0, len(places), 512):
+        part = places[start : start + 512]
+        best[part] = (vectors[part] @ training.T).max(axis=1)
+    return best
+
+
+def run_recipe(name: str, recipe: dict[str, Any], table: TableRef, folder: Path) -> dict[str, Any]:
+    """Train on both sources and on each alone; evaluate on both tests."""
+    started = time.perf_counter()
+    trained = {
+        "both": evaluate(train(name, "both", ALL, recipe, table, folder), table, folder, TESTS),
+        "emoji": evaluate(train(name, "emoji", EMOJI, recipe, table, folder), table, folder, ("openclipart",)),
+        "openclipart": evaluate(train(name, "clipart", CLIPART, recipe, table, folder), table, folder, ("emoji",)),
+    }
+    found = {
+        "emoji": trained["both"]["emoji"],
+        "openclipart": trained["both"]["openclipart"],
+        "emoji → openclipart": trained["emoji"]["openclipart"],
+        "openclipart → emoji": trained["openclipart"]["emoji"],
+    }
+    return {"tests": found, "seconds": time.perf_counter() - started, "recipe": recipe}
+
+
+def train(name: str, part: str, where: str, recipe: dict[str, Any], table: TableRef, folder: Path) -> str:
+    """Train in this process; the directory of the model."""
+    label = "".join(c if c.isalnum() else "_" for c in f"{name} {part}")
+    out, run = folder / "models" / label, RunFolder(uri=str(folder / "runs" / label), storage=Storage())
+    (folder / "runs" / label / "latest.pt").unlink(missing_ok=True)
+    model = ModelSettings(
+        spec=TOWERS,
+        image_tuning="head",
+        text_tuning="head",
+        dim=256,
+        start=recipe["start"],
+        dropout=recipe["dropout"],
+        head=recipe.get("head", "linear"),
+    )
+    settings = RunSettings(
+        train=TrainSettings(
+            model=model,
+            losses=tuple(parse_term(text) for text in recipe["losses"]),
+            learning_rate=recipe.get("learning_rate", 1e-3),
+            weight_decay=recipe["decay"],
+            warmup_steps=20,
+            metric="MRR",
+            resident_bytes=4 << 30,
+        ),
+        samples=table,
+        out=str(out),
+        folder=run,
+        split=Split(where=f"split = 'train' AND {where} AND {recipe['rows']}", group="concept", fraction=0.05),
+        batch_size=recipe.get("batch_size", 1024),
+        epochs=recipe.get("epochs", 20),
+    )
+    settings = replace(settings, teacher=recipe.get("teacher"))
+    import torch
+
+    work = plan_work(settings)
+    process = Process(work, 0, 1, torch.device("cpu"))
+    process.run()
+    best = run.load(BEST)
+    assert best is not None
+    return save_model(work.settings.model, best, str(out), {})
+
+
+def evaluate(model: str, table: TableRef, folder: Path, tests: tuple[str, ...]) -> dict[str, Evaluation]:
+    """Label → picture on the held-out pictures."""
+    from pipelines.embedding.project import project_table
+
+    projected = TableRef.parse(str(folder / "db" / Path(model).name))
+    project_table(table, model, projected)
+    return {
+        test: evaluate_table(projected, EvaluationSettings(where=f"split = {quote(test)} AND said = 'label'"))
+        for test in tests
+    }
+
+
+def say(name: str, results: dict[str, Any]) -> None:
+    """A line on standard error."""
+    tests = results[name]["tests"]
+    shown = "  ".join(f"{t} {e.directions['text_to_image'].metrics['R@10']:.3f}" for t, e in tests.items())
+    sys.stderr.write(f"{name:36s} {shown}  ({results[name]['seconds']:.0f} s)\n")
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """`ablation.json` and `ablation.md`."""
+    names = list(results)
+    lines = ["| recipe | " + " | ".join(results[names[0]]["tests"]) + " |", "|---" * 5 + "|"]
+    data = []
+    for i, name in enumerate(names):
+        cells = []
+        for test, evaluation in results[name]["tests"].items():
+            result = evaluation.directions["text_to_image"]
+            low, high = result.intervals["R@10"]
+            cell = f"{result.metrics['R@10']:.3f} ({low:.3f}–{high:.3f})"
+            if i:
+                gain = compare(results[names[i - 1]]["tests"][test], evaluation, "R@10", "text_to_image")
+                total = compare(results[names[0]]["tests"][test], evaluation, "R@10", "text_to_image")
+                cell += f"; {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+                data.append({"recipe": name, "test": test, "gain": gain.to_dict(), "over_heads": total.to_dict()})
+            cells.append(cell)
+            data.append({"recipe": name, "test": test, **result.to_dict()})
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    (folder / "ablation.json").write_text(json.dumps(data, indent=1))
+    (folder / "ablation.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
