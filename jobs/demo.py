@@ -1,4 +1,4 @@
-"""`isthmus demo`: real pictures, from a package to a page of answers."""
+"""`isthmus demo`: the whole loop on real pictures: embed, train, mine, train again, evaluate, promote, search."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.retrieval.search import Query
-
-_ENCODER = "efficientnet-lite0+use-multilingual"
-_WORDS = ("a happy face", "something to eat", "wild animal", "一只狗", "下雨", "水果")
-_PICTURES = 1_500
-_LIKE = 3
-_HITS = 6
+_TOWERS = "efficientnet-lite0+use-multilingual"
+_PICTURES = 3_000
+_HELD_OUT = "split = 'test'"
+_SMALLEST = 60
 
 
 @Parameter(name="*")
 class DemoConfig(JobConfig):
     """Config of `isthmus demo`."""
 
-    folder: Path = Field(default=Path("demo"), description="Where the corpus, the table and the page go.")
-    pictures: int = Field(default=_PICTURES, ge=3, description="How many pictures to render and embed.")
-    full: bool = Field(default=False, description="All pictures, in place of --pictures.")
+    folder: Path = Field(default=Path("demo"), description="Where the corpus, the tables, the models and the pages go.")
+    pictures: int = Field(default=_PICTURES, ge=_SMALLEST, description="How many pictures to render and embed.")
+    epochs: int = Field(default=30, ge=1, description="Passes of each training over its rows.")
+    full: bool = Field(default=False, description="All pictures, and the image tower's last blocks train too (hours).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,12 @@ class DemoReport:
 
     corpus: dict[str, Any]
     embed: dict[str, Any]
+    trained: list[dict[str, Any]]
+    mined: dict[str, Any]
+    evaluation: dict[str, Any]
+    promotion: dict[str, Any]
     searches: list[dict[str, Any]] = field(default_factory=list)
-    page: str
+    pages: list[str]
     table: str
     seconds: float
 
@@ -53,96 +55,60 @@ class DemoReport:
         from rich.table import Table
         from rich.text import Text
 
-        found = Table("query", "found (score)", box=None, header_style="bold", pad_edge=False)
+        found = Table("query", "unseen pictures that were found (score)", box=None, header_style="bold", pad_edge=False)
         for search in self.searches:
             hits = " · ".join(f"{hit['caption']} ({hit['score']:.2f})" for hit in search["hits"])
             found.add_row(search["query"], hits)
-        embed = self.embed
+        embed, promotion = self.embed, self.promotion
         lines = (
             f"{embed['rows_in']:,} rows in = {embed['written']:,} written + {sum(embed['rejected'].values())} rejected"
             + (f" ({embed['skipped']:,} were there already)" if embed["skipped"] else ""),
-            f"page with pictures: {self.page}",
+            f"words → pictures of concepts never trained on, {self.evaluation['gallery']} in the gallery: {_recalls(self)}",
+            f"{'promoted' if promotion['promoted'] else 'kept'}: {promotion['why']}",
+            *(f"page: {page}" for page in self.pages),
             f"ask more: isthmus search {self.table} 'your words' --html page.html",
+            f"{self.seconds:.0f} s",
         )
         return Group(found, Text(""), *(Text(line) for line in lines))
 
 
+def _recalls(report: DemoReport) -> str:
+    chance = report.evaluation["chance_R@10"]
+    stages = ("heads", "with mined negatives and memory bank")
+    shown = (
+        f"{name} R@10 {report.evaluation[name]:.3f} ({report.evaluation[name] / chance:.0f} × chance)"
+        for name in stages
+    )
+    return "; ".join(shown) + f"; chance {chance:.3f}"
+
+
 def run(config: DemoConfig) -> DemoReport:
-    """Build the corpus, embed it, index it, search it, and write the page.
+    """Go round the loop once. Run again, it finds most of it done.
 
     Raises:
         ModuleNotFoundError: the packages of the extra `demo` are not installed.
     """
-    import jobs.embed
-    import jobs.index
-    from jobs.display import row_progress, say
-    from pipelines.corpora.openmoji import build
+    from jobs.demo_steps import Loop
 
     started = time.perf_counter()
     config.folder.mkdir(parents=True, exist_ok=True)
-    size = "all" if config.full else str(config.pictures)
-    table = str(config.folder / "db" / f"openmoji_{size}")
-    say("rendering OpenMoji drawings into a Parquet corpus")
-    with row_progress("rendering") as progress:
-        corpus = build(
-            config.folder / f"corpus_{size}", pictures=None if config.full else config.pictures, progress=progress
-        )
-    say(f"embedding {corpus.pictures:,} pictures of {corpus.concepts:,} concepts, with English and Chinese names")
-    embed_config = jobs.embed.EmbedConfig(
-        corpus=corpus.path,
-        table=table,
-        encoder=_ENCODER,
-        columns={"key": "key", "item": "item"},
-        thumbnails=128,
-        commit_interval_s=15.0,
-    )
-    with row_progress("embedding") as progress:
-        embedded = jobs.embed.run(embed_config, progress)
-    say("indexing")
-    jobs.index.run(jobs.index.IndexConfig(table=table))
-    say("searching")
-    searches, page = _search(table, config.folder / "demo.html")
+    loop = Loop(config, _TOWERS, _HELD_OUT)
+    corpus = loop.render()
+    embedded = loop.embed(corpus)
+    first = loop.train_heads()
+    mined = loop.mine()
+    second = loop.train_again()
+    evaluation, promotion, page = loop.evaluate_and_promote()
+    searches, gallery = loop.search()
     return DemoReport(
-        corpus=corpus.to_dict(),
-        embed=embedded.to_dict(),
+        corpus=corpus,
+        embed=embedded,
+        trained=[first, second],
+        mined=mined,
+        evaluation=evaluation,
+        promotion=promotion,
         searches=searches,
-        page=str(page),
-        table=table,
+        pages=[gallery, page, *second["pages"][1:]],
+        table=loop.table,
         seconds=round(time.perf_counter() - started, 1),
     )
-
-
-def _search(table: str, page: Path) -> tuple[list[dict[str, Any]], Path]:
-    """The searches of the demo, as data and as a page."""
-    from pipelines.corpora.openmoji import ATTRIBUTION
-    from pipelines.retrieval.gallery import Section, write_page
-    from pipelines.retrieval.search import search
-    from pipelines.storage import Storage, TableRef
-
-    ref = TableRef.parse(table)
-    sections = []
-    for title, query, picture in _queries(ref):
-        sections.append(Section(title=title, hits=search(ref, query), picture=picture))
-    write_page(page, "isthmus demo", sections, Storage.from_options(), ATTRIBUTION)
-    searches = [{"query": s.title, "hits": s.hits.to_list()} for s in sections]
-    return searches, page
-
-
-def _queries(ref: Any) -> list[tuple[str, Query, bytes | None]]:
-    """(title, query, picture): words to captions, and pictures to pictures of other concepts."""
-    from pipelines.contract import CAPTION, ROW_ID, THUMBNAIL
-    from pipelines.retrieval.search import Query
-    from pipelines.sink.tables import open_dataset
-
-    columns = (CAPTION, "keywords", "size")
-    queries: list[tuple[str, Query, bytes | None]] = [
-        (words, Query(words=words, k=_HITS, distinct=True, columns=columns), None) for words in _WORDS
-    ]
-    dataset = open_dataset(ref)
-    step = max(1, dataset.count_rows() // _LIKE)
-    places = [i * step for i in range(_LIKE)][: dataset.count_rows()]
-    rows = dataset.take(places, columns=[ROW_ID, CAPTION, THUMBNAIL]).to_pylist()
-    for row in rows:
-        query = Query(like=row[ROW_ID], k=_HITS, distinct=True, columns=columns)
-        queries.append((f"pictures like “{row[CAPTION]}”", query, row[THUMBNAIL]))
-    return queries

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from encoders.digest import digest_bytes
 from pipelines.corpora.names import Captions
 
 T = TypeVar("T")
@@ -34,7 +35,10 @@ COMMON_FIELDS = (
     pa.field("keywords", pa.list_(pa.string())),
     pa.field("keywords_zh", pa.list_(pa.string())),
     pa.field("group", pa.string()),
+    pa.field("split", pa.string()),
 )
+# Of the concepts; the rest trains.
+TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 SCHEMA = pa.schema(COMMON_FIELDS)
 
 
@@ -55,6 +59,12 @@ class CorpusInfo:
 
 def no_progress(done: int, total: int | None) -> None:
     """Say nothing."""
+
+
+def split_of(concept: str) -> str:
+    """`test`, `validation` or `train`, by a hash of the concept: the same in every corpus that draws it."""
+    share = int(digest_bytes(concept.encode()), 16) / 2.0**64
+    return "test" if share < TEST_SHARE else "validation" if share < TEST_SHARE + VALIDATION_SHARE else "train"
 
 
 def captions_of(labels: Sequence[str], tags: Sequence[str], tags_zh: Sequence[str], style: Captions) -> list[str]:
@@ -114,7 +124,9 @@ def write_corpus(
     with _replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         rows = iter(rows)
         while part := list(islice(rows, ROW_GROUP_ROWS)):
-            writer.write_table(pa.Table.from_pylist([dict(row) for row in part], schema=schema))
+            writer.write_table(
+                pa.Table.from_pylist([{**row, "split": split_of(row["concept"])} for row in part], schema=schema)
+            )
             concepts.update(row["concept"] for row in part)
             done += len(part)
             progress(done, total)
