@@ -76,7 +76,7 @@ class Loop:
         return mine(self._ref(self.table), self._ref(self._mined), MiningSettings(where=_TRAINING)).to_dict()
 
     def train_again(self) -> dict[str, Any]:
-        """On from the first heads, against the mined negatives and a memory bank; with --full the tower's last blocks too."""
+        """On from the first heads, with mined negatives and a memory bank; with --full the image tower trains too."""
         from jobs.display import say
 
         say("training again, against mined negatives and a memory bank")
