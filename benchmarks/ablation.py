@@ -40,7 +40,7 @@ COLUMNS = ("key", "item", "concept", "source", "image", "caption")
 LOOK_ALIKE = 0.95
 SERIES = 10
 GALLERY = 1_000
-EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.34
+EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.25
 LABELS, ALL = "said IN ('label', 'label_zh')", "true"
 EMOJI, CLIPART = "source != 'openclipart'", "source = 'openclipart'"
 TESTS = ("emoji", "openclipart")
@@ -120,21 +120,32 @@ def add_split(table: TableRef) -> None:
     flat = rows["image_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     vectors = flat.reshape(len(item), -1).astype(np.float32)
     _, first = np.unique(item, return_index=True)
-    counts = dict(zip(*np.unique(concept[first], return_counts=True), strict=True))
     share = np.array([int(digest_bytes(str(c).encode()), 16) / 2.0**64 for c in concept])
     emoji = source != "openclipart"
-    held = np.where(emoji, share < EMOJI_SHARE, (share < CLIPART_SHARE) & (np.vectorize(counts.get)(concept) <= SERIES))
+    held = np.where(emoji, share < EMOJI_SHARE, share < CLIPART_SHARE)
     alike = nearest(vectors[first], held[first])
     too_near = dict(zip(item[first].tolist(), (alike > LOOK_ALIKE).tolist(), strict=True))
     split = np.where(held, "unused", "train").astype(object)
     clean = held & ~np.array([too_near[i] for i in item.tolist()])
     split[clean & (source == "openmoji") & np.char.endswith(item.astype(str), "-320")] = "emoji"
-    clipart = np.unique(item[clean & ~emoji])
-    drawn = np.random.default_rng(0).permutation(clipart)[:GALLERY]
+    drawn = draw(item[clean & ~emoji], concept[clean & ~emoji])
     split[np.isin(item, drawn) & ~emoji] = "openclipart"
     said = pa.array(said_of(rows["row_id"].to_pylist(), rows["caption"].to_pylist(), emoji))
     added = pa.table({"row_id": rows["row_id"], "split": pa.array(split.tolist()), "said": said})
     dataset.merge(added, "row_id")
+
+
+def draw(item: Any, concept: Any) -> Any:
+    """At most `SERIES` pictures of each title, at random, and `GALLERY` in all."""
+    order = np.random.default_rng(0).permutation(np.unique(item, return_index=True)[1])
+    taken: dict[str, int] = {}
+    chosen = []
+    for place in order.tolist():
+        title = str(concept[place])
+        if taken.get(title, 0) < SERIES and len(chosen) < GALLERY:
+            taken[title] = taken.get(title, 0) + 1
+            chosen.append(item[place])
+    return np.array(chosen)
 
 
 def said_of(row_ids: list[str], captions: list[str], emoji: Any) -> list[str]:
