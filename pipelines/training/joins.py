@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import lance
 
 
-def hashed(values: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> NDArray[np.int64]:
-    """A 64-bit hash of each string; null is a value of its own."""
+def hashed(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> NDArray[np.int64]:
+    """A 64-bit hash of each value, as text; null is a value of its own."""
     texts = values.to_pylist() if isinstance(values, (pa.Array, pa.ChunkedArray)) else values
-    found = (hashlib.blake2b((text or "\0").encode(), digest_size=8).digest() for text in texts)
+    found = (hashlib.blake2b(("\0" if text is None else str(text)).encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(found), "<i8").astype(np.int64)
 
 
