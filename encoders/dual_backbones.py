@@ -16,19 +16,22 @@ from encoders.pooling import pool_tokens, pooling_of
 from encoders.protocol import Modality
 from encoders.single_tower import is_vision, max_tokens_of, vision_dim, vision_features
 
+_EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite0-stages")
+
 
 class ImageBackbone(nn.Module):
-    """A vision model without its head: `efficientnet-lite0`, or any vision model of transformers."""
+    """A vision model without its head: `efficientnet-lite0` (or `-stages`), or any vision model of transformers."""
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
         self.kind = str(description["kind"])
-        if self.kind == "efficientnet-lite0":
-            from encoders.efficientnet_lite import FEATURES, EfficientNetLite0
+        if self.kind in _EFFICIENTNETS:
+            from encoders.efficientnet_lite import FEATURES, STAGES, EfficientNetLite0
 
-            self.model: nn.Module = EfficientNetLite0()
-            self.dim = FEATURES
-            self._features: Any = self.model
+            stages = self.kind != _EFFICIENTNETS[0]
+            self.model: Any = EfficientNetLite0()
+            self.dim = FEATURES + sum(STAGES.values()) if stages else FEATURES
+            self._features: Any = self.model.stages if stages else self.model
             return
         config = _config(description["config"])
         self.model = _from_config(config)
@@ -42,7 +45,7 @@ class ImageBackbone(nn.Module):
         Raises:
             ValueError: not a vision model.
         """
-        if spec == "efficientnet-lite0":
+        if spec in _EFFICIENTNETS:
             from encoders.efficientnet_files import TRANSFORM
 
             return {"kind": spec, "transform": TRANSFORM.to_dict(), "origin": _origin(spec, "image")}
@@ -61,7 +64,7 @@ class ImageBackbone(nn.Module):
 
     def load_pretrained(self, spec: str) -> None:
         """Take the weights of the backbone named by a spec."""
-        if self.kind == "efficientnet-lite0":
+        if self.kind in _EFFICIENTNETS:
             from encoders.efficientnet_lite import load_pretrained
 
             self.model.load_state_dict(load_pretrained().state_dict())

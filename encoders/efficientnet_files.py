@@ -7,6 +7,8 @@ from pathlib import Path
 from encoders.images.transform import ImageTransform
 
 FEATURES = 1280
+# Channels of the blocks that `efficientnet-lite0-stages` pools besides: the ends of the stages at 1/8, 1/16 and 1/32.
+STAGES = {4: 40, 10: 112, 14: 192, 15: 320}
 # The shortest edge is 224 / 0.875; pixels become (x - 127) / 128.
 TRANSFORM = ImageTransform(
     kind="shortest_edge",

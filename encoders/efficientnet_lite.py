@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from encoders.efficientnet_files import FEATURES, TRANSFORM, weights_path
+from encoders.efficientnet_files import FEATURES, STAGES, TRANSFORM, weights_path
 
 __all__ = ["FEATURES", "TRANSFORM", "EfficientNetLite0", "load_pretrained", "weights_path"]
 
@@ -88,6 +88,19 @@ class EfficientNetLite0(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features (n, 1280) of normalised pictures (n, 3, height, width)."""
         return self.head(self.blocks(self.stem(pixel_values))).mean(dim=(2, 3))
+
+    def stages(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features (n, 1944): what `forward` gives, beside the means of earlier stages, each half of length 1.
+
+        ImageNet's last features know objects; line, colour and texture, which drawings are made of, stand before.
+        """
+        x, pooled = self.stem(pixel_values), []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in STAGES:
+                pooled.append(x.mean(dim=(2, 3)))
+        halves = (self.head(x).mean(dim=(2, 3)), torch.cat(pooled, dim=1))
+        return torch.cat([nn.functional.normalize(half, dim=1) for half in halves], dim=1)
 
     def classify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ImageNet logits (n, 1000)."""

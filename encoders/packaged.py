@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from encoders.description import Description
 from encoders.digest import digest_files
@@ -11,46 +12,47 @@ from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
 from encoders.single_tower import describe_directory, load_directory
 
 _EFFICIENTNET = "efficientnet-lite0"
+_STAGES = "efficientnet-lite0-stages"
 _MINILM = "minilm"
 
 
 def describe(spec: str) -> Description:
-    """The card of `efficientnet-lite0` or `minilm`.
+    """The card of `efficientnet-lite0`, `efficientnet-lite0-stages` or `minilm`.
 
     Raises:
         ModuleNotFoundError: its package is not installed.
     """
     if spec == _MINILM:
         return describe_directory(minilm_directory(), name=_MINILM, spec=_MINILM)
-    from encoders.efficientnet_files import FEATURES, TRANSFORM, weights_path
+    from encoders.efficientnet_files import FEATURES, STAGES, TRANSFORM, weights_path
 
     weights = digest_files([weights_path()])
+    stages = spec == _STAGES
     tower = TowerCard(
         modality="image",
-        dim=FEATURES,
-        space=weights,
+        dim=FEATURES + sum(STAGES.values()) if stages else FEATURES,
+        space=f"{weights}-stages" if stages else weights,
         weights=weights,
         tokenizer=None,
         preprocessing=TRANSFORM.digest,
     )
-    return Description(
-        card=EncoderCard(name=_EFFICIENTNET, spec=_EFFICIENTNET, towers=(tower,)), image_transform=TRANSFORM
-    )
+    return Description(card=EncoderCard(name=spec, spec=spec, towers=(tower,)), image_transform=TRANSFORM)
 
 
 def load(spec: str, options: EncoderOptions) -> Encoder:
-    """The encoder `efficientnet-lite0` or `minilm`."""
+    """The encoder of one of these names."""
     description = describe(spec)
     if spec == _MINILM:
         return load_directory(minilm_directory(), description, options)
     from encoders.device import Runtime
-    from encoders.efficientnet_files import FEATURES, TRANSFORM
+    from encoders.efficientnet_files import TRANSFORM
     from encoders.efficientnet_lite import load_pretrained
     from encoders.towers import ImageTower, TowersEncoder
 
     runtime = Runtime(options)
-    model = runtime.place(load_pretrained())
-    image = ImageTower(transform=TRANSFORM, forward=model, dim=FEATURES, runtime=runtime)
+    model: Any = runtime.place(load_pretrained())
+    forward = model.stages if spec == _STAGES else model
+    image = ImageTower(transform=TRANSFORM, forward=forward, dim=description.card.towers[0].dim, runtime=runtime)
     return TowersEncoder(description.card, image=image)
 
 

