@@ -2,8 +2,9 @@
 
     python benchmarks/ablation.py --folder FOLDER [--only NAME,NAME] [--epochs N]
 
-Builds the union of four corpora (OpenMoji, Google's and Twitter's emoji, openclipart), embeds it once with frozen towers, splits it by concept, takes look-alikes
-of training pictures out of the test side, trains each recipe, and writes `ablation.json` and `ablation.md` with paired differences to the recipe before it.
+Builds the union of four corpora (OpenMoji, Google's and Twitter's emoji, openclipart), embeds it with frozen towers,
+splits it by concept, takes look-alikes of training pictures out of the test side, trains each recipe, and writes
+`ablation.json` and `ablation.md` with paired differences to the recipe that it builds on.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from encoders.digest import digest_bytes
@@ -34,13 +35,14 @@ from pipelines.training.planning import plan_work
 from pipelines.training.selection import Split
 from pipelines.training.settings import ModelSettings, RunSettings, TrainSettings
 
-TOWERS = "efficientnet-lite0+use-multilingual"
+TOWERS = {"union": "efficientnet-lite0", "union_stages": "efficientnet-lite0-stages"}
+TEXT = "use-multilingual"
 CORPORA = ("openmoji", "emoji-google", "emoji-twitter", "openclipart")
-COLUMNS = ("key", "item", "concept", "source", "image", "caption")
+COLUMNS = ("key", "concept", "source", "image", "caption")
 LOOK_ALIKE = 0.95
 SERIES = 10
 GALLERY = 1_000
-EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.25
+EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.36
 LABELS, ALL = "said IN ('label', 'label_zh')", "true"
 EMOJI, CLIPART = "source != 'openclipart'", "source = 'openclipart'"
 TESTS = ("emoji", "openclipart")
@@ -51,63 +53,88 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only", default="")
-    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    table = prepare(arguments.folder)
+    for name in TOWERS:
+        prepare(arguments.folder, name)
     wanted = set(filter(None, arguments.only.split(",")))
     results: dict[str, Any] = {}
     for name, recipe in recipes().items():
         if wanted and name not in wanted:
             continue
-        if arguments.epochs:
-            recipe = {**recipe, "epochs": arguments.epochs}
-        results[name] = run_recipe(name, recipe, table, arguments.folder)
+        results[name] = run_recipe(name, {**recipe, "seed": arguments.seed}, arguments.folder)
         say(name, results)
-    write(results, arguments.folder)
+        write(results, arguments.folder)
 
 
 def recipes() -> dict[str, dict[str, Any]]:
-    """Each recipe adds one ingredient to the one before it."""
-    recipe: dict[str, Any] = {"rows": LABELS, "start": "random", "losses": ["infonce"], "dropout": 0.0, "decay": 0.0}
-    found = {"heads": recipe}
-    for name, change in {
-        "+ tags as captions": {"rows": ALL},
-        "+ start in closed form": {"start": "cca"},
-        "+ weight decay, dropout": {"decay": 0.2, "dropout": 0.3},
-        "+ memory bank": {"losses": ["memory_bank:size=8192,warmup_steps=100"]},
-        "+ soft labels of a text teacher": {
-            "losses": ["memory_bank:size=8192,warmup_steps=100", "distill_kl:weight=1,relation=text,temperature=0.1"]
-        },
-    }.items():
-        recipe = {**recipe, **change}
-        found[name] = recipe
-    return found
+    """Each recipe adds one ingredient to the one that it names as its base."""
+    heads = {
+        "table": "union",
+        "rows": LABELS,
+        "start": "random",
+        "losses": ["infonce"],
+        "dropout": 0.0,
+        "decay": 0.0,
+        "learning_rate": 1e-3,
+        "epochs": 8,
+        "base": None,
+    }
+    tags = {**heads, "rows": ALL, "base": "heads"}
+    stages = {**tags, "table": "union_stages", "base": "+ tags as captions"}
+    closed = {
+        **stages,
+        "start": "cca",
+        "learning_rate": 1e-4,
+        "epochs": 4,
+        "base": "+ earlier stages of the image tower",
+    }
+    full = {**closed, "dropout": 0.3, "base": "+ start in closed form"}
+    on_top = {**full, "base": "+ dropout"}
+    text_teacher = ["infonce", "distill_kl:weight=1,relation=text,temperature=0.1"]
+    return {
+        "heads": heads,
+        "+ tags as captions": tags,
+        "+ earlier stages of the image tower": stages,
+        "+ start in closed form": closed,
+        "+ dropout": full,
+        "with a memory bank": {**on_top, "losses": ["memory_bank:size=8192,warmup_steps=20"]},
+        "with weighted hard negatives": {**on_top, "losses": ["hardness:beta=2"]},
+        "with soft labels of a text teacher": {**on_top, "losses": text_teacher, "teacher": "union"},
+        "with weight decay": {**on_top, "decay": 1.0},
+        "with mined negatives": {**on_top, "mine": True},
+    }
 
 
-def prepare(folder: Path) -> TableRef:
-    """The table of all corpora with its split, made once."""
+def prepare(folder: Path, name: str) -> TableRef:
+    """The table of all corpora by one pair of towers, with its split; made once."""
     import jobs.embed
     from pipelines.corpora.catalog import build
 
-    table = TableRef.parse(str(folder / "db" / "union"))
+    table = TableRef.parse(str(folder / "db" / name))
     existing = open_dataset(table, missing_ok=True)
     if existing is not None and "split" in existing.schema.names:
         return table
     (folder / "union").mkdir(parents=True, exist_ok=True)
-    for name in CORPORA:
-        if not (folder / "union" / f"{name}.parquet").is_file():
-            info = build(name, folder / name, cache=folder / ".cache", captions="label+tags")
+    for corpus in CORPORA:
+        if not (folder / "union" / f"{corpus}.parquet").is_file():
+            info = build(corpus, folder / corpus, cache=folder / ".cache", captions="label+tags")
             chosen = pq.read_table(info.path).select(COLUMNS)
-            pq.write_table(chosen, folder / "union" / f"{name}.parquet", row_group_size=256)
+            if corpus == "openmoji":
+                chosen = chosen.filter(pc.ends_with(chosen["key"], "-320"))
+            pq.write_table(chosen, folder / "union" / f"{corpus}.parquet", row_group_size=256)
     config = jobs.embed.EmbedConfig(
         corpus=str(folder / "union"),
-        table=str(folder / "db" / "union"),
-        encoder=TOWERS,
+        table=str(table),
+        encoder=f"{TOWERS[name]}+{TEXT}",
         columns={"key": "key", "item": "key"},
-        thumbnails=256,
     )
     jobs.embed.run(config)
-    add_split(table)
+    if name == "union":
+        add_split(table)
+    else:
+        split = open_dataset(TableRef.parse(str(folder / "db" / "union"))).to_table(columns=["row_id", "split", "said"])
+        open_dataset(table).merge(split, "row_id")
     return table
 
 
@@ -127,7 +154,7 @@ def add_split(table: TableRef) -> None:
     too_near = dict(zip(item[first].tolist(), (alike > LOOK_ALIKE).tolist(), strict=True))
     split = np.where(held, "unused", "train").astype(object)
     clean = held & ~np.array([too_near[i] for i in item.tolist()])
-    split[clean & (source == "openmoji") & np.char.endswith(item.astype(str), "-320")] = "emoji"
+    split[clean & (source == "openmoji")] = "emoji"
     drawn = draw(item[clean & ~emoji], concept[clean & ~emoji])
     split[np.isin(item, drawn) & ~emoji] = "openclipart"
     said = pa.array(said_of(rows["row_id"].to_pylist(), rows["caption"].to_pylist(), emoji))
@@ -168,42 +195,59 @@ def nearest(vectors: Any, held: Any) -> Any:
     return best
 
 
-def run_recipe(name: str, recipe: dict[str, Any], table: TableRef, folder: Path) -> dict[str, Any]:
+def run_recipe(name: str, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train on both sources and on each alone; evaluate on both tests."""
     started = time.perf_counter()
-    trained = {
-        "both": evaluate(train(name, "both", ALL, recipe, table, folder), table, folder, TESTS),
-        "emoji": evaluate(train(name, "emoji", EMOJI, recipe, table, folder), table, folder, ("openclipart",)),
-        "openclipart": evaluate(train(name, "clipart", CLIPART, recipe, table, folder), table, folder, ("emoji",)),
-    }
+    parts = {"both": (ALL, TESTS), "emoji": (EMOJI, ("openclipart",)), "clipart": (CLIPART, ("emoji",))}
+    trained = {}
+    for part, (where, tests) in parts.items():
+        model = train(name, part, where, recipe, folder)
+        if recipe.get("mine"):
+            model = train_on_mined(name, part, where, recipe, folder, model)
+        trained[part] = evaluate(model, recipe["table"], folder, tests)
     found = {
         "emoji": trained["both"]["emoji"],
         "openclipart": trained["both"]["openclipart"],
         "emoji → openclipart": trained["emoji"]["openclipart"],
-        "openclipart → emoji": trained["openclipart"]["emoji"],
+        "openclipart → emoji": trained["clipart"]["emoji"],
     }
     return {"tests": found, "seconds": time.perf_counter() - started, "recipe": recipe}
 
 
-def train(name: str, part: str, where: str, recipe: dict[str, Any], table: TableRef, folder: Path) -> str:
+def train_on_mined(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path, first: str) -> str:
+    """On from a first model, against negatives that it finds hard."""
+    from pipelines.embedding.project import project_table
+    from pipelines.mining.mine import mine
+    from pipelines.mining.settings import MiningSettings
+
+    features = TableRef.parse(str(folder / "db" / recipe["table"]))
+    projected, mined = features.sibling(f"to_mine_{part}"), features.sibling(f"mined_{part}")
+    project_table(features, first, projected)
+    mine(projected, mined, MiningSettings(where=f"split = 'train' AND {where}", skip=2))
+    again = {**recipe, "start": "random", "spec": first, "negatives": mined}
+    return train(f"{name} again", part, where, again, folder)
+
+
+def train(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path) -> str:
     """Train in this process; the directory of the model."""
+    table = TableRef.parse(str(folder / "db" / recipe["table"]))
     label = "".join(c if c.isalnum() else "_" for c in f"{name} {part}")
     out, run = folder / "models" / label, RunFolder(uri=str(folder / "runs" / label), storage=Storage())
     (folder / "runs" / label / "latest.pt").unlink(missing_ok=True)
     model = ModelSettings(
-        spec=TOWERS,
+        spec=recipe.get("spec", f"{TOWERS[recipe['table']]}+{TEXT}"),
+        seed=recipe["seed"],
         image_tuning="head",
         text_tuning="head",
         dim=256,
         start=recipe["start"],
         dropout=recipe["dropout"],
-        head=recipe.get("head", "linear"),
     )
     settings = RunSettings(
         train=TrainSettings(
             model=model,
             losses=tuple(parse_term(text) for text in recipe["losses"]),
-            learning_rate=recipe.get("learning_rate", 1e-3),
+            learning_rate=recipe["learning_rate"],
             weight_decay=recipe["decay"],
             warmup_steps=20,
             metric="MRR",
@@ -213,10 +257,11 @@ def train(name: str, part: str, where: str, recipe: dict[str, Any], table: Table
         out=str(out),
         folder=run,
         split=Split(where=f"split = 'train' AND {where} AND {recipe['rows']}", group="concept", fraction=0.05),
-        batch_size=recipe.get("batch_size", 1024),
-        epochs=recipe.get("epochs", 20),
+        batch_size=1024,
+        epochs=recipe["epochs"],
+        teacher=TableRef.parse(str(folder / "db" / recipe["teacher"])) if "teacher" in recipe else None,
+        negatives=recipe.get("negatives"),
     )
-    settings = replace(settings, teacher=recipe.get("teacher"))
     import torch
 
     work = plan_work(settings)
@@ -227,12 +272,12 @@ def train(name: str, part: str, where: str, recipe: dict[str, Any], table: Table
     return save_model(work.settings.model, best, str(out), {})
 
 
-def evaluate(model: str, table: TableRef, folder: Path, tests: tuple[str, ...]) -> dict[str, Evaluation]:
+def evaluate(model: str, table: str, folder: Path, tests: tuple[str, ...]) -> dict[str, Evaluation]:
     """Label → picture on the held-out pictures."""
     from pipelines.embedding.project import project_table
 
     projected = TableRef.parse(str(folder / "db" / Path(model).name))
-    project_table(table, model, projected)
+    project_table(TableRef.parse(str(folder / "db" / table)), model, projected)
     return {
         test: evaluate_table(projected, EvaluationSettings(where=f"split = {quote(test)} AND said = 'label'"))
         for test in tests
@@ -251,22 +296,37 @@ def write(results: dict[str, Any], folder: Path) -> None:
     names = list(results)
     lines = ["| recipe | " + " | ".join(results[names[0]]["tests"]) + " |", "|---" * 5 + "|"]
     data = []
-    for i, name in enumerate(names):
+    for name in names:
         cells = []
+        base = results[name]["recipe"]["base"]
         for test, evaluation in results[name]["tests"].items():
             result = evaluation.directions["text_to_image"]
-            low, high = result.intervals["R@10"]
-            cell = f"{result.metrics['R@10']:.3f} ({low:.3f}–{high:.3f})"
-            if i:
-                gain = compare(results[names[i - 1]]["tests"][test], evaluation, "R@10", "text_to_image")
-                total = compare(results[names[0]]["tests"][test], evaluation, "R@10", "text_to_image")
-                cell += f"; {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
-                data.append({"recipe": name, "test": test, "gain": gain.to_dict(), "over_heads": total.to_dict()})
+            entry = {"recipe": name, "test": test, **result.to_dict()}
+            cell = f"{result.metrics['R@10']:.3f}"
+            for label, other in (("gain", base), ("over_heads", "heads" if base else None)):
+                if other in results:
+                    gain = compare(results[other]["tests"][test], evaluation, "R@10", "text_to_image")
+                    entry[label] = gain.to_dict()
+                    if label == "gain":
+                        cell += f" ({gain.mean:+.3f}, {gain.low:+.3f} to {gain.high:+.3f})"
             cells.append(cell)
-            data.append({"recipe": name, "test": test, **result.to_dict()})
+            data.append(entry)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", *against_heads(data)]
     (folder / "ablation.json").write_text(json.dumps(data, indent=1))
     (folder / "ablation.md").write_text("\n".join(lines) + "\n")
+
+
+def against_heads(data: list[dict[str, Any]]) -> list[str]:
+    """Each recipe's gain over the plain heads, with its interval and p-value."""
+    lines = ["| recipe against the plain heads | test | gain in R@10 | 95 % interval | p |", "|---" * 5 + "|"]
+    for entry in data:
+        if gain := entry.get("over_heads"):
+            bounds = f"{gain['low']:+.3f} to {gain['high']:+.3f}"
+            lines.append(
+                f"| {entry['recipe']} | {entry['test']} | {gain['mean']:+.3f} | {bounds} | {gain['p_value']:.4f} |"
+            )
+    return lines
 
 
 if __name__ == "__main__":

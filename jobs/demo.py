@@ -15,7 +15,7 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_TOWERS = "efficientnet-lite0+use-multilingual"
+_TOWERS = "efficientnet-lite0-stages+use-multilingual"
 _PICTURES = 3_000
 _HELD_OUT = "split = 'test'"
 _SMALLEST = 60
@@ -63,7 +63,7 @@ class DemoReport:
         lines = (
             f"{embed['rows_in']:,} rows in = {embed['written']:,} written + {sum(embed['rejected'].values())} rejected"
             + (f" ({embed['skipped']:,} were there already)" if embed["skipped"] else ""),
-            f"words → pictures of concepts never trained on, {self.evaluation['gallery']} in the gallery: {_recalls(self)}",
+            f"words → pictures of {self.evaluation['gallery']} concepts never trained on: {_recalls(self)}",
             f"{'promoted' if promotion['promoted'] else 'kept'}: {promotion['why']}",
             *(f"page: {page}" for page in self.pages),
             f"ask more: isthmus search {self.table} 'your words' --html page.html",

@@ -62,7 +62,7 @@ class Loop:
         from jobs.display import say
 
         say("training heads contrastively; a third of the concepts is held out")
-        report = self._finetune("first", encoder=self._towers, dim=256, dropout=0.2, learning_rate=1e-3)
+        report = self._finetune("first", encoder=self._towers, dim=256, dropout=0.2, start="cca", learning_rate=1e-4)
         self._project("first", self.table)
         return report
 
@@ -80,7 +80,7 @@ class Loop:
         from jobs.display import say
 
         say("training again, against mined negatives and a memory bank")
-        options: dict[str, Any] = {"learning_rate": 3e-4, "negatives": self._mined}
+        options: dict[str, Any] = {"learning_rate": 1e-4, "negatives": self._mined}
         options["loss"] = ["memory_bank:size=4096,warmup_steps=20"]
         if self._config.full:
             options |= {"train_image": "last:2", "augment": "light", "learning_rate": 1e-4, "epochs": 2}

@@ -102,9 +102,9 @@ def run(config: PromoteConfig) -> PromoteReport:
     before = evaluate_table(current, EvaluationSettings(**{**vars(settings), "version": int(dataset.version)}))
     after = evaluate_table(candidate, settings)
     gain = compare(before, after, config.metric, config.direction)
+    old, new = (e.directions[config.direction].metrics[config.metric] for e in (before, after))
     why = (
-        f"{config.direction.replace('_', ' ')} {config.metric} {before.directions[config.direction].metrics[config.metric]:.4f}"
-        f" → {after.directions[config.direction].metrics[config.metric]:.4f}, gain {gain.mean:+.4f} "
+        f"{config.direction.replace('_', ' ')} {config.metric} {old:.4f} → {new:.4f}, gain {gain.mean:+.4f} "
         f"(95 % {gain.low:+.4f} to {gain.high:+.4f}), threshold {config.threshold:+.4f}"
     )
     better = gain.low > config.threshold

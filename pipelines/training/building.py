@@ -14,7 +14,7 @@ from encoders.training.pairs import PairsModel
 from encoders.training.tuning import Tuning, apply_tuning, merge_adapters
 from pipelines.training.settings import ModelSettings
 
-_REGULARISATION = 0.1
+_REGULARISATION = 0.2
 
 
 def build(settings: ModelSettings) -> PairsModel:

@@ -120,7 +120,7 @@ def vectors(rng: np.random.Generator, n: int, dim: int = 8) -> list[np.ndarray]:
 
 
 def test_a_table_with_several_captions_and_equal_ones(tmp_path: Path) -> None:
-    """Two pictures of which the same is said are both right answers to it; a picture with two captions is there once."""
+    """Pictures of which the same is said are all right answers; a picture with two captions is there once."""
     e = np.eye(4, dtype=np.float32)
     images = [e[0], e[0], e[1], e[2]]
     texts = [e[0], e[1], e[1], e[2]]
