@@ -40,9 +40,9 @@ TEXT = "use-multilingual"
 CORPORA = ("openmoji", "emoji-google", "emoji-twitter", "openclipart")
 COLUMNS = ("key", "concept", "source", "image", "caption")
 LOOK_ALIKE = 0.95
-SERIES = 10
+SERIES = 20
 GALLERY = 1_000
-EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.36
+EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.30
 LABELS, ALL = "said IN ('label', 'label_zh')", "true"
 EMOJI, CLIPART = "source != 'openclipart'", "source = 'openclipart'"
 TESTS = ("emoji", "openclipart")

@@ -137,7 +137,7 @@ class Rescale(nn.Module):
 def _head(inputs: int, config: DualConfig) -> nn.Module:
     """The projection. Without its options it is the bare layer, as older directories hold it."""
     if config.head == "linear":
-        layers: list[nn.Module] = [nn.Linear(inputs, config.dim, bias=False)]
+        layers: list[nn.Module] = [nn.Linear(inputs, config.dim, bias=config.normalise)]
     elif config.head == "mlp":
         layers = [nn.Linear(inputs, config.dim * 2), nn.GELU(), nn.Linear(config.dim * 2, config.dim)]
     else:
