@@ -46,7 +46,8 @@ def _distinct(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _ranks(queries: torch.Tensor, gallery: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
     """The rank, from 1, of each query's best positive."""
-    scores = queries @ gallery.T
+    # Rounded, so that equal vectors tie: a matrix product may differ in its last bits from column to column.
+    scores = (queries.double() @ gallery.double().T * 1e9).round()
     best, place = scores.masked_fill(~positives, -torch.inf).max(dim=1, keepdim=True)
     place = ((scores == best) & positives).float().argmax(dim=1, keepdim=True)
     earlier = torch.arange(gallery.shape[0])[None, :] < place
