@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from encoders.digest import digest_bytes
@@ -43,6 +42,7 @@ LOOK_ALIKE = 0.95
 SERIES = 20
 GALLERY = 1_000
 EMOJI_SHARE, CLIPART_SHARE = 0.25, 0.30
+ONE_RENDERING = "(source != 'openmoji' OR item_id LIKE '%-320')"
 LABELS, ALL = "said IN ('label', 'label_zh')", "true"
 EMOJI, CLIPART = "source != 'openclipart'", "source = 'openclipart'"
 TESTS = ("emoji", "openclipart")
@@ -72,6 +72,7 @@ def recipes() -> dict[str, dict[str, Any]]:
     heads = {
         "table": "union",
         "rows": LABELS,
+        "pictures": ONE_RENDERING,
         "start": "random",
         "losses": ["infonce"],
         "dropout": 0.0,
@@ -91,6 +92,7 @@ def recipes() -> dict[str, dict[str, Any]]:
     }
     full = {**closed, "dropout": 0.3, "base": "+ start in closed form"}
     on_top = {**full, "base": "+ dropout"}
+    whole = {**on_top, "pictures": ALL}
     text_teacher = ["infonce", "distill_kl:weight=1,relation=text,temperature=0.1"]
     return {
         "heads": heads,
@@ -103,6 +105,12 @@ def recipes() -> dict[str, dict[str, Any]]:
         "with soft labels of a text teacher": {**on_top, "losses": text_teacher, "teacher": "union"},
         "with weight decay": {**on_top, "decay": 1.0},
         "with mined negatives": {**on_top, "mine": True},
+        "+ renderings on other backgrounds": whole,
+        "+ renderings, weighted hard negatives": {
+            **whole,
+            "losses": ["hardness:beta=2"],
+            "base": "+ renderings on other backgrounds",
+        },
     }
 
 
@@ -120,8 +128,6 @@ def prepare(folder: Path, name: str) -> TableRef:
         if not (folder / "union" / f"{corpus}.parquet").is_file():
             info = build(corpus, folder / corpus, cache=folder / ".cache", captions="label+tags")
             chosen = pq.read_table(info.path).select(COLUMNS)
-            if corpus == "openmoji":
-                chosen = chosen.filter(pc.ends_with(chosen["key"], "-320"))
             pq.write_table(chosen, folder / "union" / f"{corpus}.parquet", row_group_size=256)
     config = jobs.embed.EmbedConfig(
         corpus=str(folder / "union"),
@@ -154,7 +160,7 @@ def add_split(table: TableRef) -> None:
     too_near = dict(zip(item[first].tolist(), (alike > LOOK_ALIKE).tolist(), strict=True))
     split = np.where(held, "unused", "train").astype(object)
     clean = held & ~np.array([too_near[i] for i in item.tolist()])
-    split[clean & (source == "openmoji")] = "emoji"
+    split[clean & (source == "openmoji") & np.char.endswith(item.astype(str), "-320")] = "emoji"
     drawn = draw(item[clean & ~emoji], concept[clean & ~emoji])
     split[np.isin(item, drawn) & ~emoji] = "openclipart"
     said = pa.array(said_of(rows["row_id"].to_pylist(), rows["caption"].to_pylist(), emoji))
@@ -256,7 +262,11 @@ def train(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path
         samples=table,
         out=str(out),
         folder=run,
-        split=Split(where=f"split = 'train' AND {where} AND {recipe['rows']}", group="concept", fraction=0.05),
+        split=Split(
+            where=f"split = 'train' AND {where} AND {recipe['rows']} AND {recipe['pictures']}",
+            group="concept",
+            fraction=0.05,
+        ),
         batch_size=1024,
         epochs=recipe["epochs"],
         teacher=TableRef.parse(str(folder / "db" / recipe["teacher"])) if "teacher" in recipe else None,
