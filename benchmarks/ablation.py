@@ -106,7 +106,7 @@ def recipes() -> dict[str, dict[str, Any]]:
         "with weight decay": {**on_top, "decay": 1.0},
         "with mined negatives": {**on_top, "mine": True},
         "+ renderings on other backgrounds": whole,
-        "+ renderings, weighted hard negatives": {
+        "+ renderings and weighted hard negatives": {
             **whole,
             "losses": ["hardness:beta=2"],
             "base": "+ renderings on other backgrounds",

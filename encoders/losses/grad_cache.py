@@ -23,7 +23,7 @@ from encoders.losses.gather import gather_pairs
 from encoders.losses.pairs import Pairs, Shard
 
 Forward = Callable[[Any], Pairs]
-_BLOCK_ROWS = 256
+_BLOCK_ROWS = 64
 _LEARNED = ("image", "text", "student_image", "student_text")
 _SCALARS = ("scale", "bias")
 

@@ -43,7 +43,7 @@ def markdown(page: Page) -> str:
             lines.append(f"| {' | '.join(row)} |")
         lines.append("")
     for name, value in page.extra.items():
-        lines += [f"## {name.replace('_', ' ')}", "", *(f"* {k}: {v}" for k, v in value.items()), ""]
+        lines += [f"## {name.replace('_', ' ')}", "", *(f"* {k}: {_fact(v)}" for k, v in value.items()), ""]
     return "\n".join(lines)
 
 
@@ -76,7 +76,10 @@ def html(page: Page, ref: TableRef, storage: Storage) -> str:
         metrics=_METRICS,
         plot=base64.b64encode(plot(both)).decode(),
         examples=_examples(page.evaluation, ref, storage),
-        extra={k.replace("_", " "): v for k, v in page.extra.items()},
+        extra={
+            k.replace("_", " "): {name.replace("_", " "): _fact(v) for name, v in facts.items()}
+            for k, facts in page.extra.items()
+        },
         note=page.note,
     )
 
@@ -124,6 +127,15 @@ def _cell(metric: str, metrics: dict[str, float], intervals: dict[str, tuple[flo
         return f"{value:.1f}"
     low, high = intervals[metric]
     return f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _fact(value: Any) -> str:
+    """A value in words; of a difference, its mean, interval and p-value."""
+    if isinstance(value, dict) and {"mean", "low", "high", "p_value"} <= set(value):
+        return f"{value['mean']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f}), p = {value['p_value']:.4f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_fact(inner)}" for name, inner in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _examples(evaluation: Evaluation, ref: TableRef, storage: Storage) -> list[dict[str, Any]]:

@@ -117,6 +117,7 @@ def _kill_training_worker() -> int:
     raise AssertionError("no training worker is running")
 
 
+@pytest.mark.heavy
 def test_a_driver_that_is_killed_goes_on_where_it_was(table: str, towers: str, tmp_path: Path) -> None:
     """The same command, again and again, ends with the weights of a run that nobody disturbed."""
     shared = [

@@ -45,7 +45,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("embed", "index", "search", "info", "rejects", "encoders", "demo"):
+    for command in ("embed", "finetune", "mine", "evaluate", "promote", "corpus", "index", "search", "info", "demo"):
         assert command in done.stdout
 
 
