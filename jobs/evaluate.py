@@ -109,8 +109,11 @@ def run(config: EvaluateConfig) -> EvaluateReport:
 
     with ExitStack() as stack:
         table = _table(config, stack)
-        settings, extra = _without_leaks(config, table, _settings(config))
+        asked = _settings(config)
+        settings, extra = _without_leaks(config, table, asked)
         evaluation = evaluate_table(table, settings)
+        if settings != asked:
+            extra["with_leaked"] = {name: r.metrics for name, r in evaluate_table(table, asked).directions.items()}
         other = None
         if config.compare is not None:
             second = TableRef.parse(config.compare, Storage.from_options(config.storage_options))
@@ -204,8 +207,16 @@ def _without_leaks(
         near=config.near_duplicate,
     )
     if config.exclude_leaked:
-        settings = replace(settings, where=without(settings.where, found.leaked))
+        settings = _asking_less(settings, without(settings.where, found.leaked))
     return settings, {"leakage": {**found.to_dict(), "excluded": config.exclude_leaked}}
+
+
+def _asking_less(settings: EvaluationSettings, where: str | None) -> EvaluationSettings:
+    """Other rows ask, the gallery stays: it would be easier to be found in without the rows that were left out."""
+    if where == settings.where:
+        return settings
+    wheres = [f"({w})" for w in (settings.where or "true", settings.gallery_where) if w]
+    return replace(settings, where=where, gallery_where=" OR ".join(wheres))
 
 
 def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
@@ -218,7 +229,7 @@ def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
     text = file.read_text(encoding="utf-8").splitlines() if file.is_file() else config.classes.split(",")
     found = classify(
         open_at(table, config.version if config.version is not None else config.tag),
-        where=config.where,
+        where=_settings(config).where,
         column=config.class_column,
         names=[name.strip() for name in text if name.strip()],
         templates=config.template,

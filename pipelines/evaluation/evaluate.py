@@ -58,7 +58,7 @@ class DirectionResult:
         queries: how many asked.
         gallery: how many answered.
         chance: Recall@10 of a random order.
-        query_ids: row ids of the queries, in order.
+        query_ids: what names each query in any table of the corpus: row ids of captions, item ids of pictures.
         clusters: (queries,), code of each query's picture.
         best_ranks: (queries,), rank of the first positive.
         values: each metric by query, (queries,).
@@ -184,7 +184,7 @@ def _evaluate(dataset: lance.LanceDataset, rows: Rows, settings: EvaluationSetti
 def _text_to_image(rows: Rows) -> _Task:
     """Each caption of each picture asks; the pictures answer that share its value, or of which the same is said."""
     asking = np.flatnonzero(rows.asks)
-    kept, _ = first_of(_paired(rows.text[asking], rows.relevant[asking]))
+    kept, _ = first_of(_paired(rows.text[asking], rows.item[asking]))
     queries = asking[kept]
     gallery, entry_of = first_of(rows.item)
     relevant = joined(rows.relevant[queries], rows.relevant)
@@ -250,12 +250,21 @@ def _rank(dataset: lance.LanceDataset, rows: Rows, task: _Task, settings: Evalua
         queries=len(task.queries),
         gallery=entries,
         chance=chance_recall(entries, ranks.counts),
-        query_ids=rows.row_id.take(task.queries).to_pylist(),
+        query_ids=_named(dataset, rows, task),
         clusters=clusters,
         best_ranks=ranks.first,
         values=values,
         slices={name: _sliced(column.take(task.queries).to_pylist(), values) for name, column in rows.slices.items()},
     )
+
+
+def _named(dataset: lance.LanceDataset, rows: Rows, task: _Task) -> list[str]:
+    """Names of the queries; a picture's does not depend on which of its rows a table holds first."""
+    row_ids = rows.row_id.take(task.queries).to_pylist()
+    if task.query_column == TEXT_VECTOR:
+        return row_ids
+    items = dataset.take(rows.offset[task.queries].tolist(), columns=[ITEM_ID])[ITEM_ID].to_pylist()
+    return [row_id if item is None else str(item) for item, row_id in zip(items, row_ids, strict=True)]
 
 
 def _sliced(labels: list[Any], values: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
@@ -284,7 +293,19 @@ def _averaged(parts: list[DirectionResult], settings: EvaluationSettings) -> Dir
         clusters=clusters,
         best_ranks=np.concatenate([part.best_ranks for part in parts]),
         values=values,
+        slices={name: _pooled([part.slices[name] for part in parts]) for name in parts[0].slices},
     )
+
+
+def _pooled(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Metrics of each value of a column over the queries of all folds."""
+    pooled = {}
+    for value in sorted({value for part in parts for value in part}):
+        found = [part[value] for part in parts if value in part]
+        weights = np.array([one["queries"] for one in found])
+        pooled[value] = {m: float(np.average([one[m] for one in found], weights=weights)) for m in found[0]}
+        pooled[value]["queries"] = float(weights.sum())
+    return pooled
 
 
 def _folds(rows: Rows, count: int) -> list[Rows]:

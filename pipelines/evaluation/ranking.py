@@ -1,9 +1,12 @@
 """Exact ranks of the positives of each query, the gallery streamed in blocks.
 
-Memory is bounded by the queries, their positives and one block, never by the gallery. Scores are cosines in float64
-rounded to 1e-9: so
-equal vectors get equal scores whatever block they stand in (BLAS may differ in the last bits by shape), and a tie
-goes to the earlier entry of the gallery.
+Memory is bounded by the queries given, their positives and one block, never by the gallery.
+
+Ties: the bits of a float dot product depend on the order of summation, which BLAS changes with the shape of the blocks,
+so that equal vectors would get unequal scores. Here they cannot: components are put on a grid of 2⁻²⁶, and the products
+of such vectors of length 1, and all their partial sums in any order, are whole numbers below 2⁵³, which float64 holds
+exactly. The grid moves a cosine by about 1e-8, less than a float32 product would; float16 vectors lie on it already.
+Equal scores are ranked in the gallery's order.
 """
 
 from __future__ import annotations
@@ -14,74 +17,115 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float32]
+Wide = NDArray[np.float64]
 Index = NDArray[np.int64]
-# A block of the gallery: where it starts, and its vectors (rows, dim).
+# The gallery: where each block starts, and its vectors (rows, dim); in order, every time that it is called.
 Blocks = Callable[[], Iterator[tuple[int, Matrix]]]
-_RESOLUTION = 1e9
+_GRID = 2.0**26
+_LONGEST = 1.01
 _QUERIES_AT_ONCE = 256
-_NEVER = np.iinfo(np.int64).min
+_PAIRS_AT_ONCE = 16_384
+_COMPARED_ONE_BY_ONE = 8
+
+
+def on_grid(vectors: Matrix | Wide) -> Wide:
+    """Vectors (n, dim) as multiples of 2⁻²⁶, so that their products are exact; see the module.
+
+    Raises:
+        ValueError: a vector that is not a number, or longer than 1.
+    """
+    wide = vectors.astype(np.float64)
+    longest = float(np.sqrt(np.einsum("ij,ij->i", wide, wide).max(initial=0.0)))
+    if not longest <= _LONGEST:
+        raise ValueError(f"evaluation: a vector has length {longest:.4g}, not 1; embed the corpus again")
+    return np.rint(wide * _GRID)
 
 
 def positive_ranks(
     queries: Matrix, blocks: Blocks, positive_query: Index, positive_entry: Index, own_entry: Index | None = None
 ) -> Index:
-    """The rank, from 1, of each positive among all entries of the gallery.
+    """The rank, from 1, of each positive among all entries of the gallery; two passes over it.
 
     Args:
-        queries: (n, dim), L2-normalised.
-        blocks: the gallery, in order, every time that it is called.
+        queries: (n, dim); their lengths do not matter.
+        blocks: the gallery.
         positive_query: (positives,), the query of each positive.
         positive_entry: (positives,), its entry of the gallery.
         own_entry: (n,), an entry that a query leaves out (itself), −1 for none.
 
     Returns:
-        (positives,) ranks.
+        (positives,) ranks: 1 + entries with a higher score + earlier entries with an equal one.
     """
-    order = np.argsort(positive_query, kind="stable")
-    bounds = np.searchsorted(positive_query[order], np.arange(len(queries) + 1))
-    wanted = _positive_scores(queries, blocks, positive_query, positive_entry)
-    above = np.zeros(len(positive_query), np.int64)
-    wide = queries.astype(np.float64)
-    for start, vectors in blocks():
-        entries = vectors.astype(np.float64)
-        for low in range(0, len(queries), _QUERIES_AT_ONCE):
-            high = min(low + _QUERIES_AT_ONCE, len(queries))
-            scores = _rounded(wide[low:high] @ entries.T)
-            _leave_out(scores, own_entry, low, high, start)
-            mine = order[bounds[low] : bounds[high]]
-            above[mine] += _before(scores, positive_query[mine] - low, wanted[mine], positive_entry[mine] - start)
-    return above + 1
+    lengths = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
+    wide = on_grid(queries / np.maximum(lengths, 1.0))
+    scores = _positive_scores(wide, blocks, positive_query, positive_entry)
+    order = np.lexsort((-positive_entry, scores, positive_query))  # within a query the worst first
+    bounds = np.searchsorted(positive_query[order], np.arange(len(wide) + 1))
+    wanted, entries = scores[order], positive_entry[order]
+    above = np.zeros(len(order), np.int64)
+    for start, block in blocks():
+        gallery = on_grid(block)
+        for low in range(0, len(wide), _QUERIES_AT_ONCE):
+            lines = wide[low : low + _QUERIES_AT_ONCE] @ gallery.T
+            _leave_out(lines, own_entry, low, start)
+            for i, line in enumerate(lines):
+                mine = slice(bounds[low + i], bounds[low + i + 1])
+                above[mine] += entries_before(line, wanted[mine], entries[mine] - start)
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = above + 1
+    return ranks
 
 
-def _before(scores: Index, row: Index, wanted: Index, place: Index) -> Index:
-    """How many entries of a block come before each positive: a higher score, or an equal one earlier."""
-    counts = np.empty(len(row), np.int64)
-    columns = np.arange(scores.shape[1])
-    for i, (r, s, p) in enumerate(zip(row, wanted, place, strict=True)):
-        line = scores[r]
-        counts[i] = np.count_nonzero(line > s) + np.count_nonzero((line == s) & (columns < p))
-    return counts
+def entries_before(line: Wide, wanted: Wide, places: Index) -> Index:
+    """How many entries of a block come before each positive of one query.
+
+    Args:
+        line: (block,), scores of the block's entries.
+        wanted: (positives,), scores of the positives, ascending.
+        places: (positives,), where they stand relative to the block's start: below 0 before it, beyond its end after;
+            descending where scores are equal.
+
+    >>> entries_before(np.array([5.0, 7.0, 5.0]), np.array([5.0, 5.0]), np.array([2, 0])).tolist()
+    [2, 1]
+    """
+    if len(wanted) <= _COMPARED_ONE_BY_ONE:
+        earlier = np.clip(places, 0, len(line))
+        few = [
+            np.count_nonzero(line > s) + (np.count_nonzero(line[:p] == s) if p else 0)
+            for s, p in zip(wanted, earlier, strict=True)
+        ]
+        return np.array(few, np.int64)
+    beaten = np.searchsorted(wanted, line, side="left")
+    tied = np.flatnonzero(wanted[np.minimum(beaten, len(wanted) - 1)] == line)
+    # An entry of equal score is also before those positives of that score that stand after it.
+    for entry in tied.tolist():
+        same = slice(beaten[entry], np.searchsorted(wanted, line[entry], side="right"))
+        beaten[entry] += np.count_nonzero(places[same] > entry)
+    counts = np.bincount(beaten, minlength=len(wanted) + 1)
+    return (len(line) - np.cumsum(counts)[: len(wanted)]).astype(np.int64)
 
 
-def _positive_scores(queries: Matrix, blocks: Blocks, query: Index, entry: Index) -> Index:
-    scores = np.empty(len(query), np.int64)
-    for start, vectors in blocks():
-        inside = np.flatnonzero((entry >= start) & (entry < start + len(vectors)))
-        theirs = vectors[entry[inside] - start].astype(np.float64)
-        scores[inside] = _rounded(np.einsum("ij,ij->i", queries[query[inside]].astype(np.float64), theirs))
+def _positive_scores(wide: Wide, blocks: Blocks, query: Index, entry: Index) -> Wide:
+    """The score of each positive; as all scores are exact, it does not matter how they are computed."""
+    scores = np.empty(len(query))
+    order = np.argsort(entry, kind="stable")
+    for start, block in blocks():
+        low, high = np.searchsorted(entry[order], (start, start + len(block)))
+        gallery = on_grid(block)
+        for at in range(low, high, _PAIRS_AT_ONCE):
+            pairs = order[at : min(at + _PAIRS_AT_ONCE, high)]
+            scores[pairs] = np.einsum("ij,ij->i", wide[query[pairs]], gallery[entry[pairs] - start])
     return scores
 
 
-def _rounded(scores: NDArray[np.float64]) -> Index:
-    return np.rint(scores * _RESOLUTION).astype(np.int64)
-
-
-def _leave_out(scores: Index, own: Index | None, low: int, high: int, start: int) -> None:
+def _leave_out(lines: Wide, own: Index | None, low: int, start: int) -> None:
+    """Give each query's own entry the last place."""
     if own is None:
         return
-    places = own[low:high] - start
-    inside = np.flatnonzero((own[low:high] >= 0) & (places >= 0) & (places < scores.shape[1]))
-    scores[inside, places[inside]] = _NEVER
+    mine = own[low : low + len(lines)]
+    places = mine - start
+    inside = np.flatnonzero((mine >= 0) & (places >= 0) & (places < lines.shape[1]))
+    lines[inside, places[inside]] = -np.inf
 
 
 def joined(left: Index, right: Index) -> tuple[Index, Index]:

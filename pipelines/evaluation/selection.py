@@ -79,6 +79,9 @@ def read_rows(
         new = ~np.isin(others[OFFSET].to_numpy(), asking[OFFSET].to_numpy())
         found = pa.concat_tables([asking, others.filter(pa.array(new))]).sort_by(OFFSET)
     codes = {name: hashed(found[name]) for name in dict.fromkeys((ITEM_ID, CAPTION, relevant))}
+    # A row without a value answers for its own item alone, not for all others without one.
+    unknown = found[relevant].is_null().to_numpy()
+    codes[relevant] = np.where(unknown, codes[ITEM_ID], codes[relevant])
     return Rows(
         offset=found[OFFSET].to_numpy().astype(np.int64),
         item=codes[ITEM_ID],

@@ -100,7 +100,9 @@ def classify(
     offsets = found[OFFSET].to_numpy().astype(np.int64)[kept][labels >= 0]
     labels = labels[labels >= 0]
     scores = read_vectors(dataset, offsets, IMAGE_VECTOR) @ prompts.T
-    ranks = (scores > np.take_along_axis(scores, labels[:, None], axis=1)).sum(axis=1) + 1
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    earlier = np.arange(len(names))[None, :] < labels[:, None]
+    ranks = ((scores > own) | ((scores == own) & earlier)).sum(axis=1) + 1
     return ZeroShot(
         classes=len(names),
         pictures=len(labels),
