@@ -27,7 +27,12 @@ def replacing(directory: str | Path) -> Iterator[Path]:
         yield partial
         if target.exists():
             target.replace(former)
-        partial.replace(target)
+        try:
+            partial.replace(target)
+        except BaseException:
+            if former.exists():
+                former.replace(target)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)

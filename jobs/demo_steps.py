@@ -72,8 +72,23 @@ class Loop:
         from pipelines.mining.mine import mine
         from pipelines.mining.settings import MiningSettings
 
+        kept = self._mined_before()
+        if kept is not None:
+            return {"out_rows": kept}
         say("mining hard negatives")
         return mine(self._ref(self.table), self._ref(self._mined), MiningSettings(where=_TRAINING)).to_dict()
+
+    def _mined_before(self) -> int | None:
+        """Rows of the negatives that an earlier demo mined with the same heads; mined anew, they begin another run."""
+        from pipelines.mining.mined import read_mined
+        from pipelines.provenance import Provenance
+        from pipelines.sink.tables import open_dataset
+
+        if open_dataset(self._ref(self._mined), missing_ok=True) is None:
+            return None
+        found = read_mined(self._ref(self._mined))
+        encoder = Provenance.from_schema(open_dataset(self._ref(self.table)).schema).encoder
+        return found.negatives.num_rows if found.encoder.fingerprint == encoder.fingerprint else None
 
     def train_again(self) -> dict[str, Any]:
         """On from the first heads, with mined negatives and a memory bank; with --full the image tower trains too."""

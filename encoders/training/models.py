@@ -15,9 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from encoders.dual_card import Head
+from encoders.images.prepare import prepare_image
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Modality
 
@@ -146,6 +148,10 @@ def plain_pixels(pictures: Sequence[NDArray[np.uint8]], transform: ImageTransfor
     """Prepared pictures, as `pixel_values` (n, 3, height, width), or as patches with their mask and shapes."""
     from encoders.two_tower import patchify
 
+    if not pictures:
+        # A process may have no row of a short last batch.
+        blank = prepare_image(Image.new("RGB", (64, 64)), transform)
+        return {name: tensor[:0] for name, tensor in plain_pixels([blank], transform).items()}
     if transform.kind != "patches":
         return {"pixel_values": torch.from_numpy(transform.normalise(list(pictures)))}
     values, mask, shapes = patchify(pictures, transform)
@@ -157,6 +163,8 @@ def padded_tokens(
     tokenizer: Any, captions: Sequence[str], max_tokens: int, *, to_max: bool
 ) -> dict[str, NDArray[np.int64]]:
     """Token ids and mask of captions, cut at `max_tokens`."""
+    if not captions:
+        return {name: array[:0] for name, array in padded_tokens(tokenizer, ["a"], max_tokens, to_max=to_max).items()}
     found = tokenizer(
         list(captions),
         truncation=True,

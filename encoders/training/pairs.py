@@ -32,7 +32,10 @@ class PairsModel(nn.Module):
         self.project_text = _projection(model.dim, teacher_text_dim)
 
     def forward(self, batch: Batch) -> Pairs:
-        """The pairs of a batch."""
+        """The pairs of a batch. Without a row, networks still run, on one that is cut off again: most cannot take none,
+        and DDP wants every parameter's gradient from every process."""
+        if not len(next(iter(batch.values()))):
+            return self({name: tensor.new_ones((1, *tensor.shape[1:])) for name, tensor in batch.items()})[:0]
         image = normalize(self.model.image(batch).float(), dim=1)
         text = normalize(self.model.text(batch).float(), dim=1)
         bias = self.model.bias

@@ -58,11 +58,16 @@ class Tuning:
 def apply_tuning(model: Model, modality: Modality, tuning: Tuning) -> None:
     """Set which parameters of a tower train, before DDP and the optimiser see them. Batch norms are frozen always.
 
+    What does not train computes as it was pretrained, without dropout: a frozen tower gives the vectors that a table
+    holds of it, whether they are read or made anew.
+
     Raises:
         ValueError: the tower has no such part: a backbone outside torch, or fewer blocks.
     """
     tower = model.tower(modality)
     _require(tower.heads, tuning.trains_head)
+    if not tuning.trains_head:
+        _keep_in_eval(*tower.heads)
     if not tower.heads and tuning.mode == "head":
         raise ValueError(f"{modality} tower: has no projection to train; give last:N, lora:RANK, full or frozen")
     if tower.backbone is None:
@@ -77,6 +82,8 @@ def apply_tuning(model: Model, modality: Modality, tuning: Tuning) -> None:
     freeze_batch_norm(tower.backbone)
     if tuning.touches_backbone:
         model.mark_tuned(modality)
+    else:
+        _keep_in_eval(tower.backbone)
 
 
 def merge_adapters(tower: Tower) -> None:
@@ -99,13 +106,13 @@ def freeze_batch_norm(module: nn.Module) -> None:
     """
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.eval()
             child.requires_grad_(False)
-            child.train = lambda mode=True, child=child: child  # type: ignore[method-assign,misc]
+            _keep_in_eval(child)
 
 
 def blocks_of(backbone: nn.Module) -> tuple[str, Any]:
-    """Name and list of the blocks of a backbone: its longest list of modules.
+    """Name and list of the blocks of a backbone: its longest list of modules; of a network of stages (ConvNeXt, Swin),
+    the stages and not the layers of one of them.
 
     Raises:
         ValueError: it has none.
@@ -117,6 +124,8 @@ def blocks_of(backbone: nn.Module) -> tuple[str, Any]:
     ]
     if not lists:
         raise ValueError("the backbone has no list of blocks; tune it in full, or its head alone")
+    names = {name for name, _ in lists}
+    lists = [item for item in lists if not any(item[0].startswith(f"{name}.") for name in names)]
     return max(lists, key=lambda item: (len(item[1]), -item[0].count(".")))
 
 
@@ -144,6 +153,12 @@ def _add_adapters(backbone: nn.Module, modality: Modality, rank: int) -> None:
     if not targets:
         raise ValueError(f"{modality} tower: has no linear layers to adapt; tune its last blocks")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), backbone)
+
+
+def _keep_in_eval(*modules: nn.Module) -> None:
+    for module in modules:
+        module.eval()
+        module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc]
 
 
 def _require(modules: tuple[nn.Module, ...], trains: bool) -> None:

@@ -134,7 +134,7 @@ def _open(table: TableAt) -> lance.LanceDataset:
 
 
 def _pictures(needs: Needs, table: pa.Table, offsets: NDArray[np.int64], salt: int) -> list[NDArray[np.uint8]]:
-    from encoders.images import open_image
+    from encoders.images import ImageError, open_image
     from encoders.images.augment import augment
     from encoders.images.prepare import prepare_image
 
@@ -147,7 +147,10 @@ def _pictures(needs: Needs, table: pa.Table, offsets: NDArray[np.int64], salt: i
             raise ValueError(
                 f"the picture of item {row!r} cannot be read: {data or 'there is none'}; embed the corpus again"
             )
-        image = augment(open_image(data), strength, int(seed))
+        try:
+            image = augment(open_image(data), strength, int(seed))
+        except ImageError as error:
+            raise ValueError(f"the picture of item {row!r} cannot be read: {error}; embed the corpus again") from error
         found.append(prepare_image(image, needs.transform))
     return found
 

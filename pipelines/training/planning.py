@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from encoders.protocol import EncoderCard
-from pipelines.contract import IMAGE_VECTOR, ROW_ID, TEXT_VECTOR
+from pipelines.contract import IMAGE_URI, IMAGE_VECTOR, ROW_ID, TEXT_VECTOR
 from pipelines.mining.mined import read_mined
 from pipelines.provenance import Provenance
 from pipelines.sink.tables import open_dataset
@@ -32,7 +32,9 @@ def plan_work(settings: RunSettings) -> Work:
     dataset = open_dataset(settings.samples)
     at = TableAt(ref=settings.samples, version=int(dataset.version))
     features = _features(settings, dataset)
+    pictures = pictures_column(dataset.schema)
     needed = tuple({"image": IMAGE_VECTOR, "text": TEXT_VECTOR}[m] for m in features)
+    needed += () if "image" in features else (pictures or IMAGE_URI,)
     selected = select(dataset, settings.split, needed)
     train_rows, validation = selected.train, _thinned(selected.validation, settings.validation_rows)
     versions = {"samples": at.version}
@@ -59,7 +61,7 @@ def plan_work(settings: RunSettings) -> Work:
         samples=at,
         image_features="image" in features,
         text_features="text" in features,
-        pictures=pictures_column(dataset.schema),
+        pictures=pictures,
         transform=None if "image" in features else _transform(settings.train.model.spec),
         augmentation=settings.augmentation,
         storage=settings.corpus_storage,
@@ -181,7 +183,10 @@ def _thinned(offsets: Any, most: int) -> Any:
 
 def describe_run(settings: RunSettings, work: Work) -> Row:
     """What makes two runs the same: all settings that change the weights, and the versions of the tables."""
-    train = asdict(replace(work.settings, stop_after_steps=None, log_every=1))
+    # What a machine can hold or how often a run is written down changes nothing in it.
+    aside: Row = {"stop_after_steps": None, "log_every": 1, "checkpoint_every": None}
+    aside |= {"resident_bytes": 0, "tasks_per_worker": 1}
+    train = asdict(replace(work.settings, **aside))
     return {
         "train": json.loads(json.dumps(train)),
         "samples": str(settings.samples),
