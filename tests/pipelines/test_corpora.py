@@ -89,6 +89,7 @@ def test_both_sets_of_emoji_share_their_concepts_and_not_their_items(tmp_path: P
         "keywords": ["face", "grin"],
         "keywords_zh": ["脸"],
         "group": "smileys-emotion",
+        "split": "train",
     }
     with Image.open(io.BytesIO(one[0]["image"])) as image:
         assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (64, 64), (255, 255, 255))
