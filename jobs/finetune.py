@@ -78,6 +78,7 @@ class FinetuneConfig(JobConfig):
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="Steps between checkpoints; default: an epoch."
     )
+    log_every: int = Field(default=10, ge=1, description="Steps between rows of the training log.")
     workers: int = Field(default=1, ge=1, description="Training processes.")
     gpus: bool | None = Field(default=None, description="A GPU for each; default: if the cluster has any.")
     seed: int = Field(default=0, description="Of heads, order, augmentation.")
@@ -153,7 +154,7 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
             name: getattr(config, name)
             for name in (
                 *("learning_rate", "head_factor", "weight_decay", "warmup_steps", "gradient_clip", "chunk_size"),
-                *("precision", "metric", "patience", "evaluate_every", "checkpoint_every"),
+                *("precision", "metric", "patience", "evaluate_every", "checkpoint_every", "log_every"),
             )
         },
     )

@@ -68,13 +68,21 @@ def train_with_remining(
     """Train in stages; before each but the first, the model so far projects the training table, and mines it.
 
     Each stage is a run of its own, in a folder of its own, that starts from the model of the one before.
+
+    Raises:
+        ValueError: OUT is not on a disk, where the next stage could start from it.
     """
     from pipelines.embedding.project import project_table
     from pipelines.mining.mine import mine
     from pipelines.mining.settings import MiningSettings
+    from pipelines.storage import TableRef, is_remote
     from pipelines.training.run import train
 
     assert config.remine_every is not None
+    if is_remote(config.out):
+        raise ValueError(
+            f"out {config.out!r}: with remine_every, each stage starts from a model on a disk; give a path"
+        )
     stages = math.ceil(config.epochs / config.remine_every)
     current, negatives = config.encoder, None
     for stage in range(stages):
@@ -87,11 +95,25 @@ def train_with_remining(
         report = train(run_settings(config.model_copy(update=changes), samples, teacher), on_row)
         if last:
             break
-        vectors, mined = samples.sibling(f"stage{stage}"), samples.sibling(f"stage{stage}_mined")
-        project_table(samples, out, vectors)
-        mine(vectors, mined, MiningSettings())
+        # In the run's folder: two runs on one table must not replace each other's.
+        vectors = TableRef.parse(f"{out}_vectors", samples.storage)
+        mined = vectors.sibling("mined")
+        version = project_table(samples, out, vectors)
+        if not _mined_from(vectors, version, mined):
+            mine(vectors, mined, MiningSettings())
         current, negatives = out, str(mined)
     return report
+
+
+def _mined_from(vectors: TableRef, version: int, mined: TableRef) -> bool:
+    """Whether negatives of this very table are there; mined anew, they would make the next stage another run."""
+    from pipelines.mining.mined import read_mined
+    from pipelines.sink.tables import open_dataset
+
+    if open_dataset(mined, missing_ok=True) is None:
+        return False
+    found = read_mined(mined)
+    return (found.table, found.table_version) == (str(vectors), version)
 
 
 def _table(config: FinetuneConfig, uri: str) -> TableRef | None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import lance
 import numpy as np
+import psutil
 import pyarrow as pa
+import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 from encoders.registry import describe
+from jobs.finetune import FinetuneConfig
 from pipelines.provenance import Provenance
 from pipelines.storage import TableRef
 
@@ -62,3 +68,85 @@ def latent_table(path: Path, spec: str, n: int = 200, *, seed: int = 0, bad_row:
     ref = TableRef.parse(str(path))
     lance.write_dataset(rows.replace_schema_metadata(provenance.to_metadata()), ref.uri, max_rows_per_file=64)
     return ref
+
+
+def shapes_corpus(folder: Path, n: int = 48) -> Path:
+    """A Parquet corpus of `n` coloured shapes, no two pictures the same, whose captions name colour and shape."""
+    import itertools
+
+    import pyarrow.parquet as pq
+
+    kinds = list(itertools.product(COLOURS, SHAPES))
+    said = [kinds[i % len(kinds)] for i in range(n)]
+    rows = pa.table(
+        {
+            "id": [f"k{i:04d}" for i in range(n)],
+            "image": pa.array([coloured_shape(*kind, size=28 + i // len(kinds)) for i, kind in enumerate(said)]),
+            "caption": [" ".join(kind) for kind in said],
+        }
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, folder / "a.parquet")
+    return folder
+
+
+def vit_and_bert(folder: Path) -> str:
+    """The spec of two tiny backbones that get fresh heads."""
+    import tiny_models
+
+    return f"{tiny_models.tiny_vit(folder / 'vit')}+{tiny_models.tiny_bert(folder / 'bert')}"
+
+
+def heads_config(table: str, towers: str, out: Path, **changes: Any) -> FinetuneConfig:
+    """Heads on features that a table holds: hundreds of steps a second."""
+    given = {
+        "corpus": table,
+        "encoder": towers,
+        "out": str(out),
+        "dim": 8,
+        "epochs": 4,
+        "batch_size": 32,
+        "learning_rate": 0.02,
+        "warmup_steps": 2,
+        "validation_fraction": 0.2,
+        "log_every": 1,
+    }
+    return FinetuneConfig(**{**given, **changes})
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """Of a trained model."""
+    return load_file(out / "model.safetensors")
+
+
+def losses(out: Path) -> dict[int, float]:
+    """The losses that a run logged, by step."""
+    rows = [json.loads(line) for line in Path(f"{out}.run/log.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def assert_same_weights(a: Path, b: Path, tolerance: float = 0.0) -> None:
+    """Bit for bit, or to a tolerance."""
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        if tolerance:
+            torch.testing.assert_close(second[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+        else:
+            assert torch.equal(second[name], tensor), name
+
+
+def latest_step(run_folder: Path) -> int:
+    """The step of the last checkpoint of a run, −1 where there is none."""
+    path = run_folder / "latest.pt"
+    return int(torch.load(path, weights_only=True)["step"]) if path.is_file() else -1
+
+
+def training_workers() -> list[psutil.Process]:
+    """The training processes of the Ray that this process started, and of no other."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("TrainWorker" in part for part in (process.name(), *process.cmdline()[:1])):
+                found.append(process)
+    return found

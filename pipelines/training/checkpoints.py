@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class RunFolder:
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")
+        # A name of its own: a worker of a driver that was killed may still be writing its last.
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -52,6 +54,12 @@ class RunFolder:
             raise OSError(
                 f"{target}: cannot be written ({error.strerror}); the former checkpoint is still valid"
             ) from error
+
+    def tidy(self) -> None:
+        """Remove what writers that were killed left behind."""
+        if not is_remote(self.uri):
+            for partial in Path(self.uri).glob("*.partial"):
+                partial.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes, None where there is none."""
@@ -89,6 +97,7 @@ def claim_run(folder: RunFolder, config: dict[str, Any]) -> bool:
         ValueError: the folder holds a run with another config; names the entries that differ.
     """
     raw = folder.read(RUN)
+    folder.tidy()
     if raw is None:
         folder.write(RUN, json.dumps(config, indent=2, sort_keys=True).encode())
         return False

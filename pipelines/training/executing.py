@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelines.embedding import session
 from pipelines.training.board import Board
-from pipelines.training.loop import Work, train_process
+from pipelines.training.loop import Work
+from pipelines.training.process import train_process
 from pipelines.training.settings import RunSettings
 
 Row = dict[str, Any]

@@ -94,27 +94,43 @@ class Process:
                 break
             value = self._train_step(arrays)
             if not math.isfinite(value):
-                self._say_diverged(value)
+                self._say_diverged(self.step, f"the loss or its gradient is {value}")
                 return
             self.step += 1
             seen += min(self.work.plan.batch_size, self.work.plan.rows)
             if self.step % self.settings.log_every == 0 or self.step == last:
                 self._log(value, seen / (time.perf_counter() - started))
+            if self._is_boundary(last) and not self._weights_are_finite():
+                self._say_diverged(self.step - 1, "the step left weights that are no numbers")
+                return
             self._at_boundaries(last)
         self.finished = self.finished or self.step >= self.work.plan.steps
         self._save(LATEST)
 
     def _at_boundaries(self, last: int) -> None:
-        per_epoch = self.work.plan.steps_per_epoch
-        due = self.step % (per_epoch * self.settings.evaluate_every) == 0
-        if due or self.step == last:
+        if self._validation_due(last):
             self._validate()
-        every = self.settings.checkpoint_every or per_epoch
-        if self.step % every == 0 or self.finished:
+        if self._checkpoint_due or self.finished:
             self._save(LATEST)
 
+    def _is_boundary(self, last: int) -> bool:
+        return self._validation_due(last) or self._checkpoint_due
+
+    def _validation_due(self, last: int) -> bool:
+        every = self.work.plan.steps_per_epoch * self.settings.evaluate_every
+        return self.step % every == 0 or self.step == last
+
+    @property
+    def _checkpoint_due(self) -> bool:
+        return self.step % (self.settings.checkpoint_every or self.work.plan.steps_per_epoch) == 0
+
+    def _weights_are_finite(self) -> bool:
+        """Weights that are no numbers must reach no checkpoint; and their vectors compare as if all were found."""
+        return all(bool(p.detach().isfinite().all()) for p in self.model.parameters() if p.requires_grad)
+
     def _train_step(self, arrays: Arrays) -> float:
-        """Forward, backward, step; the mean loss of the whole batch."""
+        """Forward, backward, step; the mean loss of the whole batch, or its gradient's length where that is no number,
+        and then the weights are left as they were."""
         self.forward.train()
         torch.manual_seed(step_seed(self.settings.model.seed, self.step, self.rank))
         factor = cosine_with_warmup(
@@ -133,12 +149,17 @@ class Process:
                 value, pairs = cached_backward(self.forward, cut_batch(batch, chunk), self.loss, no_sync)
         value = self._mean(value)
         if math.isfinite(value):
+            self._clip_gradient()
+            if not math.isfinite(self._norm):
+                return self._norm
             self._apply(pairs)
         return value
 
-    def _apply(self, pairs: Pairs) -> None:
+    def _clip_gradient(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip))
+
+    def _apply(self, pairs: Pairs) -> None:
         self.optimiser.step()
         self.clamped = self.clamped + 1 if clamp_log_scale(scale_of(self.model)) else 0
         if self.clamped == _CLAMPED_FOR_LONG:
@@ -167,9 +188,9 @@ class Process:
         self.forward.eval()
         pieces: list[Pairs] = []
         for arrays in self._validation_batches():
-            if len(arrays["image_ids"]):
-                with self._autocast():
-                    pieces.append(self.model(self._batch(arrays)))
+            # A process may have no row; it takes part in the gathering all the same.
+            with self._autocast():
+                pieces.append(self.model(self._batch(arrays)))
         names = ("image", "text", "image_ids", "text_ids")
         gathered = [self._gather(torch.cat([getattr(p, name) for p in pieces])) for name in names]
         metrics = retrieval_metrics(*(tensor.cpu() for tensor in gathered))
@@ -249,11 +270,11 @@ class Process:
         if self.rank == 0 and self.work.board is not None:
             self.work.board.post.remote({**row, **extra})
 
-    def _say_diverged(self, value: float) -> None:
+    def _say_diverged(self, step: int, problem: str) -> None:
         """Leave word for the driver; the checkpoints stay as they were."""
         if self.rank == 0:
-            offsets = self.work.train[self.work.plan.batch(self.step)].tolist()
-            said = {"step": self.step, "loss": str(value), "offsets": offsets}
+            offsets = self.work.train[self.work.plan.batch(step)].tolist()
+            said = {"step": step, "problem": problem, "offsets": offsets}
             self.work.folder.write(DIVERGED, json.dumps(said).encode())
 
     def _save(self, name: str) -> None:
@@ -294,16 +315,3 @@ class Process:
         if wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda"):
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
-
-
-def train_process(config: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker."""
-    import ray
-    import ray.train
-    from ray.train.torch import get_device
-
-    context = ray.train.get_context()
-    work: Work = ray.get(config["work"])
-    process = Process(work, context.get_world_rank(), context.get_world_size(), get_device())
-    process.run()
-    ray.train.report({"step": process.step, "best": process.best})

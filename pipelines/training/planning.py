@@ -15,6 +15,7 @@ from pipelines.mining.mined import read_mined
 from pipelines.provenance import Provenance
 from pipelines.sink.tables import open_dataset
 from pipelines.training.batches import BatchPlan
+from pipelines.training.building import build
 from pipelines.training.joins import RowIndex, joined_offsets, places_of
 from pipelines.training.loading import Needs, TableAt, pictures_column
 from pipelines.training.loop import Work
@@ -86,12 +87,15 @@ def _features(settings: RunSettings, dataset: lance.LanceDataset) -> list[str]:
     """Towers whose frozen part the table's vectors stand in for.
 
     Raises:
-        ValueError: a tower that runs outside torch, and whose vectors the table does not hold.
+        ValueError: the model cannot be tuned so; a tower runs outside torch, and the table does not hold its vectors.
     """
-    from encoders.training.models import open_model
+    from encoders.training.optimiser import parameter_groups
     from encoders.training.tuning import Tuning
 
-    model = open_model(settings.train.model.spec, dim=settings.train.model.dim, head=settings.train.model.head)
+    # Built as every process will: what cannot be tuned so is refused before anything runs.
+    built = build(settings.train.model)
+    parameter_groups(built, learning_rate=settings.train.learning_rate, weight_decay=settings.train.weight_decay)
+    model = built.model
     provenance = Provenance.from_schema(dataset.schema, str(settings.samples))
     found = []
     for modality, text in (("image", settings.train.model.image_tuning), ("text", settings.train.model.text_tuning)):

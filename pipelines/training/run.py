@@ -76,13 +76,18 @@ def train(settings: RunSettings, on_row: OnRow = lambda row: None) -> TrainRepor
     warnings: list[str] = []
     if before is None or not before["finished"]:
         execute(settings, work, lambda row: _show(row, warnings, on_row))
-    _raise_if_diverged(settings, work)
     state = settings.folder.load(LATEST)
     assert state is not None
+    if not state["finished"]:
+        _raise_if_diverged(settings)
     history = json.loads(state["history"])
     best = settings.folder.load(BEST)
     model = save_model(
-        work.settings.model, best if best is not None else state["model"], settings.out, _story(settings, work)
+        work.settings.model,
+        best if best is not None else state["model"],
+        settings.out,
+        _story(settings, work),
+        settings.folder.storage,
     )
     pages = write_logs(settings.folder, history)
     return _report(settings, work, history, state, warnings, pages, model, before, time.perf_counter() - started)
@@ -94,7 +99,7 @@ def _show(row: Row, warnings: list[str], on_row: OnRow) -> None:
     on_row(row)
 
 
-def _raise_if_diverged(settings: RunSettings, work: Work) -> None:
+def _raise_if_diverged(settings: RunSettings) -> None:
     raw = settings.folder.read(DIVERGED)
     if raw is None:
         return
@@ -103,7 +108,7 @@ def _raise_if_diverged(settings: RunSettings, work: Work) -> None:
     settings.folder.write(DIVERGED, json.dumps({**said, "row_ids": rows}).encode())
     shown = ", ".join(map(str, rows[:_SHOWN_ROWS])) + (" …" if len(rows) > _SHOWN_ROWS else "")
     raise TrainingDivergedError(
-        f"step {said['step']}: the loss is {said['loss']}; rows of the batch: {shown} (all in "
+        f"step {said['step']}: {said['problem']}; rows of the batch: {shown} (all in "
         f"{settings.folder.path(DIVERGED)}). The checkpoint before it stands; lower --learning-rate, look at the rows, "
         "and begin a new run"
     )

@@ -53,18 +53,25 @@ def select(dataset: lance.LanceDataset, split: Split, needed: tuple[str, ...] = 
         needed: columns that must not be null (the caption never may).
 
     Raises:
-        ValueError: a filter or a column that the table has not got, a fraction out of range, or a side without rows.
+        ValueError: a filter or a column that the table has not got, a fraction out of range, or no row that has what is
+            needed.
     """
     if not 0 <= split.fraction < 1:
         raise ValueError(f"validation_fraction {split.fraction}: from 0 to below 1")
     if split.group not in dataset.schema.names:
         raise ValueError(f"group {split.group!r}: no such column; columns are {', '.join(dataset.schema.names)}")
-    conditions = [f"{name} IS NOT NULL" for name in dict.fromkeys((CAPTION, *needed))]
+    columns = tuple(dict.fromkeys((CAPTION, *needed)))
+    conditions = [f"{name} IS NOT NULL" for name in columns]
     for where in (split.where, split.validation_where):
         if where is not None:
             check_filter(where, dataset)
     conditions += [f"({split.where})"] if split.where else []
     used = " AND ".join(conditions)
+    if not dataset.count_rows(used):
+        rows = dataset.count_rows(split.where)
+        if split.where and not rows:
+            raise ValueError(f"where {split.where!r}: no row of the table")
+        raise ValueError(f"none of the {rows} rows has all that training needs: {', '.join(columns)}")
     if split.validation_where is not None:
         train = _offsets(dataset, f"{used} AND NOT coalesce(({split.validation_where}), false)")
         return Selected(train=train, validation=_offsets(dataset, f"{used} AND ({split.validation_where})"))

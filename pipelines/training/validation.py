@@ -14,8 +14,8 @@ def retrieval_metrics(
     """Recall@K in both directions, their mean (`R@K`), and the mean reciprocal rank of text → image.
 
     A picture with several captions is in the gallery once, and so is a caption of several pictures. Any positive
-    counts: the row's own item, or
-    whatever says the same. Ties go to the earlier row of the gallery.
+    counts: the row's own item, or whatever says the same. Ties go to the earlier row of the gallery; what is no number
+    is found last.
 
     Args:
         image: (n, dim), L2-normalised.
@@ -48,7 +48,9 @@ def _ranks(queries: torch.Tensor, gallery: torch.Tensor, positives: torch.Tensor
     """The rank, from 1, of each query's best positive."""
     # Rounded, so that equal vectors tie: a matrix product may differ in its last bits from column to column.
     scores = (queries.double() @ gallery.double().T * 1e9).round()
+    scores = scores.nan_to_num(nan=-torch.inf)
     best, place = scores.masked_fill(~positives, -torch.inf).max(dim=1, keepdim=True)
     place = ((scores == best) & positives).float().argmax(dim=1, keepdim=True)
     earlier = torch.arange(gallery.shape[0])[None, :] < place
-    return ((scores > best) | ((scores == best) & earlier)).sum(dim=1) + 1
+    ranks = ((scores > best) | ((scores == best) & earlier)).sum(dim=1) + 1
+    return torch.where(best[:, 0].isneginf(), gallery.shape[0], ranks)

@@ -113,7 +113,6 @@ def test_splits_that_cannot_be(split: Split, said: str, tmp_path: Path) -> None:
         select(write(tmp_path / "t", rows(20)), split)
 
 
-def test_a_filter_that_nothing_passes(tmp_path: Path) -> None:
-    found = select(write(tmp_path / "t", rows(20)), Split(where="n > 99"))
-    assert len(found.train) == len(found.validation) == 0
-    assert found.train.dtype == np.int64
+def test_a_filter_that_nothing_passes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="where 'n > 99': no row"):
+        select(write(tmp_path / "t", rows(20)), Split(where="n > 99"))

@@ -68,3 +68,12 @@ def test_captions_of_one_picture_count_it_once_in_the_gallery() -> None:
     text[9] = torch.nn.functional.normalize(eye[0] + 0.5 * eye[1], dim=0)
     found = retrieval_metrics(image, text, torch.tensor([0] * 9 + [1]), torch.arange(10))
     assert found["MRR"] == pytest.approx((9 + 1 / 2) / 10)
+
+
+def test_vectors_that_are_no_numbers_are_found_last() -> None:
+    image, text, ids = torch.eye(3), torch.eye(3), torch.arange(3)
+    text[1] = torch.nan
+    found = retrieval_metrics(image, text, ids, ids)
+    assert found["text_to_image R@1"] == pytest.approx(2 / 3)
+    assert found["image_to_text R@1"] == pytest.approx(2 / 3)
+    assert found["MRR"] == pytest.approx((1 + 1 + 1 / 3) / 3)
