@@ -21,12 +21,16 @@ from pipelines.sink.claims import CLAIMS_PROPERTY, Claim, encode_claims
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.rejects import merge_rejects
-from pipelines.sink.staging import StagedGroup
+from pipelines.sink.staging import STAGED_LIFE_S, StagedGroup
 from pipelines.sink.tables import is_conflict, open_dataset, translate
 from pipelines.storage import TableRef
 
 _ATTEMPTS = 30
 log = logging.getLogger(__name__)
+
+
+class StaleGroupError(RuntimeError):
+    """A group was staged so long ago that maintenance may have removed its files."""
 
 
 class ClaimConflictError(RuntimeError):
@@ -63,10 +67,12 @@ class Committer:
         Raises:
             LeaseHeldError: the lease was lost.
             ClaimConflictError: another driver settled a part of a group.
+            StaleGroupError: a group waited too long for its commit.
             OSError: the store refuses; the table is as of its last commit.
         """
         started = time.perf_counter()
         self._lease.renew()
+        self._refuse_stale(groups)
         dataset = open_dataset(self._table)
         for _ in range(_ATTEMPTS):
             self._ledger.record_missing(dataset)
@@ -81,6 +87,15 @@ class Committer:
             time.sleep(random.uniform(0.0, 0.1))
             dataset = open_dataset(self._table)
         raise OSError(f"table {self._table}: {_ATTEMPTS} commits in a row met another writer's; try again later")
+
+    def _refuse_stale(self, groups: Sequence[StagedGroup]) -> None:
+        """A job that slept for hours (a suspended machine) wakes to files that may be gone; Lance does not look."""
+        waited = time.time() - min((group.started for group in groups), default=time.time())
+        if waited > STAGED_LIFE_S:
+            raise StaleGroupError(
+                f"table {self._table}: rows were staged {waited / 3600:.0f} hours ago and their files may have been "
+                "cleaned up; start again: what is committed is kept, the rest will be embedded"
+            )
 
     def _is_settled(self, group: StagedGroup) -> bool:
         """Whether all of the group was settled by an earlier commit."""

@@ -18,6 +18,9 @@ from pipelines.sink.claims import Claim, claims_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
 from pipelines.storage import TableRef
 
+# Maintenance removes staged files that no version names; a job must not commit any that it may have removed.
+STAGED_LIFE_S = 12 * 3600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class StagedGroup:
@@ -31,6 +34,7 @@ class StagedGroup:
         blocks: how many blocks they came in.
         seconds: worker seconds of each stage, summed over the group's rows.
         overlong: captions longer than the text tower reads.
+        started: when the first file may have been written, Unix seconds.
     """
 
     fragments: tuple[str, ...]
@@ -40,6 +44,7 @@ class StagedGroup:
     blocks: int
     seconds: dict[str, float]
     overlong: int
+    started: float
 
 
 def stage_envelopes(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> StagedGroup:
@@ -61,7 +66,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
     """
     import time
 
-    started = time.perf_counter()
+    started, started_at = time.perf_counter(), time.time()
     group = pa.concat_tables(blocks)
     is_rejected = pc.is_valid(group[REASON])
     good = _conform(group.filter(pc.invert(is_rejected)), schema)
@@ -76,6 +81,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
         blocks=len(blocks),
         seconds=seconds,
         overlong=pc.sum(group[OVERLONG]).as_py() or 0,
+        started=started_at,
     )
 
 
