@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.sink.retention import Retention, StoredFile, Version, orphaned_files, removable_versions
 from pipelines.sink.tables import open_dataset
@@ -99,7 +99,7 @@ def compact(ref: TableRef, *, dry_run: bool = False, progress: Callable[[], None
     from lance.optimize import Compaction
 
     dataset = open_dataset(ref)
-    plan = Compaction.plan(dataset, {})  # type: ignore[typeddict-item]
+    plan = Compaction.plan(dataset, {})
     if dry_run or not plan.tasks:
         return sum(len(task.fragments) for task in plan.tasks)
     rewritten = []
@@ -121,7 +121,7 @@ def tidy(ref: TableRef, retention: Retention, *, recorded: int, dry_run: bool) -
     now = time.time()
     dataset = open_dataset(ref)
     tagged = {int(tag["version"]) for tag in dataset.tags.list().values()}
-    versions = [Version(number=v["version"], made=v["timestamp"].timestamp()) for v in dataset.versions()]
+    versions = _versions(dataset)
     gone = removable_versions(versions, retention, tagged=tagged, recorded=recorded, now=now)
     if gone and not dry_run:
         dataset.cleanup_old_versions(versions=gone, error_if_tagged_old_versions=False)
@@ -130,6 +130,11 @@ def tidy(ref: TableRef, retention: Retention, *, recorded: int, dry_run: bool) -
         files = ref.storage.filesystem(ref.uri)
         files.rm([f"{ref.uri}/{file.path}" for file in orphans])
     return Taken(versions=len(gone), orphans=len(orphans), orphan_bytes=sum(file.size for file in orphans))
+
+
+def _versions(dataset: lance.LanceDataset) -> list[Version]:
+    found: list[dict[str, Any]] = list(dataset.versions())  # type: ignore[arg-type]
+    return [Version(number=version["version"], made=version["timestamp"].timestamp()) for version in found]
 
 
 def _orphans(dataset: lance.LanceDataset, min_age_s: float, now: float) -> list[StoredFile]:
