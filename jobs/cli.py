@@ -35,6 +35,7 @@ from jobs.index import IndexConfig
 from jobs.info import InfoConfig
 from jobs.maintain import MaintainConfig
 from jobs.mine import MineConfig
+from jobs.plan import PlanConfig
 from jobs.promote import PromoteConfig
 from jobs.rejects import RejectsConfig
 from jobs.search import SearchConfig
@@ -126,6 +127,14 @@ def maintain(config: MaintainConfig) -> Report:
 def mine(config: MineConfig) -> Report:
     """Mine hard negatives from a table's own vectors, for finetuning."""
     from jobs.mine import run
+
+    return run(config)
+
+
+@app.command
+def plan(config: PlanConfig) -> Report:
+    """Say what `embed` with the same options would do, take and cost; changes nothing."""
+    from jobs.plan import run
 
     return run(config)
 
@@ -251,7 +260,9 @@ def _show(report: Report, out: TextIO, *, as_json: bool) -> None:
         return
     from jobs.display import render
 
-    Console(file=out).print(render(report))
+    shown = render(report)
+    # A report of one line stays one line in a log.
+    Console(file=out).print(shown, soft_wrap=isinstance(shown, Text))
 
 
 def main() -> None:

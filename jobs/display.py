@@ -110,3 +110,12 @@ def _cell(value: Any, *, limit: int | None) -> str:
     else:
         text = "" if value is None else str(value)
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them: `1.5 GB`."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"

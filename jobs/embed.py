@@ -11,7 +11,11 @@ from pydantic import Field, model_validator
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
+    from encoders.description import Description
     from pipelines.embedding.report import EmbedReport
+    from pipelines.embedding.settings import EmbedSettings
+    from pipelines.sources.base import Source
+    from pipelines.storage import TableRef
 
 Embed = Literal["auto", "image", "text", "both", "any"]
 
@@ -84,11 +88,23 @@ def run(config: EmbedConfig, progress: Callable[[int, int | None], None] | None 
         ValueError: the corpus, the encoder and the table do not fit together; nothing was changed.
         OSError: a store fails; the table is as of its last commit.
     """
+    from pipelines.embedding.run import embed
+
+    source, description, table, settings = prepare(config)
+    return embed(source, description, table, settings, progress or (lambda done, total: None))
+
+
+def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSettings]:
+    """What a config names: the opened corpus, the described encoder, the table, and the rest.
+
+    Raises:
+        ValueError: the corpus and the encoder do not fit together.
+        FileNotFoundError: there is no such corpus or encoder.
+    """
     from encoders.protocol import EncoderOptions
     from encoders.registry import describe
     from pipelines.contract import Columns
     from pipelines.embedding.planning import choose_modalities
-    from pipelines.embedding.run import embed
     from pipelines.embedding.settings import EmbedSettings
     from pipelines.sources import open_source
     from pipelines.storage import Storage, TableRef
@@ -124,4 +140,4 @@ def run(config: EmbedConfig, progress: Callable[[int, int | None], None] | None 
         gpus_per_actor=0.0 if config.device == "cpu" else config.num_gpus,
         block_rows=config.block_rows,
     )
-    return embed(source, description, table, settings, progress or (lambda done, total: None))
+    return source, description, table, settings

@@ -61,17 +61,19 @@ class MaintainReport:
 
     def summary(self) -> str:
         """What was done, in one line."""
+        from jobs.display import size_text
+
         files = sum(t.before.files for t in self.tables)
         size = sum(t.before.bytes for t in self.tables)
         now = [t.after for t in self.tables if t.after is not None]
-        after = (f" → {sum(f.files for f in now):,}", f" → {_size(sum(f.bytes for f in now))}") if now else ("", "")
+        after = (f" → {sum(f.files for f in now):,}", f" → {size_text(sum(f.bytes for f in now))}") if now else ("", "")
         main = self.tables[0]
         lacking = sum(index.unindexed_rows for index in main.indexes)
         indexes = f"{len(main.indexes)} indexes lack {lacking:,} rows" if main.indexes else "no indexes"
         could = "to be " if self.dry_run else ""
         return (
             f"{'would maintain' if self.dry_run else 'maintained'} {self.table}: {main.rows:,} rows, "
-            f"{files:,}{after[0]} files, {_size(size)}{after[1]}; "
+            f"{files:,}{after[0]} files, {size_text(size)}{after[1]}; "
             f"{sum(t.small_fragments for t in self.tables):,} fragments {could}merged, "
             f"{sum(t.versions_removed for t in self.tables):,} versions and "
             f"{sum(t.orphans_removed for t in self.tables):,} orphaned files {could}removed; {indexes}"
@@ -103,11 +105,3 @@ def run(config: MaintainConfig) -> MaintainReport:
     done = dry_run(table, retention) if config.dry_run else maintain(table, retention, wait_s=config.wait_s)
     seconds = round(time.perf_counter() - started, 3)
     return MaintainReport(table=str(table), dry_run=config.dry_run, seconds=seconds, tables=tuple(done))
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"

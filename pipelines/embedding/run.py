@@ -44,12 +44,13 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass
 class _Plan:
-    """What a run is going to do."""
+    """What a run is going to do; `files` are the ids (`identity.file_id`) of all files of the corpus."""
 
     schema: pa.Schema
     shards: int
     work: list[ShardWork]
     skipped_rows: int
+    files: frozenset[str]
 
 
 def embed(
@@ -174,7 +175,8 @@ def make_plan(
         if not ledger.coverage.is_complete(identity, shard.rows):
             done = tuple(ledger.coverage.ranges(identity))
             work.append(ShardWork(shard=shard, shard_id=identity, done=done))
-    return _Plan(schema=schema, shards=len(shards), work=work, skipped_rows=skipped)
+    files = frozenset(file_id(shard, digest) for shard in shards)
+    return _Plan(schema=schema, shards=len(shards), work=work, skipped_rows=skipped, files=files)
 
 
 def _refuse_changed_files(shards: list[Shard], digest: str, ledger: Ledger) -> None:
