@@ -34,7 +34,7 @@ class PlanConfig(EmbedConfig):
         parts = (self.price_per_cpu_hour, self.price_per_gpu_hour)
         if self.price_per_hour is not None and any(price is not None for price in parts):
             raise ValueError(
-                f"price_per_hour {self.price_per_hour}: is of the whole cluster; drop it, or drop "
+                f"price_per_hour {self.price_per_hour:g}: is of the whole cluster; drop it, or drop "
                 "--price-per-cpu-hour and --price-per-gpu-hour"
             )
         return self

@@ -13,8 +13,7 @@ from pipelines.sink.claims import Coverage
 # What a run adds to the three timed stages: envelopes, staging, commits, Ray's own processes.
 _EFFICIENCY = 0.85
 _RAY_START_S = 8.0
-# A record of a tar is a picture and a text or JSON file: a header of 512 bytes and half as much padding for each.
-_TAR_RECORD_BYTES = 1536
+_BUSY_BELOW = 0.8
 _STAGES = ("read", "decode", "encode")
 
 
@@ -53,14 +52,14 @@ class Sample:
         rows: that they gave (a record with several captions is several rows), rejected ones too.
         rejected: rows of them that the table would not get.
         seconds: of each stage.
-        payload_bytes: of pictures and captions.
-        whole_records: records of the shards that were read to their end.
-        whole_bytes: size of those shards.
+        sized_records: records of the shards of which is known how many bytes they were.
+        sized_bytes: those bytes.
         table_bytes: of the rows as the table would hold them.
         threads: torch threads that encoding ran with.
         load_s: seconds to load the encoder.
         encoder_bytes: resident memory that loading and encoding added, at its peak.
         actor_bytes: resident memory of the whole process at its peak.
+        cpu_share: seconds of the process by seconds of the clock: well below 1, others used the machine too.
         gpu_bytes: of the GPU at its peak, None on the CPU.
     """
 
@@ -68,14 +67,14 @@ class Sample:
     rows: int
     rejected: int
     seconds: dict[str, float]
-    payload_bytes: int
-    whole_records: int
-    whole_bytes: int
+    sized_records: int
+    sized_bytes: int
     table_bytes: int
     threads: int
     load_s: float
     encoder_bytes: int
     actor_bytes: int
+    cpu_share: float = 1.0
     gpu_bytes: int | None = None
 
     def each(self, stage: str) -> float:
@@ -143,16 +142,11 @@ def backlog(work: Sequence[ShardWork], sample: Sample | None) -> Backlog:
     done = sum(stop - start for item in work for start, stop in item.done)
     known = sum(item.shard.rows for item in work if item.shard.rows is not None)
     unknown_bytes = sum(item.shard.size_bytes for item in work if item.shard.rows is None)
-    records = max(0, known + round(unknown_bytes / _bytes_of_a_record(sample)) - done)
+    unknown = round(unknown_bytes * sample.sized_records / sample.sized_bytes) if sample.sized_bytes else 0
+    records = max(0, known + unknown - done)
     rows_of_a_record = sample.rows / max(sample.records, 1)
     about = any(item.shard.rows is None for item in work) or sample.rows != sample.records
     return Backlog(rows=round(records * rows_of_a_record), about=about)
-
-
-def _bytes_of_a_record(sample: Sample) -> float:
-    if sample.whole_records and sample.whole_bytes:
-        return sample.whole_bytes / sample.whole_records
-    return sample.payload_bytes / max(sample.records, 1) + _TAR_RECORD_BYTES
 
 
 def estimate(rows: int, sample: Sample, machine: Machine, pools: PoolPlan, prices: Prices) -> Estimate:
@@ -232,6 +226,10 @@ def notes(sample: Sample, machine: Machine, pools: PoolPlan, feeding_cores: floa
     if pools.gpus_per_actor > 0 and wanted > machine.cpus:
         said.append(
             f"{pools.actors} actors want {wanted:.0f} cores to be fed, there are {machine.cpus:g}: GPUs will wait"
+        )
+    if sample.gpu_bytes is None and sample.cpu_share < _BUSY_BELOW:
+        said.append(
+            f"this machine was busy: the sample got {sample.cpu_share:.0%} of a core; on an idle one the run is faster"
         )
     if sample.rejected:
         said.append(f"{sample.rejected} of {sample.rows} sampled rows were rejected")

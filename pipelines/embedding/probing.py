@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from encoders.description import Description
 from encoders.protocol import Encoder
 from pipelines.blocks import REASON, timing_columns
-from pipelines.contract import CAPTION, IMAGE, POSITION, SHARD
+from pipelines.contract import IMAGE_URI, POSITION, SHARD
 from pipelines.embedding.decoding import decode_block
 from pipelines.embedding.encoding import EncodeSettings, encode_block
 from pipelines.embedding.estimating import Sample, spread
@@ -23,6 +23,7 @@ from pipelines.embedding.planning import PoolPlan
 from pipelines.embedding.reading import ShardWork, read_blocks
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.sources.base import Source
+from pipelines.sources.locate import range_end
 
 _SHARDS = 8
 _POLL_S = 0.01
@@ -66,9 +67,8 @@ class _Counts:
     records: int = 0
     rows: int = 0
     rejected: int = 0
-    payload_bytes: int = 0
-    whole_records: int = 0
-    whole_bytes: int = 0
+    sized_records: int = 0
+    sized_bytes: int = 0
     table_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -132,6 +132,7 @@ def probe(
         load_s=load_s,
         encoder_bytes=memory.peak - memory.start,
         actor_bytes=memory.peak,
+        cpu_share=round(steps.cpu_share, 3),
         gpu_bytes=_gpu_bytes(),
     )
 
@@ -149,8 +150,21 @@ class _Steps:
         self._encoder = encoder
         self._settings = encode
         self._cold = True
+        self._wall = self._busy = 0.0
+
+    @property
+    def cpu_share(self) -> float:
+        """Seconds of this process' threads by seconds of the clock, while it decoded and encoded."""
+        return self._busy / self._wall if self._wall else 1.0
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        wall, busy = time.perf_counter(), time.process_time()
+        encoded = self._run(block)
+        self._wall += time.perf_counter() - wall
+        self._busy += time.process_time() - busy
+        return encoded
+
+    def _run(self, block: pa.Table) -> pa.Table:
         decoded = self._decode(block)
         if self._cold:
             # The first pictures of a block carry their pixels, so that its head can stand alone.
@@ -177,17 +191,25 @@ def _probe_shard(
     steps: _Steps,
     deadline: float,
 ) -> None:
-    """Count in the first blocks of a shard, and whether they were all of it."""
+    """Count in the first blocks of a shard, and how much of it they were."""
     first, before = counts.rows, counts.records
     for block in blocks:
         counts.records += len(set(zip(block[SHARD].to_pylist(), block[POSITION].to_pylist(), strict=True)))
-        counts.payload_bytes += block[IMAGE].nbytes + block[CAPTION].nbytes
         counts.add(steps(block), schema.names)
+        reached = _reached(block)
         if counts.rows - first >= rows or time.perf_counter() > deadline:
-            return
-    if not item.done:
-        counts.whole_records += counts.records - before
-        counts.whole_bytes += item.shard.size_bytes
+            break
+    else:
+        reached = item.shard.size_bytes
+    if reached and not item.done:
+        counts.sized_records += counts.records - before
+        counts.sized_bytes += reached
+
+
+def _reached(block: pa.Table) -> int:
+    """The byte of its tar up to which a block was read, 0 in other formats."""
+    ends = (range_end(uri) for uri in block[IMAGE_URI].to_pylist() if uri)
+    return max((end for end in ends if end is not None), default=0)
 
 
 def _gpu_bytes() -> int | None:

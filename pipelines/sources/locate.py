@@ -31,6 +31,12 @@ def range_locator(uri: str, offset: int, size: int) -> str:
     return f"{uri}#offset={offset}&size={size}"
 
 
+def range_end(image_uri: str) -> int | None:
+    """The byte of its file at which the picture of a `range_locator` ends, None for other URIs."""
+    match = _RANGE.fullmatch(image_uri)
+    return int(match[2]) + int(match[3]) if match else None
+
+
 def read_image(image_uri: str, storage: Storage) -> bytes:
     """The bytes of a picture.
 

@@ -20,6 +20,8 @@ from jobs.cli import app
 from jobs.embed import EmbedConfig
 from jobs.embed import run as embed
 from jobs.maintain import MaintainConfig, run
+from jobs.plan import PlanConfig
+from jobs.plan import run as plan
 from pipelines.contract import CAPTION, ROW_ID
 from pipelines.retrieval.publishing import answering, promote
 from pipelines.sink.committing import Committer, StaleGroupError
@@ -231,11 +233,16 @@ def test_embed_skips_everything_afterwards(tmp_path: Path) -> None:
     report = run(MaintainConfig(table=config.table, keep_versions=1))
     assert "no indexes" in report.summary()
     assert json.loads(json.dumps(report.to_dict()))["tables"][0]["rows"] == 150
+    planned = plan(PlanConfig(**config.model_dump()))
+    assert (planned.rows_to_embed, planned.rows_skipped, planned.rows_gone, planned.sample) == (0, 150, 0, None)
     again = embed(config)
     assert (again.rows_in, again.skipped, again.commits) == (0, 150, 0)
     assert rows_of(ref) == rows
     write_parquet(tmp_path / "c" / "b.parquet", pairs(170)[150:])
+    assert plan(PlanConfig(**config.model_dump())).rows_to_embed == 20
     assert embed(config).written == 20
+    (tmp_path / "c" / "b.parquet").unlink()
+    assert plan(PlanConfig(**config.model_dump())).rows_gone == 20
 
 
 def test_the_command_is_there() -> None:
