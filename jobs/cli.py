@@ -37,6 +37,7 @@ from jobs.mine import MineConfig
 from jobs.promote import PromoteConfig
 from jobs.rejects import RejectsConfig
 from jobs.search import SearchConfig
+from jobs.sync import SyncConfig
 
 # Jobs whose every option has a default.
 _ENCODERS, _DEMO = EncodersConfig(), DemoConfig()
@@ -66,6 +67,16 @@ def embed(config: EmbedConfig) -> Report:
     """Embed a corpus into a LanceDB table; started again, it goes on where it stopped."""
     from jobs.display import row_progress
     from jobs.embed import run
+
+    with row_progress("embedding") as progress:
+        return run(config, progress)
+
+
+@app.command
+def sync(config: SyncConfig) -> Report:
+    """Make a table mirror its corpus: embed what is new, replace what changed, remove what is gone."""
+    from jobs.display import row_progress
+    from jobs.sync import run
 
     with row_progress("embedding") as progress:
         return run(config, progress)

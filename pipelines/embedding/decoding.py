@@ -14,6 +14,7 @@ from encoders.images import ImageError, ImageTransform, prepare, thumbnail
 from encoders.protocol import Preprocessing
 from pipelines.blocks import HEIGHT, PICTURE, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
 from pipelines.contract import IMAGE, THUMBNAIL, Stage
+from pipelines.faults import fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def decode_block(block: pa.Table, settings: DecodeSettings) -> pa.Table:
         each picture), `HEIGHT` and `WIDTH`, and a thumbnail where asked for.
     """
     started = time.perf_counter()
+    fault("decode")
     images = block[IMAGE].to_pylist()
     pictures = block[PICTURE].to_pylist()
     rejections = Rejections(block, Stage.DECODE)

@@ -27,6 +27,7 @@ from pipelines.blocks import (
 )
 from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, TEXT_VECTOR, Reason, Stage
 from pipelines.embedding.decoding import read_pixels
+from pipelines.faults import fault
 
 log = logging.getLogger(__name__)
 _LENGTH_TOLERANCE = 1e-2
@@ -85,6 +86,7 @@ def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) ->
         settings: which modalities, and the vectors' type.
     """
     started = time.perf_counter()
+    fault("encode")
     rejections = Rejections(block, Stage.ENCODE)
     vectors: dict[str, pa.Array] = {}
     overlong = np.zeros(block.num_rows, np.int64)

@@ -28,6 +28,7 @@ from pipelines.contract import (
     Stage,
 )
 from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest
+from pipelines.faults import fault
 from pipelines.sources.base import Shard, Source
 from pipelines.sources.locate import read_images
 from pipelines.storage import Storage
@@ -254,5 +255,6 @@ class _BlockBuilder:
         """The rows so far as a block, none if there are none."""
         pieces, seconds = self._pieces, time.perf_counter() - self._started
         if pieces:
+            fault("read")
             yield with_seconds(pa.concat_tables(pieces).combine_chunks(), "read", seconds)
         self._reset()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
 
 from encoders.description import Description
-from encoders.digest import digest_json
 from pipelines.contract import (
     CAPTION,
     IMAGE_URI,
@@ -25,31 +23,22 @@ from pipelines.contract import (
 from pipelines.embedding import session
 from pipelines.embedding.encoding import vector_type
 from pipelines.embedding.graph import build_dataset, rows_of_a_block
-from pipelines.embedding.identity import file_id, shard_id
+from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan
 from pipelines.embedding.planning import PoolPlan, group_work, plan_pools
-from pipelines.embedding.reading import ShardWork
 from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.faults import fault
 from pipelines.provenance import Provenance, library_versions
 from pipelines.sink.committing import Committer
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
+from pipelines.sink.stale import StaleRows
 from pipelines.sink.streaming import STAGES_IN_FLIGHT, SinkLimits, StreamingSink
 from pipelines.sink.tables import check_schema, create_dataset, open_dataset
-from pipelines.sources.base import Shard, Source
+from pipelines.sources.base import Source
 from pipelines.storage import TableRef
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass
-class _Plan:
-    """What a run is going to do."""
-
-    schema: pa.Schema
-    shards: int
-    work: list[ShardWork]
-    skipped_rows: int
 
 
 def embed(
@@ -83,29 +72,36 @@ def embed(
         check_schema(existing.schema, schema, table)
         schema = existing.schema
     ledger = Ledger.reconcile(table)
-    plan = make_plan(source, schema, ledger, description, settings)
-    if not plan.work and existing is not None:
+    plan = make_plan(source, ledger.coverage, description, settings)
+    if plan.is_empty and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
     session.ensure_ray()
     session.configure_data_context(progress=False)
     pools = plan_pools(session.cluster_resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
         create_dataset(table, schema)
+    fault("before_lease")
     lease = Lease.acquire(table)
     try:
-        committer = Committer(table, ledger, lease)
+        fault("after_lease")
         ledger.record_missing(open_dataset(table))
         # Another driver may have worked between the plan and the lease.
-        plan = make_plan(source, schema, ledger, description, settings)
-        if not plan.work:
-            return _report(plan, description, table, started, version=ledger.version)
+        plan = make_plan(source, ledger.coverage, description, settings)
+        check_deletions(plan, ledger.coverage, settings, table)
+        stale = StaleRows(plan.stale)
+        stale.find(open_dataset(table))
+        committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
+        committer.forget_unsettled_rejects()
         groups = group_work(plan.work, pools.actors)
-        dataset = build_dataset(source, groups, description, settings, pools)
-        expected = _expected_rows(plan)
-        rows = rows_of_a_block(description, settings)
-        _drain(dataset, committer, table, schema, settings, rows, lambda n: progress(n, expected))
-        _check_complete(plan, ledger, table)
+        if groups:
+            dataset = build_dataset(source, groups, description, settings, pools)
+            expected = expected_rows(plan)
+            rows = rows_of_a_block(description, settings)
+            _drain(dataset, committer, table, schema, settings, plan, rows, lambda n: progress(n, expected))
+            _check_complete(plan, ledger, table)
+        committer.sweep()
         ledger.compact()
+        fault("before_release")
     finally:
         lease.release()
     return _report(
@@ -151,55 +147,13 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
     return pa.schema(fields, metadata=provenance.to_metadata())
 
 
-def make_plan(
-    source: Source, schema: pa.Schema, ledger: Ledger, description: Description, settings: EmbedSettings
-) -> _Plan:
-    """Which shards are still to read, and which of their records.
-
-    Raises:
-        ValueError: the corpus is empty, or a file of it changed after its rows were embedded.
-    """
-    shards = source.shards()
-    if not shards:
-        raise ValueError(f"corpus {settings.corpus}: holds no rows")
-    digest = digest_json(
-        [description.card.fingerprint, vars(settings.columns), list(settings.modalities), sorted(settings.needs)]
-    )
-    _refuse_changed_files(shards, digest, ledger)
-    work = []
-    skipped = 0
-    for shard in shards:
-        identity = shard_id(shard, digest)
-        skipped += ledger.coverage.rows(identity)
-        if not ledger.coverage.is_complete(identity, shard.rows):
-            done = tuple(ledger.coverage.ranges(identity))
-            work.append(ShardWork(shard=shard, shard_id=identity, done=done))
-    return _Plan(schema=schema, shards=len(shards), work=work, skipped_rows=skipped)
-
-
-def _refuse_changed_files(shards: list[Shard], digest: str, ledger: Ledger) -> None:
-    """A file that changed after its rows were embedded would stand in the table twice, in both versions.
-
-    Raises:
-        ValueError: names the file.
-    """
-    current = {shard_id(shard, digest) for shard in shards}
-    uris = {file_id(shard, digest): shard.uri for shard in shards}
-    for settled in ledger.coverage:
-        uri = uris.get(settled.partition("-")[0])
-        if uri is not None and settled not in current:
-            raise ValueError(
-                f"corpus: {uri} has changed since its rows were embedded; they would stand in the table twice. "
-                "Give what is new as files of their own, or embed into a new table"
-            )
-
-
 def _drain(
     dataset: Dataset,
     committer: Committer,
     table: TableRef,
     schema: pa.Schema,
     settings: EmbedSettings,
+    plan: Plan,
     block_rows: int,
     progress: Callable[[int], None],
 ) -> None:
@@ -210,7 +164,7 @@ def _drain(
         commit_interval_s=settings.commit_interval_s,
         block_rows=block_rows,
     )
-    sink = StreamingSink(committer, table, schema, limits)
+    sink = StreamingSink(committer, table, schema, limits, plan.files)
     for refs, count in _encoded_blocks(dataset):
         sink.add(refs, count)
         progress(int(sink.rows))
@@ -224,17 +178,7 @@ def _encoded_blocks(dataset: Dataset) -> Iterator[tuple[list[Any], int]]:
         yield list(bundle.block_refs), bundle.num_rows() or 0
 
 
-def _expected_rows(plan: _Plan) -> int | None:
-    """Records still to do where the listing knows them, else None."""
-    total = 0
-    for work in plan.work:
-        if work.shard.rows is None:
-            return None
-        total += work.shard.rows - sum(stop - start for start, stop in work.done)
-    return total
-
-
-def _check_complete(plan: _Plan, ledger: Ledger, table: TableRef) -> None:
+def _check_complete(plan: Plan, ledger: Ledger, table: TableRef) -> None:
     """A run that ends without having settled every record is an error, not a success."""
     lost = [w for w in plan.work if not ledger.coverage.is_complete(w.shard_id, w.shard.rows)]
     if lost:
@@ -245,7 +189,7 @@ def _check_complete(plan: _Plan, ledger: Ledger, table: TableRef) -> None:
 
 
 def _report(
-    plan: _Plan,
+    plan: Plan,
     description: Description,
     table: TableRef,
     started: float,
@@ -271,6 +215,10 @@ def _report(
         skipped=plan.skipped_rows,
         rejected=rejected,
         overlong=done.overlong if done else 0,
+        replaced=done.replaced if done else 0,
+        removed=done.removed if done else 0,
+        files_changed=len(plan.changed),
+        files_gone=len(plan.gone),
         shards=plan.shards,
         shards_skipped=plan.shards - len(plan.work),
         read_tasks=read_tasks,

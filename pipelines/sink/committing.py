@@ -3,7 +3,8 @@
 A commit is a compare-and-swap: it names the version that it was decided on, and fails if the table moved. On
 failure the claims of the versions in between are read before anything is tried again, so that a record which
 another commit settled is never settled twice, whoever made that commit. Lance has no strict append (a stale
-`Append` rebases and lands), but a `Merge` of the old fragments and the new, with no retries, is one.
+`Append` rebases and lands), but a `Merge` of the old fragments and the new, with no retries, is one. Rows that new
+ones replace leave in the same commit, by an `Update` that is one too (see `stale`).
 """
 
 from __future__ import annotations
@@ -11,22 +12,31 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import lance
 from lance.fragment import FragmentMetadata
 
-from pipelines.sink.claims import CLAIMS_PROPERTY, Claim, encode_claims
+from pipelines.faults import fault
+from pipelines.sink.claims import Change, file_of
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
-from pipelines.sink.rejects import merge_rejects
+from pipelines.sink.rejects import delete_rejects, merge_rejects
 from pipelines.sink.staging import StagedGroup
+from pipelines.sink.stale import StaleRow, StaleRows, removals_for, removals_of_shards, replacing_rows
 from pipelines.sink.tables import is_conflict, open_dataset, translate
 from pipelines.storage import TableRef
 
 _ATTEMPTS = 30
+# Of fewer rows, a share tells nothing.
+_ENOUGH_TO_TELL = 100
 log = logging.getLogger(__name__)
+
+
+class TooManyRejectsError(RuntimeError):
+    """The job goes wrong: too great a share of its rows is rejected."""
 
 
 class ClaimConflictError(RuntimeError):
@@ -42,17 +52,43 @@ class Committed:
     rejected: dict[str, int] = field(default_factory=dict)
     overlong: int = 0
     redone: int = 0
+    replaced: int = 0
+    removed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Committer:
     """Commits staged groups of one table under its lease."""
 
-    def __init__(self, table: TableRef, ledger: Ledger, lease: Lease) -> None:
+    def __init__(
+        self,
+        table: TableRef,
+        ledger: Ledger,
+        lease: Lease,
+        *,
+        stale: StaleRows | None = None,
+        max_reject_rate: float = 1.0,
+    ) -> None:
+        """A committer.
+
+        Args:
+            table: the table.
+            ledger: its ledger, reconciled under the lease.
+            lease: the lease.
+            stale: rows to replace, looked up in the table under the lease.
+            max_reject_rate: share of rejects at which the job stops, once there are enough rows to tell.
+        """
         self._table = table
         self._ledger = ledger
         self._lease = lease
+        self._stale = stale or StaleRows(())
+        self._max_reject_rate = max_reject_rate
         self.done = Committed()
+
+    def forget_unsettled_rejects(self) -> None:
+        """Take out the rejects that a run left that died before their commit; if they still are, they come again."""
+        coverage = self._ledger.coverage
+        delete_rejects(self._table, lambda shard: shard not in coverage)
 
     def commit(self, groups: Sequence[StagedGroup]) -> int:
         """Land the groups in one version of the table; return that version.
@@ -63,10 +99,12 @@ class Committer:
         Raises:
             LeaseHeldError: the lease was lost.
             ClaimConflictError: another driver settled a part of a group.
+            TooManyRejectsError: more rows were rejected than the job allows.
             OSError: the store refuses; the table is as of its last commit.
         """
         started = time.perf_counter()
         self._lease.renew()
+        self._check_reject_rate(groups)
         dataset = open_dataset(self._table)
         for _ in range(_ATTEMPTS):
             self._ledger.record_missing(dataset)
@@ -74,13 +112,94 @@ class Committer:
             if not fresh:
                 return int(dataset.version)
             self._merge_rejects(fresh)
-            landed = self._try_commit(dataset, fresh)
+            leaving = self._replaced_by(fresh, dataset)
+            change = Change(
+                claims=tuple(claim for group in fresh for claim in group.claims),
+                removals=tuple(removals_for(leaving)),
+                files={name: uri for group in fresh for name, uri in group.files.items()},
+            )
+            landed = self._try_commit(dataset, fresh, leaving, change)
             if landed is not None:
-                self._count(fresh, landed, time.perf_counter() - started)
+                fault("after_commit")
+                self._count(fresh, landed, change, time.perf_counter() - started)
+                self._stale.forget(leaving)
+                self.done.replaced += len(leaving)
+                fault("after_record")
                 return landed
             time.sleep(random.uniform(0.0, 0.1))
             dataset = open_dataset(self._table)
-        raise OSError(f"table {self._table}: {_ATTEMPTS} commits in a row met another writer's; try again later")
+        raise self._too_busy()
+
+    def sweep(self) -> int:
+        """Take all stale rows that are left out of the table, and the stale shards' rejects, in one version; return
+        that version.
+
+        Raises:
+            LeaseHeldError: the lease was lost.
+            OSError: the store refuses; the table is as of its last commit.
+        """
+        self._lease.renew()
+        dataset = open_dataset(self._table)
+        if not self._stale.shards:
+            return int(dataset.version)
+        for _ in range(_ATTEMPTS):
+            self._ledger.record_missing(dataset)
+            # Before the commit: a run that dies in between finds the shards stale again.
+            delete_rejects(self._table, self._stale.shards.__contains__)
+            fault("before_sweep")
+            self._look_up_again_if_moved(dataset)
+            leaving = self._stale.all()
+            coverage = self._ledger.coverage
+            change = Change(removals=tuple(removals_of_shards(coverage, self._stale.shards)))
+            if not change.removals:
+                return int(dataset.version)
+            landed = self._try_commit(dataset, (), leaving, replace(change, files=self._files_of(change)))
+            if landed is not None:
+                fault("after_sweep")
+                self._ledger.count_in(replace(change, files=self._files_of(change)), landed)
+                self._stale.forget(leaving)
+                self.done.commits += 1
+                self.done.removed += len(leaving)
+                return landed
+            time.sleep(random.uniform(0.0, 0.1))
+            dataset = open_dataset(self._table)
+        raise self._too_busy()
+
+    def _files_of(self, change: Change) -> dict[str, str]:
+        """The tombstones name their files."""
+        known = self._ledger.coverage.files
+        names = {file_of(removal.shard) for removal in change.removals}
+        return {name: known[name] for name in sorted(names) if name in known}
+
+    def _too_busy(self) -> OSError:
+        return OSError(f"table {self._table}: {_ATTEMPTS} commits in a row met another writer's; try again later")
+
+    def _replaced_by(self, groups: Sequence[StagedGroup], dataset: lance.LanceDataset) -> list[StaleRow]:
+        self._look_up_again_if_moved(dataset)
+        return self._stale.succeeded_by(row_id for group in groups for row_id in group.successors)
+
+    def _look_up_again_if_moved(self, dataset: lance.LanceDataset) -> None:
+        fragments = {fragment.fragment_id: fragment.metadata for fragment in dataset.get_fragments()}
+        if not self._stale.are_found_in(fragments):
+            self._stale.find(dataset)
+
+    def _check_reject_rate(self, groups: Sequence[StagedGroup]) -> None:
+        """Stop a job that goes wrong before its rejects are committed.
+
+        Raises:
+            TooManyRejectsError: names the commonest reason.
+        """
+        counts = Counter(self.done.rejected)
+        for group in groups:
+            counts.update(group.rejects["reason"].to_pylist())
+        rejected = sum(counts.values())
+        rows = rejected + self.done.written + sum(group.rows for group in groups)
+        if rows >= _ENOUGH_TO_TELL and rejected > self._max_reject_rate * rows:
+            reason, n = counts.most_common(1)[0]
+            raise TooManyRejectsError(
+                f"max_reject_rate {self._max_reject_rate:g}: {rejected} of {rows} rows were rejected ({n} as "
+                f"{reason!r}); table {self._table} is as of its last commit. Mend the corpus, or allow more; run again"
+            )
 
     def _is_settled(self, group: StagedGroup) -> bool:
         """Whether all of the group was settled by an earlier commit."""
@@ -97,23 +216,30 @@ class Committer:
         )
 
     def _merge_rejects(self, groups: Sequence[StagedGroup]) -> None:
+        fault("before_rejects")
         try:
             for group in groups:
                 merge_rejects(self._table, group.rejects)
         except OSError as error:
             raise translate(error, self._table.sibling("rejects").uri) from error
+        fault("after_rejects")
 
-    def _try_commit(self, dataset: lance.LanceDataset, groups: Sequence[StagedGroup]) -> int | None:
+    def _try_commit(
+        self,
+        dataset: lance.LanceDataset,
+        groups: Sequence[StagedGroup],
+        leaving: Sequence[StaleRow],
+        change: Change,
+    ) -> int | None:
         """The version that the commit made, None where another writer came first."""
+        fault("before_commit")
         new = [FragmentMetadata.from_json(text) for group in groups for text in group.fragments]
-        old = [fragment.metadata for fragment in dataset.get_fragments()]
-        claims = [claim for group in groups for claim in group.claims]
-        transaction = lance.Transaction(
-            read_version=dataset.version,
-            operation=lance.LanceOperation.Merge(old + new, dataset.lance_schema),
-            transaction_properties={CLAIMS_PROPERTY: encode_claims(claims)},
-        )
         try:
+            transaction = lance.Transaction(
+                read_version=dataset.version,
+                operation=_operation(dataset, leaving, new),
+                transaction_properties=change.to_properties(),
+            )
             landed = lance.LanceDataset.commit(
                 self._table.uri, transaction, storage_options=self._table.options, max_retries=0
             )
@@ -123,9 +249,8 @@ class Committer:
             raise translate(error, self._table.uri) from error
         return int(landed.version)
 
-    def _count(self, groups: Sequence[StagedGroup], version: int, seconds: float) -> None:
-        claims: list[Claim] = [claim for group in groups for claim in group.claims]
-        self._ledger.count_in(claims, version)
+    def _count(self, groups: Sequence[StagedGroup], version: int, change: Change, seconds: float) -> None:
+        self._ledger.count_in(change, version)
         done = self.done
         done.commits += 1
         done.seconds["commit"] = done.seconds.get("commit", 0.0) + seconds
@@ -136,3 +261,12 @@ class Committer:
                 done.seconds[name] = done.seconds.get(name, 0.0) + value
             for reason in group.rejects["reason"].to_pylist():
                 done.rejected[reason] = done.rejected.get(reason, 0) + 1
+
+
+def _operation(
+    dataset: lance.LanceDataset, leaving: Sequence[StaleRow], new: list[FragmentMetadata]
+) -> lance.LanceOperation.BaseOperation:
+    """What lands on the version that it was decided on, or not at all."""
+    if leaving:
+        return replacing_rows(dataset, leaving, new)
+    return lance.LanceOperation.Merge([f.metadata for f in dataset.get_fragments()] + new, dataset.lance_schema)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.contract import CAPTION, POSITION, ROW_ID, SHARD
 from pipelines.storage import TableRef
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import lance
 
 REJECT_ID = "reject_id"
+_SHARDS_AT_ONCE = 1_000
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -59,6 +62,22 @@ def merge_rejects(table: TableRef, rejects: pa.Table) -> None:
         return
     merge = dataset.merge_insert(REJECT_ID)
     merge.when_matched_update_all().when_not_matched_insert_all().execute(rejects)
+
+
+def delete_rejects(table: TableRef, is_leaving: Callable[[str], bool]) -> None:
+    """Take the rejects of some shards out.
+
+    Args:
+        table: the table that the rows were meant for.
+        is_leaving: whether the rejects of a shard leave.
+    """
+    dataset = _open(table.sibling("rejects"))
+    if dataset is None:
+        return
+    leaving = [s for s in pc.unique(dataset.to_table(columns=[SHARD])[SHARD]).to_pylist() if is_leaving(s)]
+    for start in range(0, len(leaving), _SHARDS_AT_ONCE):
+        shown = ", ".join(f"'{shard}'" for shard in leaving[start : start + _SHARDS_AT_ONCE])
+        dataset.delete(f"{SHARD} IN ({shown})")
 
 
 def read_rejects(table: TableRef, *, reason: str | None = None, limit: int = 20) -> RejectsSummary:

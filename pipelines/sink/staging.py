@@ -7,16 +7,33 @@ the lost attempt belong to no version and are never read.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, STAGE, timing_columns, unwrap
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
-from pipelines.sink.claims import Claim, claims_of
+from pipelines.faults import fault, fault_is_set
+from pipelines.sink.claims import Claim, claims_of, file_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
 from pipelines.storage import TableRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What a staging task knows of the corpus' files.
+
+    Attributes:
+        uris: file id → uri of the files that are read.
+        bring_successors: whether their rows may replace rows that are in the table.
+    """
+
+    uris: dict[str, str] = field(default_factory=dict)
+    bring_successors: bool = False
+
+
+NO_FILES = Files()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +48,8 @@ class StagedGroup:
         blocks: how many blocks they came in.
         seconds: worker seconds of each stage, summed over the group's rows.
         overlong: captions longer than the text tower reads.
+        files: file id → uri of the files that its shards belong to.
+        successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
     """
 
     fragments: tuple[str, ...]
@@ -40,20 +59,23 @@ class StagedGroup:
     blocks: int
     seconds: dict[str, float]
     overlong: int
+    files: dict[str, str] = field(default_factory=dict)
+    successors: tuple[str, ...] = ()
 
 
-def stage_envelopes(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> StagedGroup:
+def stage_envelopes(table: TableRef, schema: pa.Schema, files: Files, *envelopes: pa.Table) -> StagedGroup:
     """`stage_blocks` as a Ray task: its arguments are Ray's blocks, each an envelope (or several) of ours."""
-    return stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)))
+    return stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)), files=files)
 
 
-def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> StagedGroup:
+def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: Files = NO_FILES) -> StagedGroup:
     """Write the good rows of `blocks` as fragments of `table`, and gather its rejects and claims.
 
     Args:
         table: where the fragments go; the dataset exists.
         schema: the table's schema; columns that the blocks have not got (this corpus lacks them) become null.
         blocks: encoded blocks.
+        files: the files of the corpus.
 
     Raises:
         OSError: the store cannot be written.
@@ -62,12 +84,15 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
     import time
 
     started = time.perf_counter()
+    fault("before_stage")
     group = pa.concat_tables(blocks)
     is_rejected = pc.is_valid(group[REASON])
     good = _conform(group.filter(pc.invert(is_rejected)), schema)
     fragments = _write(table, good)
     seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
     seconds["stage"] = time.perf_counter() - started
+    fault("after_stage")
+    names = {file_of(shard) for shard in pc.unique(group[SHARD]).to_pylist()}
     return StagedGroup(
         fragments=fragments,
         claims=tuple(_claims(group, is_rejected)),
@@ -76,6 +101,8 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
         blocks=len(blocks),
         seconds=seconds,
         overlong=pc.sum(group[OVERLONG]).as_py() or 0,
+        files={name: files.uris[name] for name in sorted(names) if name in files.uris},
+        successors=tuple(group[ROW_ID].to_pylist()) if files.bring_successors else (),
     )
 
 
@@ -93,6 +120,9 @@ def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:
 
     if rows.num_rows == 0:
         return ()
+    if fault_is_set("mid_stage"):
+        write_fragments(rows.slice(0, rows.num_rows // 2), table.uri, mode="append", storage_options=table.options)
+        fault("mid_stage")
     try:
         written = write_fragments(rows, table.uri, mode="append", storage_options=table.options)
     except OSError as error:
