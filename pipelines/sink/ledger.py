@@ -9,7 +9,7 @@ gone, rebuilds coverage from the shard and position columns of the rows themselv
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,10 @@ class Ledger:
         self._ref = table.sibling("ledger")
         # Set where what is written down is of no use: another layout, or another history.
         self._start_anew = False
+        # What was caught up with and is not written down yet. A run that recorded only what came after it would hide it
+        # from the next one, which trusts the ledger up to its last version.
+        self._unrecorded: list[tuple[int, Change]] = []
+        self._recorded_version = 0
         self.coverage = Coverage()
         self.version = 0
 
@@ -71,8 +75,8 @@ class Ledger:
         ledger.catch_up(dataset)
         return ledger
 
-    def catch_up(self, dataset: lance.LanceDataset) -> list[tuple[int, Change]]:
-        """Count in what the table changed from `version` up to the version of `dataset`; return it by version."""
+    def catch_up(self, dataset: lance.LanceDataset) -> None:
+        """Count in what the table changed from `version` up to the version of `dataset`."""
         found: list[tuple[int, Change]] = []
         for version in range(self.version + 1, dataset.version + 1):
             try:
@@ -86,15 +90,28 @@ class Ledger:
                 found.append((version, change))
         for _, change in found:
             self.coverage.apply(change)
-        self.version = int(dataset.version)
-        return found
+        self._unrecorded += found
+        self.version = max(self.version, int(dataset.version))
 
-    def record(self, changes: Iterable[tuple[int, Change]], version: int) -> None:
-        """Write down what the table's versions up to `version` changed (as `catch_up` or a commit says)."""
+    def record_missing(self, dataset: lance.LanceDataset) -> None:
+        """Catch up with the versions that another process made, and write down what is not written yet."""
+        self.catch_up(dataset)
+        if self.version > self._recorded_version:
+            self._write()
+
+    def count_in(self, change: Change, version: int) -> None:
+        """Count in the change of a commit that this process made, and record it."""
+        self.coverage.apply(change)
+        self._unrecorded.append((version, change))
+        self.version = version
+        self._write()
+
+    def _write(self) -> None:
         import lance
 
         now = int(time.time() * 1e6)
-        rows = [row for at, change in changes for row in _rows(change, at, now)] or [_marker(version, now)]
+        rows = [row for at, change in self._unrecorded for row in _rows(change, at, now)]
+        rows.append(_row(_NOTHING, self.version, now))
         mode = "append"
         if self._start_anew or open_dataset(self._ref, missing_ok=True) is None:
             mode = "overwrite"
@@ -104,18 +121,7 @@ class Ledger:
             mode=mode,
             storage_options=self._ref.options,
         )
-        self._start_anew = False
-
-    def record_missing(self, dataset: lance.LanceDataset) -> None:
-        """Catch up with the versions that another process made since, and record them."""
-        if dataset.version > self.version:
-            self.record(self.catch_up(dataset), dataset.version)
-
-    def count_in(self, change: Change, version: int) -> None:
-        """Count in the change of a commit that this process made, and record it."""
-        self.coverage.apply(change)
-        self.version = version
-        self.record([(version, change)], version)
+        self._start_anew, self._unrecorded, self._recorded_version = False, [], self.version
 
     def compact(self) -> None:
         """Merge the ledger's many small files when there are too many of them."""
@@ -133,6 +139,7 @@ class Ledger:
         for row in rows:
             self.version = max(self.version, row["table_version"])
             self.coverage.apply(_change(row))
+        self._recorded_version = self.version
 
     def _rebuild(self, dataset: lance.LanceDataset) -> Change:
         """Coverage from the rows: slower than the ledger, as exact, but for which record is a shard's last."""
@@ -140,7 +147,7 @@ class Ledger:
         rows = list(_settled_rows(dataset, rejected=False))
         rows += _settled_rows(rejects, rejected=True) if rejects is not None else []
         change = Change(claims=tuple(claims_of(rows)), files=self.coverage.files)
-        self.coverage = Coverage()
+        self.coverage, self._unrecorded = Coverage(), []
         self._start_anew = True
         return change
 
@@ -167,10 +174,6 @@ def _row(kind: str, version: int, now_us: int) -> dict[str, object]:
 
 def _of_shard(shard: str, change: Change) -> dict[str, object]:
     return {"shard": shard, "uri": change.files.get(file_of(shard))}
-
-
-def _marker(version: int, now_us: int) -> dict[str, object]:
-    return _row(_NOTHING, version, now_us)
 
 
 def _change(row: dict[str, Any]) -> Change:

@@ -122,6 +122,11 @@ def test_a_driver_that_died_between_commit_and_record_is_found_out(table: TableR
 
     ledger = Ledger.reconcile(table)
     assert ledger.coverage.is_complete("a", None)
+    # What was found out is written down with what comes after it.
+    open_dataset(table).update_config({"any": "newer version"})
+    ledger.record_missing(open_dataset(table))
+    assert Ledger.reconcile(table).coverage.is_complete("a", None)
+    assert Ledger.reconcile(table).coverage.rows("a") == 10
 
 
 def test_the_ledger_is_rebuilt_from_the_rows_when_it_and_the_history_are_gone(table: TableRef) -> None:
