@@ -13,21 +13,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.blocks import LAST, MESSAGE, PICTURE, REASON, STAGE, read_schema, shorten, with_seconds
+from pipelines.blocks import LAST, MESSAGE, REASON, STAGE, read_schema, shorten, with_seconds
 from pipelines.contract import (
     CAPTION,
     IMAGE,
     IMAGE_URI,
     ITEM_ID,
+    PICTURE,
     POSITION,
     RECORD_FIELDS,
     RECORD_SCHEMA,
     ROW_ID,
     SHARD,
+    TEXT,
     Reason,
     Stage,
 )
-from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest
+from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest, text_digest
 from pipelines.faults import fault
 from pipelines.sources.base import Shard, Source
 from pipelines.sources.locate import read_images
@@ -179,6 +181,7 @@ def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: Read
                 POSITION: position,
                 LAST: False,
                 PICTURE: picture,
+                TEXT: text_digest(caption) if caption is not None else None,
                 STAGE: Stage.READ.value if reason else None,
                 REASON: reason,
                 MESSAGE: shorten(message) if message else None,

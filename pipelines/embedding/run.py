@@ -13,10 +13,10 @@ from encoders.description import Description
 from pipelines.contract import (
     CAPTION,
     IMAGE_URI,
+    INTERNAL,
     ITEM_ID,
     POSITION,
     ROW_ID,
-    SHARD,
     THUMBNAIL,
     VECTOR_COLUMNS,
 )
@@ -26,6 +26,7 @@ from pipelines.embedding.graph import build_dataset, rows_of_a_block
 from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan
 from pipelines.embedding.planning import PoolPlan, group_work, plan_pools
 from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for
+from pipelines.embedding.reuse import index_digests, known_vectors
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.faults import fault
 from pipelines.provenance import Provenance, library_versions
@@ -94,13 +95,14 @@ def embed(
         committer.forget_unsettled_rejects()
         groups = group_work(plan.work, pools.actors)
         if groups:
-            dataset = build_dataset(source, groups, description, settings, pools)
+            dataset = build_dataset(source, groups, description, settings, pools, known_vectors(table, settings))
             expected = expected_rows(plan)
             rows = rows_of_a_block(description, settings)
             _drain(dataset, committer, table, schema, settings, plan, rows, lambda n: progress(n, expected))
             _check_complete(plan, ledger, table)
         committer.sweep()
         ledger.compact()
+        index_digests(table)
         fault("before_release")
     finally:
         lease.release()
@@ -131,7 +133,7 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
         tower = description.card.tower(modality)
         assert tower is not None
         fields.append(pa.field(VECTOR_COLUMNS[modality], vector_type(tower.dim, settings.vector_dtype)))
-    fields += [pa.field(SHARD, pa.string()), pa.field(POSITION, pa.int64())]
+    fields += [pa.field(name, pa.int64() if name == POSITION else pa.string()) for name in INTERNAL]
     provenance = Provenance(
         encoder=description.card,
         modalities=settings.modalities,
@@ -219,6 +221,7 @@ def _report(
         removed=done.removed if done else 0,
         files_changed=len(plan.changed),
         files_gone=len(plan.gone),
+        reused_vectors=done.reused if done else 0,
         shards=plan.shards,
         shards_skipped=plan.shards - len(plan.work),
         read_tasks=read_tasks,

@@ -51,6 +51,7 @@ class Committed:
     written: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     overlong: int = 0
+    reused: int = 0
     redone: int = 0
     replaced: int = 0
     removed: int = 0
@@ -257,6 +258,7 @@ class Committer:
         for group in groups:
             done.written += group.rows
             done.overlong += group.overlong
+            done.reused += group.reused
             for name, value in group.seconds.items():
                 done.seconds[name] = done.seconds.get(name, 0.0) + value
             for reason in group.rejects["reason"].to_pylist():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, STAGE, timing_columns, unwrap
+from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, REUSED, STAGE, timing_columns, unwrap
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.faults import fault, fault_is_set
 from pipelines.sink.claims import Claim, claims_of, file_of
@@ -48,6 +48,7 @@ class StagedGroup:
         blocks: how many blocks they came in.
         seconds: worker seconds of each stage, summed over the group's rows.
         overlong: captions longer than the text tower reads.
+        reused: vectors that the table held already.
         files: file id → uri of the files that its shards belong to.
         successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
     """
@@ -59,6 +60,7 @@ class StagedGroup:
     blocks: int
     seconds: dict[str, float]
     overlong: int
+    reused: int
     files: dict[str, str] = field(default_factory=dict)
     successors: tuple[str, ...] = ()
 
@@ -101,6 +103,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
         blocks=len(blocks),
         seconds=seconds,
         overlong=pc.sum(group[OVERLONG]).as_py() or 0,
+        reused=pc.sum(group[REUSED]).as_py() or 0,
         files={name: files.uris[name] for name in sorted(names) if name in files.uris},
         successors=tuple(group[ROW_ID].to_pylist()) if files.bring_successors else (),
     )

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import pyarrow as pa
 
+from pipelines.contract import PICTURE, TEXT
 from pipelines.provenance import Provenance
 from pipelines.storage import TableRef, is_remote
 
 if TYPE_CHECKING:
     import lance
+
+# Columns without which a table is as good, only slower to bring up to date: older tables lack them.
+OPTIONAL = frozenset({PICTURE, TEXT})
 
 
 @overload
@@ -73,6 +77,8 @@ def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> Non
     there.check_same_encoder(new.encoder, str(table))
     for column in wanted:
         if existing.get_field_index(column.name) < 0:
+            if column.name in OPTIONAL:
+                continue
             raise ValueError(
                 f"table {table}: has no column {column.name!r} ({column.type}) of this corpus; "
                 "embed into a new table, or drop the column from the corpus"

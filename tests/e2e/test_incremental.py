@@ -141,6 +141,38 @@ def test_a_folder_of_pictures_grows_shrinks_and_changes(tmp_path: Path) -> None:
     assert_mirrors(table, corpus, tmp_path / "clean" / "t", **options)
 
 
+@pytest.mark.parametrize("thumbnails", [0, 24])
+def test_what_was_encoded_once_is_not_encoded_again(thumbnails: int, tmp_path: Path) -> None:
+    """In a file that is new, or changed, or in another format; and the vectors are those of a clean run."""
+    items, table, corpus = pairs(120), tmp_path / "db" / "t", tmp_path / "c"
+    options = {"thumbnails": thumbnails}
+    write_parquet(corpus / "a.parquet", items)
+    assert embed_into(table, corpus, **options).reused_vectors == 0
+
+    write_parquet(corpus / "a.parquet", with_caption(items, 7, "new words"))
+    recaptioned = embed_into(table, corpus, **options)
+    assert (recaptioned.rows_in, recaptioned.reused_vectors) == (120, 239), "one caption, and no picture, was encoded"
+    again = [Pair(f"again-{p.key}", p.image, p.caption, p.year) for p in items[:50]]
+    write_parquet(corpus / "b.parquet", again)
+    assert embed_into(table, corpus, **options).reused_vectors >= 99
+    assert_mirrors(table, corpus, tmp_path / "clean" / "t", **options)
+    other = embed_into(table, corpus, **options, preprocessing="exact", text_policy="window")
+    assert other.rows_in == 0
+    write_parquet(corpus / "c.parquet", [Pair("c", items[0].image, items[0].caption, 1)])
+    assert embed_into(table, corpus, **options, preprocessing="exact", text_policy="window").reused_vectors == 0
+
+
+def test_a_table_from_before_digests_is_carried_on(tmp_path: Path) -> None:
+    items, table, corpus = pairs(40), tmp_path / "db" / "t", tmp_path / "c"
+    write_parquet(corpus / "a.parquet", items[:20])
+    embed_into(table, corpus)
+    lance.dataset(f"{table}.lance").drop_columns(["isthmus_picture", "isthmus_text"])
+    write_parquet(corpus / "b.parquet", items[20:])
+    report = embed_into(table, corpus)
+    assert (report.rows_in, report.reused_vectors) == (20, 0)
+    assert rows_of(table)["row_id"].to_pylist() == [p.key for p in items]
+
+
 def test_a_key_that_moves_to_another_file_stays_one_row(tmp_path: Path) -> None:
     items, table, corpus = pairs(60), tmp_path / "db" / "t", tmp_path / "c"
     write_parquet(corpus / "a.parquet", items[:40])

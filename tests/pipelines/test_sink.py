@@ -58,6 +58,7 @@ def block(shard: str, start: int, stop: int, *, rejected: frozenset[int] = froze
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(len(rows) * 4, np.float32)), 4)
     table = table.append_column("text_vector", vectors)
     table = table.append_column("_overlong", pa.array([0] * len(rows), pa.int64()))
+    table = table.append_column("_reused", pa.array([0] * len(rows), pa.int64()))
     return table.append_column("_seconds_encode", pa.array([0.1] * len(rows)))
 
 
