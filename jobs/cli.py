@@ -35,7 +35,7 @@ from jobs.index import IndexConfig
 from jobs.info import InfoConfig
 from jobs.mine import MineConfig
 from jobs.promote import PromoteConfig
-from jobs.rejects import RejectsConfig
+from jobs.rejects import RejectsConfig, RetryConfig
 from jobs.search import SearchConfig
 from jobs.sync import SyncConfig
 
@@ -140,12 +140,26 @@ def promote(config: PromoteConfig) -> Report:
     return run(config)
 
 
-@app.command
+_rejects = App(name="rejects", help="Show the rows of a table's corpus that could not be embedded, and why.")
+app.command(_rejects)
+
+
+@_rejects.default
 def rejects(config: RejectsConfig) -> Report:
     """Show the rows of a table's corpus that could not be embedded, and why."""
     from jobs.rejects import run
 
     return run(config)
+
+
+@_rejects.command(name="retry")
+def rejects_retry(config: RetryConfig) -> Report:
+    """Try rows again that were rejected for a reason that may have passed."""
+    from jobs.display import row_progress
+    from jobs.rejects import retry
+
+    with row_progress("retrying") as progress:
+        return retry(config, progress)
 
 
 @app.command

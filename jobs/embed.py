@@ -109,6 +109,7 @@ def run_with(
     from pipelines.embedding.planning import choose_modalities
     from pipelines.embedding.run import embed
     from pipelines.embedding.settings import EmbedSettings
+    from pipelines.sink.jobs import remember_job
     from pipelines.sources import open_source
     from pipelines.storage import Storage, TableRef
 
@@ -144,5 +145,12 @@ def run_with(
         block_rows=config.block_rows,
         max_reject_rate=config.max_reject_rate,
     )
-    settings = replace(settings, **changes)
-    return embed(source, description, table, settings, progress or (lambda done, total: None))
+    report = embed(source, description, table, replace(settings, **changes), progress or (lambda done, total: None))
+    remember_job(table, config.corpus, _without_secrets(config))
+    return report
+
+
+def _without_secrets(config: EmbedConfig) -> dict[str, Any]:
+    """What a later run needs to do the same: the options given, but for those of the stores."""
+    names = set(EmbedConfig.model_fields) - {"storage_options", "corpus_storage_options"}
+    return config.model_dump(mode="json", include=names, exclude_unset=True)

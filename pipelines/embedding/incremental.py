@@ -35,6 +35,7 @@ class Plan:
         changed: files of stale shards that are still in the corpus.
         gone: files of stale shards that are not.
         files: what staging tasks must know.
+        current: ids of the corpus' shards.
     """
 
     shards: int
@@ -44,6 +45,7 @@ class Plan:
     changed: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     files: Files = field(default_factory=Files)
+    current: frozenset[str] = frozenset()
 
     @property
     def is_empty(self) -> bool:
@@ -83,6 +85,7 @@ def make_plan(source: Source, coverage: Coverage, description: Description, sett
         changed=frozenset(changed.values()),
         gone=frozenset(gone.values()),
         files=Files(uris={name: uris[name] for name in names}, bring_successors=bool(stale)),
+        current=frozenset(ids),
     )
 
 

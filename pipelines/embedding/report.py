@@ -29,6 +29,7 @@ class EmbedReport:
         removed: rows that left without a successor: of changed files, and of files that are gone.
         files_changed: files whose older rows this run replaced.
         files_gone: files of the corpus that are gone, and whose rows this run removed.
+        redone: rows that were staged a second time because their first commit's fate was not known.
         reused_vectors: vectors that the table held already, of the same picture or the same words.
         overlong: captions longer than the text tower reads (dealt with by the text policy).
         shards: shards of the corpus, and how many of them were complete before this run.
@@ -55,6 +56,7 @@ class EmbedReport:
     removed: int
     files_changed: int
     files_gone: int
+    redone: int
     reused_vectors: int
     shards: int
     shards_skipped: int

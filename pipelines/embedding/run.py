@@ -74,7 +74,7 @@ def embed(
         schema = existing.schema
     ledger = Ledger.reconcile(table)
     plan = make_plan(source, ledger.coverage, description, settings)
-    if plan.is_empty and existing is not None:
+    if plan.is_empty and not settings.retry and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
     session.ensure_ray()
     session.configure_data_context(progress=False)
@@ -93,6 +93,8 @@ def embed(
         stale.find(open_dataset(table))
         committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
         committer.forget_unsettled_rejects()
+        if settings.retry and committer.reopen(settings.retry, plan.current):
+            plan = make_plan(source, ledger.coverage, description, settings)
         groups = group_work(plan.work, pools.actors)
         if groups:
             dataset = build_dataset(source, groups, description, settings, pools, known_vectors(table, settings))
@@ -221,6 +223,7 @@ def _report(
         removed=done.removed if done else 0,
         files_changed=len(plan.changed),
         files_gone=len(plan.gone),
+        redone=done.redone if done else 0,
         reused_vectors=done.reused if done else 0,
         shards=plan.shards,
         shards_skipped=plan.shards - len(plan.work),

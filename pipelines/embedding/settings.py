@@ -29,6 +29,7 @@ class EmbedSettings:
     gpus_per_actor: float | None = None
     actor_memory_bytes: int | None = None
     block_rows: int | None = None
+    retry: frozenset[str] = frozenset()
     max_reject_rate: float = 1.0
     delete_gone: bool = False
     max_delete_rate: float = 0.5

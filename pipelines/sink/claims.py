@@ -248,6 +248,11 @@ class Coverage:
         ranges = self._shards.get(claim.shard)
         return ranges.count(claim.start, claim.stop) if ranges else 0
 
+    def has(self, shard: str, position: int) -> bool:
+        """Whether a record is settled."""
+        ranges = self._shards.get(shard)
+        return ranges is not None and ranges.count(position, position + 1) == 1
+
     def rows(self, shard: str) -> int:
         """How many rows, written and rejected, the settled records of a shard gave."""
         ranges = self._shards.get(shard)

@@ -13,19 +13,27 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field, replace
 
 import lance
 from lance.fragment import FragmentMetadata
 
+from pipelines.contract import SHARD
 from pipelines.faults import fault
-from pipelines.sink.claims import Change, file_of
+from pipelines.sink.claims import Change, file_of, removals_of
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
-from pipelines.sink.rejects import delete_rejects, merge_rejects
+from pipelines.sink.rejects import begin_retry, delete_rejects, rejected_shards, settle_rejects
 from pipelines.sink.staging import StagedGroup
-from pipelines.sink.stale import StaleRow, StaleRows, removals_for, removals_of_shards, replacing_rows
+from pipelines.sink.stale import (
+    StaleRow,
+    StaleRows,
+    removals_for,
+    removals_of_shards,
+    replacing_rows,
+    rows_of_records,
+)
 from pipelines.sink.tables import is_conflict, open_dataset, translate
 from pipelines.storage import TableRef
 
@@ -84,12 +92,40 @@ class Committer:
         self._lease = lease
         self._stale = stale or StaleRows(())
         self._max_reject_rate = max_reject_rate
+        self._rejected_shards = set(rejected_shards(table))
         self.done = Committed()
 
     def forget_unsettled_rejects(self) -> None:
         """Take out the rejects that a run left that died before their commit; if they still are, they come again."""
         coverage = self._ledger.coverage
         delete_rejects(self._table, lambda shard: shard not in coverage)
+
+    def reopen(self, reasons: Collection[str], shards: Container[str]) -> int:
+        """Let the records that were rejected for some reasons count as not settled; return how many.
+
+        Their rejects stay until the records are settled anew.
+
+        Raises:
+            LeaseHeldError: the lease was lost.
+            OSError: the store refuses.
+        """
+        self._lease.renew()
+        rejected = begin_retry(self._table, reasons, shards)
+        for _ in range(_ATTEMPTS):
+            dataset = open_dataset(self._table)
+            self._ledger.record_missing(dataset)
+            records = [record for record in rejected if self._ledger.coverage.has(*record)]
+            if not records:
+                return 0
+            # A record's captions may have met different fates; all of it is done again.
+            leaving = rows_of_records(dataset, set(records))
+            change = Change(removals=tuple(removals_of([*records, *((row.shard, row.position) for row in leaving)])))
+            landed = self._try_commit(dataset, (), leaving, change)
+            if landed is not None:
+                self._ledger.count_in(change, landed)
+                return len(set(records))
+            time.sleep(random.uniform(0.0, 0.1))
+        raise self._too_busy()
 
     def commit(self, groups: Sequence[StagedGroup]) -> int:
         """Land the groups in one version of the table; return that version.
@@ -220,7 +256,8 @@ class Committer:
         fault("before_rejects")
         try:
             for group in groups:
-                merge_rejects(self._table, group.rejects)
+                settle_rejects(self._table, group.rejects, group.claims, self._rejected_shards)
+                self._rejected_shards |= set(group.rejects[SHARD].to_pylist())
         except OSError as error:
             raise translate(error, self._table.sibling("rejects").uri) from error
         fault("after_rejects")

@@ -6,7 +6,7 @@ version of the table holds a row twice or lacks it. What has no successor leaves
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,13 @@ class StaleRows:
     def are_found_in(self, fragments: Mapping[int, FragmentMetadata]) -> bool:
         """False where fragments were rewritten since the rows were looked up."""
         return all(row.fragment in fragments for rows in self._by_record.values() for row in rows)
+
+
+def rows_of_records(dataset: lance.LanceDataset, records: Collection[tuple[str, int]]) -> list[StaleRow]:
+    """The rows of some records, given as (shard, position)."""
+    rows = StaleRows(shard for shard, _ in records)
+    rows.find(dataset)
+    return [row for row in rows.all() if (row.shard, row.position) in records]
 
 
 def replacing_rows(

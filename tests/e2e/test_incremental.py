@@ -10,11 +10,13 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corpora import Pair, pairs, picture, write_folder, write_parquet
 
 from jobs.embed import EmbedConfig
 from jobs.embed import run as embed
+from jobs.rejects import RetryConfig, retry
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
 from pipelines.embedding.report import EmbedReport
@@ -252,3 +254,36 @@ def test_a_job_that_goes_wrong_is_stopped_as_of_its_last_commit(tmp_path: Path) 
     assert rejects_of(table) is None
     assert lance.dataset(f"{table}.lance").version >= version
     assert embed_into(table, corpus).rejected == {"not_an_image": 300}
+
+
+def test_rejects_are_tried_again_and_only_they(tmp_path: Path) -> None:
+    items, table, corpus = pairs(90), tmp_path / "db" / "t", tmp_path / "c"
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for p in items:
+        (pictures / f"{p.key}.jpg").write_bytes(p.image)
+    gone = [pictures / f"{items[i].key}.jpg" for i in (3, 40, 41)]
+    for path in gone:
+        path.rename(path.with_suffix(".away"))
+    (pictures / f"{items[60].key}.jpg").write_bytes(b"no picture")
+    lines = [
+        {"id": p.key, "uri": str(pictures / f"{p.key}.jpg"), "caption": [p.caption, f"second {p.key}"]} for p in items
+    ]
+    corpus.mkdir()
+    pq.write_table(pa.Table.from_pylist(lines), corpus / "a.parquet", row_group_size=20)
+    assert embed_into(table, corpus).rejected == {"image_not_found": 6, "not_an_image": 2}
+
+    for path in gone[:2]:
+        path.with_suffix(".away").rename(path)
+    report = retry(RetryConfig(table=str(table), reason=["image_not_found"]))
+    assert (report.rows_in, report.written, report.rejected) == (6, 4, {"image_not_found": 2})
+    assert report.by_reason == {"image_not_found": 2, "not_an_image": 2}
+    left = rejects_of(table)
+    assert left is not None
+    assert sorted(zip(left["reason"].to_pylist(), left["attempt"].to_pylist(), strict=True)) == [
+        ("image_not_found", 2), ("image_not_found", 2), ("not_an_image", 1), ("not_an_image", 1),
+    ]  # fmt: skip
+    assert rows_of(table).num_rows == 2 * (90 - 2)
+    assert embed_into(table, corpus).rows_in == 0
+    with pytest.raises(ValueError, match="reason 'bad luck': not known; the reasons are"):
+        retry(RetryConfig(table=str(table), reason=["bad luck"]))
