@@ -2,7 +2,8 @@
 
 A commit is a compare-and-swap: it names the version that it was decided on, and fails if the table moved. On
 failure the claims of the versions in between are read before anything is tried again, so that a record which
-another commit settled is never settled twice, whoever made that commit. Lance has no strict append (a stale
+another commit settled is never settled twice, whoever made that commit. A store may take a commit and lose its
+answer: each carries a token by which its committer finds it. Lance has no strict append (a stale
 `Append` rebases and lands), but a `Merge` of the old fragments and the new, with no retries, is one.
 """
 
@@ -11,13 +12,16 @@ from __future__ import annotations
 import logging
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import lance
 from lance.fragment import FragmentMetadata
 
-from pipelines.sink.claims import CLAIMS_PROPERTY, Claim, encode_claims
+from pipelines.retries import DEFAULT, Fault, classify, retry
+from pipelines.sink.claims import CLAIMS_PROPERTY, encode_claims
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.rejects import merge_rejects
@@ -26,6 +30,7 @@ from pipelines.sink.tables import is_conflict, open_dataset, translate
 from pipelines.storage import TableRef
 
 _ATTEMPTS = 30
+_TOKEN_PROPERTY = "isthmus.commit"
 log = logging.getLogger(__name__)
 
 
@@ -68,17 +73,22 @@ class Committer:
         started = time.perf_counter()
         self._lease.renew()
         dataset = open_dataset(self._table)
-        for _ in range(_ATTEMPTS):
+        since, token = int(dataset.version), uuid.uuid4().hex
+        fresh: list[StagedGroup] = []
+        for attempt in range(1, _ATTEMPTS + 1):
             self._ledger.record_missing(dataset)
+            if own := self._find_own(dataset, since, token):
+                self._count(fresh, time.perf_counter() - started)
+                return own
             fresh = [group for group in groups if not self._is_settled(group)]
             if not fresh:
                 return int(dataset.version)
             self._merge_rejects(fresh)
-            landed = self._try_commit(dataset, fresh)
+            landed = self._try_commit(dataset, fresh, token, attempt)
             if landed is not None:
-                self._count(fresh, landed, time.perf_counter() - started)
+                self._ledger.count_in([claim for group in fresh for claim in group.claims], landed)
+                self._count(fresh, time.perf_counter() - started)
                 return landed
-            time.sleep(random.uniform(0.0, 0.1))
             dataset = open_dataset(self._table)
         raise OSError(f"table {self._table}: {_ATTEMPTS} commits in a row met another writer's; try again later")
 
@@ -103,29 +113,46 @@ class Committer:
         except OSError as error:
             raise translate(error, self._table.sibling("rejects").uri) from error
 
-    def _try_commit(self, dataset: lance.LanceDataset, groups: Sequence[StagedGroup]) -> int | None:
-        """The version that the commit made, None where another writer came first."""
+    def _find_own(self, dataset: lance.LanceDataset, since: int, token: str) -> int | None:
+        """The version after `since` that a commit of this token made, None where there is none."""
+        for version in range(since + 1, int(dataset.version) + 1):
+            try:
+                transaction = retry(partial(dataset.read_transaction, version), self._table.uri)
+            except FileNotFoundError:  # cleaned away; the ledger has its claims
+                continue
+            if transaction and (transaction.transaction_properties or {}).get(_TOKEN_PROPERTY) == token:
+                return version
+        return None
+
+    def _try_commit(
+        self, dataset: lance.LanceDataset, groups: Sequence[StagedGroup], token: str, attempt: int
+    ) -> int | None:
+        """The version that the commit made, None where it is to be tried again: another writer came first, or the
+        store failed and the commit may or may not be there.
+        """
         new = [FragmentMetadata.from_json(text) for group in groups for text in group.fragments]
         old = [fragment.metadata for fragment in dataset.get_fragments()]
         claims = [claim for group in groups for claim in group.claims]
         transaction = lance.Transaction(
             read_version=dataset.version,
             operation=lance.LanceOperation.Merge(old + new, dataset.lance_schema),
-            transaction_properties={CLAIMS_PROPERTY: encode_claims(claims)},
+            transaction_properties={CLAIMS_PROPERTY: encode_claims(claims), _TOKEN_PROPERTY: token},
         )
         try:
             landed = lance.LanceDataset.commit(
                 self._table.uri, transaction, storage_options=self._table.options, max_retries=0
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if is_conflict(error):
+                time.sleep(random.uniform(0.0, 0.1))
+                return None
+            if classify(error) in (Fault.TRANSIENT, Fault.NOT_FOUND) and attempt < DEFAULT.attempts:
+                time.sleep(random.uniform(0.0, DEFAULT.bound_s(attempt)))
                 return None
             raise translate(error, self._table.uri) from error
         return int(landed.version)
 
-    def _count(self, groups: Sequence[StagedGroup], version: int, seconds: float) -> None:
-        claims: list[Claim] = [claim for group in groups for claim in group.claims]
-        self._ledger.count_in(claims, version)
+    def _count(self, groups: Sequence[StagedGroup], seconds: float) -> None:
         done = self.done
         done.commits += 1
         done.seconds["commit"] = done.seconds.get("commit", 0.0) + seconds

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
+from pipelines.retries import Fault, classify, retry
 from pipelines.sink.tables import is_conflict, open_dataset, translate
 from pipelines.storage import TableRef
 
@@ -93,7 +94,10 @@ class Lease:
             return
 
     def _write(self, holder: Holder | None) -> None:
-        """Set the lease by compare-and-swap on the table's config."""
+        """Set the lease by compare-and-swap on the table's config; a try whose answer was lost finds its own."""
+        retry(lambda: self._write_once(holder), self._table.uri)
+
+    def _write_once(self, holder: Holder | None) -> None:
         value = json.dumps(asdict(holder)) if holder else None
         for _ in range(_ATTEMPTS):
             dataset = open_dataset(self._table)
@@ -106,6 +110,8 @@ class Lease:
                 return
             except OSError as error:
                 if not is_conflict(error):
+                    if classify(error) is Fault.TRANSIENT:
+                        raise
                     raise translate(error, self._table.uri) from error
                 time.sleep(0.05)
         raise LeaseHeldError(f"table {self._table}: its config changes too often to take the lease; try again")

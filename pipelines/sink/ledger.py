@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import POSITION, SHARD
+from pipelines.retries import Fault, classify, retry
 from pipelines.sink.claims import CLAIMS_PROPERTY, Claim, Coverage, claims_of, decode_claims
-from pipelines.sink.tables import open_dataset
+from pipelines.sink.tables import append_rows, open_dataset
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
@@ -70,8 +72,10 @@ class Ledger:
         found: list[Claim] = []
         for version in range(self.version + 1, dataset.version + 1):
             try:
-                transaction = dataset.read_transaction(version)
-            except (OSError, ValueError):
+                transaction = retry(partial(dataset.read_transaction, version), self._table.uri)
+            except (OSError, ValueError) as error:
+                if classify(error) in (Fault.TRANSIENT, Fault.DENIED, Fault.EXPIRED):
+                    raise
                 # The version, and its transaction, were cleaned away before anyone recorded it.
                 return self._rebuild(dataset)
             properties = (transaction.transaction_properties or {}) if transaction else {}
@@ -82,17 +86,10 @@ class Ledger:
 
     def record(self, claims: Iterable[Claim], version: int) -> None:
         """Write down claims that the table's `version` is known to hold (those of `catch_up`, or of a commit)."""
-        import lance
-
         now = int(time.time() * 1e6)
         rows = [_row(claim, version, now) for claim in claims] or [_marker(version, now)]
-        mode = "create" if open_dataset(self._ref, missing_ok=True) is None else "append"
-        lance.write_dataset(
-            pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA),
-            self._ref.uri,
-            mode=mode,
-            storage_options=self._ref.options,
-        )
+        # Rows that a try wrote whose answer was lost stand there twice; `Coverage` counts a claim once.
+        retry(lambda: append_rows(self._ref, pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)), self._ref.uri)
 
     def record_missing(self, dataset: lance.LanceDataset) -> None:
         """Catch up with the versions that another process made since, and record them."""
@@ -120,17 +117,17 @@ class Ledger:
         dataset = open_dataset(self._ref, missing_ok=True)
         if dataset is None:
             return
-        for batch in dataset.to_batches():
-            for row in batch.to_pylist():
-                self.version = max(self.version, row["table_version"])
-                if row["shard"] != _NO_SHARD:
-                    self.coverage.add(_claim(row))
+        for row in retry(lambda: dataset.to_table().to_pylist(), self._ref.uri):
+            self.version = max(self.version, row["table_version"])
+            if row["shard"] != _NO_SHARD:
+                self.coverage.add(_claim(row))
 
     def _rebuild(self, dataset: lance.LanceDataset) -> list[Claim]:
         """Coverage from the rows: slower than the ledger, as exact, but for which record is a shard's last."""
         rejects = open_dataset(self._table.sibling("rejects"), missing_ok=True)
-        rows = list(_settled_rows(dataset, rejected=False))
-        rows += _settled_rows(rejects, rejected=True) if rejects is not None else []
+        rows = retry(lambda: list(_settled_rows(dataset, rejected=False)), self._table.uri)
+        if rejects is not None:
+            rows += retry(lambda: list(_settled_rows(rejects, rejected=True)), self._table.uri)
         claims = claims_of(rows)
         self.coverage = Coverage()
         self._count_in(claims, dataset.version)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.contract import CAPTION, POSITION, ROW_ID, SHARD
+from pipelines.retries import retry
+from pipelines.sink.tables import create_dataset, open_dataset
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
@@ -48,15 +50,13 @@ def merge_rejects(table: TableRef, rejects: pa.Table) -> None:
         table: the table that the rows were meant for.
         rejects: rows of `REJECTS_SCHEMA`.
     """
-    import lance
+    if rejects.num_rows:
+        ref = table.sibling("rejects")
+        retry(lambda: _merge(ref, rejects), ref.uri)
 
-    if rejects.num_rows == 0:
-        return
-    ref = table.sibling("rejects")
-    dataset = _open(ref)
-    if dataset is None:
-        lance.write_dataset(rejects, ref.uri, mode="create", storage_options=ref.options)
-        return
+
+def _merge(ref: TableRef, rejects: pa.Table) -> None:
+    dataset = _open(ref) or create_dataset(ref, REJECTS_SCHEMA)
     merge = dataset.merge_insert(REJECT_ID)
     merge.when_matched_update_all().when_not_matched_insert_all().execute(rejects)
 
@@ -78,6 +78,4 @@ def read_rejects(table: TableRef, *, reason: str | None = None, limit: int = 20)
 
 def _open(ref: TableRef) -> lance.LanceDataset | None:
     """The rejects dataset, None where no row was ever rejected."""
-    from pipelines.sink.tables import open_dataset
-
     return open_dataset(ref, missing_ok=True)

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
@@ -156,10 +157,10 @@ def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, mo
     attempt = committer._try_commit
     raced: list[int] = []
 
-    def racing(dataset: lance.LanceDataset, groups: list[StagedGroup]) -> int | None:
+    def racing(dataset: lance.LanceDataset, groups: list[StagedGroup], *more: Any) -> int | None:
         if not raced:
             raced.append(rival.commit([stage(table, block("b", 0, 5))]))
-        return attempt(dataset, groups)
+        return attempt(dataset, groups, *more)
 
     monkeypatch.setattr(committer, "_try_commit", racing)
     committer.commit([stage(table, block("a", 0, 5))])
