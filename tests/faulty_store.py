@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -52,26 +53,51 @@ class FaultyStore:
         self.endpoint = ""
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
-        self._later: tuple[str, int, str] | None = None
+        self._rule: _Rule | None = None
 
-    def begin(self, kind: str, *, after: int, below: str = "/") -> None:
-        """Every request gets this fault once `after` more requests for paths below `below` were served."""
+    def begin(self, kind: str, *, after: int = 0, path: str = "/", method: str = "", times: int | None = None) -> None:
+        """Each request of the method, with `path` in its path, gets this fault, once `after` of them were served.
+
+        With `times` that many of them, else whatever request comes from then on.
+        """
         with self._lock:
-            self._later = (kind, after, below)
+            self._rule = _Rule(kind, after, path, method, times)
 
     def choose(self, method: str, path: str) -> str | None:
         """The fault of a request, None for none."""
         with self._lock:
             self.requests[method] += 1
-            if self._later is not None and path.startswith(self._later[2]):
-                kind, left, below = self._later
-                self._later = (kind, left - 1, below) if left else None
-                self.rates |= {} if left else {kind: 1.0}
+            if self._rule is not None and (kind := self._rule.choose(method, path)):
+                self.faults[kind] += 1
+                return kind
             for kind, rate in self.rates.items():
                 if _can(kind, method, path) and self._rng.random() < rate:
                     self.faults[kind] += 1
                     return kind
         return None
+
+
+@dataclass
+class _Rule:
+    """Faults that a test asked for, rather than chance."""
+
+    kind: str
+    after: int
+    path: str
+    method: str
+    times: int | None
+
+    def choose(self, method: str, path: str) -> str | None:
+        fits = self.path in path and method == (self.method or method)
+        if self.times is None and self.after <= 0:
+            return self.kind if _can(self.kind, method, path) else None
+        if not fits or self.times == 0:
+            return None
+        if self.after > 0:
+            self.after -= 1
+            return None
+        self.times = self.times and self.times - 1
+        return self.kind
 
 
 def _can(kind: str, method: str, path: str) -> bool:

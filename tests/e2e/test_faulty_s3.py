@@ -126,7 +126,7 @@ def test_credentials_that_expire_stop_the_job_and_the_next_run_ends_it(store: st
     uri = upload(store, write_uris(tmp_path / "uris", items), "expiring")
     table = f"s3://{OTHER_BUCKET}/db/expiring"
     with faulty(store) as reads:
-        reads.begin("expired", after=150, below=f"/{BUCKET}/expiring/images")
+        reads.begin("expired", after=150, path="/expiring/images/")
         with pytest.raises(Exception, match=r"images/.*(expired)") as caught:
             embed(uri, table, reads.endpoint, store)
         assert "renew them" in stopped(caught)
@@ -142,7 +142,7 @@ def test_a_table_that_becomes_read_only_is_as_of_its_last_commit(store: str, tmp
     uri = upload(store, write_parquet(tmp_path / "c.parquet", items, row_group_rows=20), "readonly")
     table = f"s3://{OTHER_BUCKET}/db/readonly"
     with faulty(store) as writes:
-        writes.begin("read_only", after=60, below=f"/{OTHER_BUCKET}/db/readonly.lance")
+        writes.begin("read_only", after=60, path="/db/readonly.lance/")
         with pytest.raises(Exception, match="refuses these credentials; check") as caught:
             embed(uri, table, store, writes.endpoint, commit_rows=20, fragment_rows=20)
         assert f"{table}.lance" in stopped(caught)
