@@ -64,7 +64,7 @@ class RetryPolicy:
 
 DEFAULT = RetryPolicy()
 # For a job's first requests: an endpoint that is spelled wrongly is to be told soon.
-CONTACT = RetryPolicy(attempts=4)
+CONTACT = RetryPolicy(attempts=6)
 _DENIED_CODES = {
     *("AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     *("Forbidden", "403", "401", "RequestTimeTooSkewed", "InvalidToken"),

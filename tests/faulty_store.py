@@ -23,7 +23,7 @@ TRANSIENT = (
     "slow_down", "internal_error", "stall", "reset_before", "reset_after", "reset_in_body", "short_body", "not_found",
 )  # fmt: skip
 REFUSALS = ("expired", "read_only")
-STALL_S = 4.0
+STALL_S = 1.5
 _ERRORS = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "internal_error": (500, "InternalError", "We encountered an internal error. Please try again."),
@@ -54,6 +54,9 @@ class FaultyStore:
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
         self._rule: _Rule | None = None
+
+    def __str__(self) -> str:
+        return f"{sum(self.requests.values())} requests, {dict(self.faults)}"
 
     def begin(self, kind: str, *, after: int = 0, path: str = "/", method: str = "", times: int | None = None) -> None:
         """Each request of the method, with `path` in its path, gets this fault, once `after` of them were served.

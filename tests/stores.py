@@ -91,7 +91,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
         _wait_for_bucket(endpoint, process)
         yield endpoint
     finally:
-        process.terminate()
+        process.kill()  # a graceful end takes twenty seconds, and nothing is kept
         process.wait(30)
 
 
