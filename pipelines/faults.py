@@ -29,7 +29,6 @@ POINTS = {
     "after_commit": "in the driver, after a commit, before the ledger's record of it",
     "after_record": "in the driver, after the record",
     "before_sweep": "in the driver, before stale rows leave, their rejects gone",
-    "after_sweep": "in the driver, after they left, before the record",
     "before_release": "in the driver, all done, the lease still held",
 }
 

@@ -100,7 +100,8 @@ def embed(
             dataset = build_dataset(source, groups, description, settings, pools, known_vectors(table, settings))
             expected = expected_rows(plan)
             rows = rows_of_a_block(description, settings)
-            _drain(dataset, committer, table, schema, settings, plan, rows, lambda n: progress(n, expected))
+            with session.plain_errors():
+                _drain(dataset, committer, table, schema, settings, plan, rows, lambda n: progress(n, expected))
             _check_complete(plan, ledger, table)
         committer.sweep()
         ledger.compact()

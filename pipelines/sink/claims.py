@@ -220,10 +220,12 @@ class Coverage:
     def add(self, claim: Claim) -> None:
         """Count a claim in."""
         ranges = self._shards.setdefault(claim.shard, _Ranges())
+        # The ledger may hold a claim twice, where a store took a write and lost the answer.
+        if self.overlap(claim) < claim.stop - claim.start:
+            ranges.rows += claim.written + claim.rejected
         ranges.add(claim.start, claim.stop)
         if claim.last:
             ranges.total = claim.stop
-        ranges.rows += claim.written + claim.rejected
 
     def remove(self, removal: Removal) -> None:
         """Count a removal out; a shard of which nothing is left is forgotten."""

@@ -1,43 +1,36 @@
 """The one committer: staged groups become a version of the table, each record exactly once.
 
-A commit is a compare-and-swap: it names the version that it was decided on, and fails if the table moved. On
-failure the claims of the versions in between are read before anything is tried again, so that a record which
-another commit settled is never settled twice, whoever made that commit. Lance has no strict append (a stale
-`Append` rebases and lands), but a `Merge` of the old fragments and the new, with no retries, is one. Rows that new
-ones replace leave in the same commit, by an `Update` that is one too (see `stale`).
+What it decides on a version of the table, `landing` lands on that version or not at all, so that a record which another
+commit settled is never settled twice, whoever made that commit. Rows that new ones replace leave in the same commit.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Collection, Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import lance
-from lance.fragment import FragmentMetadata
 
 from pipelines.contract import SHARD
 from pipelines.faults import fault
 from pipelines.sink.claims import Change, file_of, removals_of
+from pipelines.sink.landing import Lander, Step
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.rejects import begin_retry, delete_rejects, rejected_shards, settle_rejects
 from pipelines.sink.staging import StagedGroup
 from pipelines.sink.stale import (
-    StaleRow,
     StaleRows,
     removals_for,
     removals_of_shards,
-    replacing_rows,
     rows_of_records,
 )
-from pipelines.sink.tables import is_conflict, open_dataset, translate
+from pipelines.sink.tables import open_dataset, translate
 from pipelines.storage import TableRef
 
-_ATTEMPTS = 30
 # Of fewer rows, a share tells nothing.
 _ENOUGH_TO_TELL = 100
 log = logging.getLogger(__name__)
@@ -90,6 +83,7 @@ class Committer:
         self._table = table
         self._ledger = ledger
         self._lease = lease
+        self._lander = Lander(table, ledger)
         self._stale = stale or StaleRows(())
         self._max_reject_rate = max_reject_rate
         self._rejected_shards = set(rejected_shards(table))
@@ -111,21 +105,18 @@ class Committer:
         """
         self._lease.renew()
         rejected = begin_retry(self._table, reasons, shards)
-        for _ in range(_ATTEMPTS):
-            dataset = open_dataset(self._table)
-            self._ledger.record_missing(dataset)
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
             records = [record for record in rejected if self._ledger.coverage.has(*record)]
             if not records:
-                return 0
+                return None
             # A record's captions may have met different fates; all of it is done again.
             leaving = rows_of_records(dataset, set(records))
-            change = Change(removals=tuple(removals_of([*records, *((row.shard, row.position) for row in leaving)])))
-            landed = self._try_commit(dataset, (), leaving, change)
-            if landed is not None:
-                self._ledger.count_in(change, landed)
-                return len(set(records))
-            time.sleep(random.uniform(0.0, 0.1))
-        raise self._too_busy()
+            removals = removals_of([*records, *((row.shard, row.position) for row in leaving)])
+            return Step(change=Change(removals=tuple(removals)), leaving=leaving)
+
+        _, step = self._lander.land(decide)
+        return sum(removal.stop - removal.start for removal in step.change.removals) if step else 0
 
     def commit(self, groups: Sequence[StagedGroup]) -> int:
         """Land the groups in one version of the table; return that version.
@@ -142,30 +133,29 @@ class Committer:
         started = time.perf_counter()
         self._lease.renew()
         self._check_reject_rate(groups)
-        dataset = open_dataset(self._table)
-        for _ in range(_ATTEMPTS):
-            self._ledger.record_missing(dataset)
-            fresh = [group for group in groups if not self._is_settled(group)]
+        fresh: list[StagedGroup] = []
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
+            fresh[:] = [group for group in groups if not self._is_settled(group)]
             if not fresh:
-                return int(dataset.version)
+                return None
             self._merge_rejects(fresh)
-            leaving = self._replaced_by(fresh, dataset)
+            self._look_up_again_if_moved(dataset)
+            leaving = self._stale.succeeded_by(row_id for group in fresh for row_id in group.successors)
             change = Change(
                 claims=tuple(claim for group in fresh for claim in group.claims),
                 removals=tuple(removals_for(leaving)),
                 files={name: uri for group in fresh for name, uri in group.files.items()},
             )
-            landed = self._try_commit(dataset, fresh, leaving, change)
-            if landed is not None:
-                fault("after_commit")
-                self._count(fresh, landed, change, time.perf_counter() - started)
-                self._stale.forget(leaving)
-                self.done.replaced += len(leaving)
-                fault("after_record")
-                return landed
-            time.sleep(random.uniform(0.0, 0.1))
-            dataset = open_dataset(self._table)
-        raise self._too_busy()
+            fragments = [text for group in fresh for text in group.fragments]
+            return Step(change=change, fragments=fragments, leaving=leaving)
+
+        version, step = self._lander.land(decide)
+        if step is not None:
+            self._count(fresh, time.perf_counter() - started)
+            self._stale.forget(step.leaving)
+            self.done.replaced += len(step.leaving)
+        return version
 
     def sweep(self) -> int:
         """Take all stale rows that are left out of the table, and the stale shards' rejects, in one version; return
@@ -176,44 +166,27 @@ class Committer:
             OSError: the store refuses; the table is as of its last commit.
         """
         self._lease.renew()
-        dataset = open_dataset(self._table)
         if not self._stale.shards:
-            return int(dataset.version)
-        for _ in range(_ATTEMPTS):
-            self._ledger.record_missing(dataset)
+            return int(open_dataset(self._table).version)
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
             # Before the commit: a run that dies in between finds the shards stale again.
             delete_rejects(self._table, self._stale.shards.__contains__)
             fault("before_sweep")
             self._look_up_again_if_moved(dataset)
-            leaving = self._stale.all()
             coverage = self._ledger.coverage
-            change = Change(removals=tuple(removals_of_shards(coverage, self._stale.shards)))
-            if not change.removals:
-                return int(dataset.version)
-            landed = self._try_commit(dataset, (), leaving, replace(change, files=self._files_of(change)))
-            if landed is not None:
-                fault("after_sweep")
-                self._ledger.count_in(replace(change, files=self._files_of(change)), landed)
-                self._stale.forget(leaving)
-                self.done.commits += 1
-                self.done.removed += len(leaving)
-                return landed
-            time.sleep(random.uniform(0.0, 0.1))
-            dataset = open_dataset(self._table)
-        raise self._too_busy()
+            removals = tuple(removals_of_shards(coverage, self._stale.shards))
+            names = {file_of(removal.shard) for removal in removals}
+            # The tombstones name their files.
+            files = {name: coverage.files[name] for name in sorted(names) if name in coverage.files}
+            return Step(change=Change(removals=removals, files=files), leaving=self._stale.all()) if removals else None
 
-    def _files_of(self, change: Change) -> dict[str, str]:
-        """The tombstones name their files."""
-        known = self._ledger.coverage.files
-        names = {file_of(removal.shard) for removal in change.removals}
-        return {name: known[name] for name in sorted(names) if name in known}
-
-    def _too_busy(self) -> OSError:
-        return OSError(f"table {self._table}: {_ATTEMPTS} commits in a row met another writer's; try again later")
-
-    def _replaced_by(self, groups: Sequence[StagedGroup], dataset: lance.LanceDataset) -> list[StaleRow]:
-        self._look_up_again_if_moved(dataset)
-        return self._stale.succeeded_by(row_id for group in groups for row_id in group.successors)
+        version, step = self._lander.land(decide)
+        if step is not None:
+            self._stale.forget(step.leaving)
+            self.done.commits += 1
+            self.done.removed += len(step.leaving)
+        return version
 
     def _look_up_again_if_moved(self, dataset: lance.LanceDataset) -> None:
         fragments = {fragment.fragment_id: fragment.metadata for fragment in dataset.get_fragments()}
@@ -262,33 +235,7 @@ class Committer:
             raise translate(error, self._table.sibling("rejects").uri) from error
         fault("after_rejects")
 
-    def _try_commit(
-        self,
-        dataset: lance.LanceDataset,
-        groups: Sequence[StagedGroup],
-        leaving: Sequence[StaleRow],
-        change: Change,
-    ) -> int | None:
-        """The version that the commit made, None where another writer came first."""
-        fault("before_commit")
-        new = [FragmentMetadata.from_json(text) for group in groups for text in group.fragments]
-        try:
-            transaction = lance.Transaction(
-                read_version=dataset.version,
-                operation=_operation(dataset, leaving, new),
-                transaction_properties=change.to_properties(),
-            )
-            landed = lance.LanceDataset.commit(
-                self._table.uri, transaction, storage_options=self._table.options, max_retries=0
-            )
-        except OSError as error:
-            if is_conflict(error):
-                return None
-            raise translate(error, self._table.uri) from error
-        return int(landed.version)
-
-    def _count(self, groups: Sequence[StagedGroup], version: int, change: Change, seconds: float) -> None:
-        self._ledger.count_in(change, version)
+    def _count(self, groups: Sequence[StagedGroup], seconds: float) -> None:
         done = self.done
         done.commits += 1
         done.seconds["commit"] = done.seconds.get("commit", 0.0) + seconds
@@ -300,12 +247,3 @@ class Committer:
                 done.seconds[name] = done.seconds.get(name, 0.0) + value
             for reason in group.rejects["reason"].to_pylist():
                 done.rejected[reason] = done.rejected.get(reason, 0) + 1
-
-
-def _operation(
-    dataset: lance.LanceDataset, leaving: Sequence[StaleRow], new: list[FragmentMetadata]
-) -> lance.LanceOperation.BaseOperation:
-    """What lands on the version that it was decided on, or not at all."""
-    if leaving:
-        return replacing_rows(dataset, leaving, new)
-    return lance.LanceOperation.Merge([f.metadata for f in dataset.get_fragments()] + new, dataset.lance_schema)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import POSITION, SHARD
+from pipelines.retries import Fault, classify, retry
 from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of, file_of
-from pipelines.sink.tables import open_dataset
+from pipelines.sink.tables import append_rows, open_dataset
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
@@ -80,8 +82,10 @@ class Ledger:
         found: list[tuple[int, Change]] = []
         for version in range(self.version + 1, dataset.version + 1):
             try:
-                transaction = dataset.read_transaction(version)
-            except (OSError, ValueError):
+                transaction = retry(partial(dataset.read_transaction, version), self._table.uri)
+            except (OSError, ValueError) as error:
+                if classify(error) in (Fault.TRANSIENT, Fault.DENIED, Fault.EXPIRED):
+                    raise
                 # The version, and its transaction, were cleaned away before anyone recorded it.
                 found = [(int(dataset.version), self._rebuild(dataset))]
                 break
@@ -107,20 +111,12 @@ class Ledger:
         self._write()
 
     def _write(self) -> None:
-        import lance
-
         now = int(time.time() * 1e6)
         rows = [row for at, change in self._unrecorded for row in _rows(change, at, now)]
         rows.append(_row(_NOTHING, self.version, now))
-        mode = "append"
-        if self._start_anew or open_dataset(self._ref, missing_ok=True) is None:
-            mode = "overwrite"
-        lance.write_dataset(
-            pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA),
-            self._ref.uri,
-            mode=mode,
-            storage_options=self._ref.options,
-        )
+        data = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
+        # Rows that a try wrote whose answer was lost stand there twice; who loads them counts them once.
+        retry(lambda: append_rows(self._ref, data, overwrite=self._start_anew), self._ref.uri)
         self._start_anew, self._unrecorded, self._recorded_version = False, [], self.version
 
     def compact(self) -> None:
@@ -135,8 +131,13 @@ class Ledger:
         if dataset is None or dataset.schema.names != LEDGER_SCHEMA.names:
             self._start_anew = True
             return
-        rows = dataset.to_table().sort_by([("table_version", "ascending"), ("kind", "ascending")]).to_pylist()
-        for row in rows:
+        table = retry(dataset.to_table, self._ref.uri).sort_by([(n, "ascending") for n in ("table_version", "kind")])
+        seen: set[tuple[object, ...]] = set()
+        for row in table.to_pylist():
+            identity = tuple(row[name] for name in ("table_version", "kind", "shard", "start", "stop"))
+            if identity in seen:
+                continue
+            seen.add(identity)
             self.version = max(self.version, row["table_version"])
             self.coverage.apply(_change(row))
         self._recorded_version = self.version
@@ -144,8 +145,9 @@ class Ledger:
     def _rebuild(self, dataset: lance.LanceDataset) -> Change:
         """Coverage from the rows: slower than the ledger, as exact, but for which record is a shard's last."""
         rejects = open_dataset(self._table.sibling("rejects"), missing_ok=True)
-        rows = list(_settled_rows(dataset, rejected=False))
-        rows += _settled_rows(rejects, rejected=True) if rejects is not None else []
+        rows = retry(lambda: list(_settled_rows(dataset, rejected=False)), self._table.uri)
+        if rejects is not None:
+            rows += retry(lambda: list(_settled_rows(rejects, rejected=True)), self._table.uri)
         change = Change(claims=tuple(claims_of(rows)), files=self.coverage.files)
         self.coverage, self._unrecorded = Coverage(), []
         self._start_anew = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import CAPTION, POSITION, ROW_ID, SHARD
+from pipelines.retries import retry
 from pipelines.sink.claims import Claim
+from pipelines.sink.tables import create_dataset, open_dataset
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
@@ -58,23 +60,27 @@ def settle_rejects(table: TableRef, rejects: pa.Table, claims: Iterable[Claim], 
         claims: the records that are settled, written and rejected.
         known: shards of which the rejects table may hold rows.
     """
-    import lance
-
     ref = table.sibling("rejects")
+    again = list(_conditions(claim for claim in claims if claim.shard in known))
+    if again or rejects.num_rows:
+        retry(lambda: _settle(ref, rejects, again), ref.uri)
+
+
+def _settle(ref: TableRef, rejects: pa.Table, again: Sequence[str]) -> None:
     dataset = _open(ref)
-    if dataset is not None:
-        for where in _conditions(claim for claim in claims if claim.shard in known):
-            before = dataset.to_table(columns=[SHARD, POSITION, _ATTEMPT], filter=where).to_pylist()
-            if before:
-                rejects = _with_attempts(rejects, {(row[SHARD], row[POSITION]): row[_ATTEMPT] for row in before})
-                dataset.delete(where)
-    if rejects.num_rows == 0:
-        return
     if dataset is None:
-        lance.write_dataset(rejects, ref.uri, mode="create", storage_options=ref.options)
-        return
-    merge = dataset.merge_insert(REJECT_ID)
-    merge.when_matched_update_all().when_not_matched_insert_all().execute(rejects)
+        dataset = create_dataset(ref, REJECTS_SCHEMA)
+    staying = set(rejects[REJECT_ID].to_pylist())
+    attempts: dict[tuple[str, int], int] = {}
+    for where in again:
+        before = dataset.to_table(columns=[REJECT_ID, SHARD, POSITION, _ATTEMPT], filter=where).to_pylist()
+        attempts |= {(row[SHARD], row[POSITION]): row[_ATTEMPT] for row in before}
+        leaving = [row[REJECT_ID] for row in before if row[REJECT_ID] not in staying]
+        if leaving:
+            dataset.delete(f"{REJECT_ID} IN ({', '.join(map(repr, leaving))})")
+    if rejects.num_rows:
+        merge = dataset.merge_insert(REJECT_ID)
+        merge.when_matched_update_all().when_not_matched_insert_all().execute(_with_attempts(rejects, attempts))
 
 
 def _conditions(claims: Iterable[Claim]) -> Iterator[str]:
@@ -93,10 +99,11 @@ def _with_attempts(rejects: pa.Table, attempts: dict[tuple[str, int], int]) -> p
 
 def rejected_shards(table: TableRef) -> frozenset[str]:
     """Shards of which the rejects table holds rows."""
-    dataset = _open(table.sibling("rejects"))
-    return (
-        frozenset() if dataset is None else frozenset(pc.unique(dataset.to_table(columns=[SHARD])[SHARD]).to_pylist())
-    )
+    ref = table.sibling("rejects")
+    dataset = _open(ref)
+    if dataset is None:
+        return frozenset()
+    return frozenset(pc.unique(retry(lambda: dataset.to_table(columns=[SHARD]), ref.uri)[SHARD]).to_pylist())
 
 
 def begin_retry(table: TableRef, reasons: Collection[str], shards: Container[str]) -> list[tuple[str, int]]:
@@ -153,6 +160,4 @@ def read_rejects(table: TableRef, *, reason: str | None = None, limit: int = 20)
 
 def _open(ref: TableRef) -> lance.LanceDataset | None:
     """The rejects dataset, None where no row was ever rejected."""
-    from pipelines.sink.tables import open_dataset
-
     return open_dataset(ref, missing_ok=True)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, REUSED, STAGE, timing_columns, unwrap
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.faults import fault, fault_is_set
+from pipelines.retries import retry
 from pipelines.sink.claims import Claim, claims_of, file_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
 from pipelines.storage import TableRef
@@ -127,7 +128,10 @@ def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:
         write_fragments(rows.slice(0, rows.num_rows // 2), table.uri, mode="append", storage_options=table.options)
         fault("mid_stage")
     try:
-        written = write_fragments(rows, table.uri, mode="append", storage_options=table.options)
+        # A try that failed leaves files that no version names; the fragments are those of the last one alone.
+        written = retry(
+            lambda: write_fragments(rows, table.uri, mode="append", storage_options=table.options), table.uri
+        )
     except OSError as error:
         raise translate(error, table.uri) from error
     if (n := sum(fragment.physical_rows for fragment in written)) != rows.num_rows:

@@ -129,7 +129,7 @@ def test_a_fault_at_any_point_changes_nothing_in_the_table(
 @pytest.mark.heavy
 @pytest.mark.parametrize("action", ["raise", "kill"])
 @pytest.mark.parametrize(
-    "point", ["before_sweep", "after_sweep", "after_commit", "before_commit", "mid_stage", "encode"]
+    "point", ["before_sweep", "after_record", "after_commit", "before_commit", "mid_stage", "encode"]
 )
 def test_a_fault_while_files_change_changes_nothing_either(point: str, action: str, tmp_path: Path) -> None:
     corpus, table = tmp_path / "c", str(tmp_path / "db" / "t")

@@ -208,7 +208,7 @@ _HEAVY = pytest.mark.heavy
         "after_rejects",
         "after_commit",
         *(pytest.param(p, marks=_HEAVY) for p in ("after_lease", "before_commit", "after_record")),
-        *(pytest.param(p, marks=_HEAVY) for p in ("before_sweep", "after_sweep", "before_release")),
+        *(pytest.param(p, marks=_HEAVY) for p in ("before_sweep", "before_release")),
     ],
 )
 def test_a_driver_that_fails_anywhere_in_a_changing_corpus_loses_and_doubles_nothing(

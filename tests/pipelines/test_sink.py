@@ -160,7 +160,7 @@ def test_a_zombie_with_a_stale_view_cannot_commit_a_record_twice(table: TableRef
 def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = committer_of(table)
     rival = Committer(table, Ledger.reconcile(table), committer._lease)
-    attempt = committer._try_commit
+    attempt = committer._lander._try
     raced: list[int] = []
 
     def racing(dataset: lance.LanceDataset, *rest: Any) -> int | None:
@@ -168,7 +168,7 @@ def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, mo
             raced.append(rival.commit([stage(table, block("b", 0, 5))]))
         return attempt(dataset, *rest)
 
-    monkeypatch.setattr(committer, "_try_commit", racing)
+    monkeypatch.setattr(committer._lander, "_try", racing)
     committer.commit([stage(table, block("a", 0, 5))])
     assert len(row_ids(table)) == 10
 
