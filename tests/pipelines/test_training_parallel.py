@@ -123,7 +123,7 @@ def one_of_two(rank: int, folder: str) -> None:
         for name, (settings, term) in given.items()
         for way, (segments, chunk) in WAYS.items()
     }
-    settings, term = given["clip"]
+    settings, _ = given["clip"]
     spoilt = share_model(build(settings), torch.device("cpu"), 2, "fsdp")
     if rank == 1:
         with torch.no_grad():
