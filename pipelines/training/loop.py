@@ -296,5 +296,5 @@ class Process:
     def _autocast(self) -> Any:
         wanted = self.settings.precision
         if wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=self.parallel.keeps_casts)
         return contextlib.nullcontext()

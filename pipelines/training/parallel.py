@@ -30,7 +30,10 @@ class Alone:
     Attributes:
         model: the model, on its device.
         forward: what to call for a step; the model, or what wraps it.
+        keeps_casts: whether autocast may keep the weights that it casts until the step ends.
     """
+
+    keeps_casts = True
 
     def __init__(self, model: PairsModel, device: torch.device) -> None:
         self.model = model.to(device)

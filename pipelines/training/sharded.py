@@ -26,6 +26,9 @@ class Shards(Copies):
     without a dimension. Each process has a copy of them, and their gradients are averaged here.
     """
 
+    # They would be the whole model.
+    keeps_casts = False
+
     def __init__(self, model: PairsModel, device: torch.device) -> None:
         # Not to the device as a whole, where it may have no room: each block goes there as it is sharded.
         self.model, self.device, self.forward = model, device, model
