@@ -36,27 +36,27 @@ WAYS: dict[str, tuple[Segments, int | None]] = {
 
 
 def models(folder: Path) -> dict[str, tuple[ModelSettings, str]]:
-    """What trains, with which loss: whole towers; last blocks beside adapters; a scale and a bias of shape (1,)."""
+    """What trains, with which loss: whole towers; last blocks beside adapters; heads on features, whose backbones never
+    run; a scale and a bias of shape (1,)."""
     clip, siglip = str(tiny_models.tiny_clip(folder / "clip")), str(tiny_models.tiny_siglip(folder / "siglip"))
     dual, whole = vit_and_bert(folder), {"image_tuning": "full", "text_tuning": "full"}
     return {
         "clip": (ModelSettings(spec=clip, **whole), "memory_bank:size=16"),
         "dual": (ModelSettings(spec=dual, dim=8, **whole), "infonce"),
         "dual-parts": (ModelSettings(spec=dual, dim=8, image_tuning="last:1", text_tuning="lora:2"), "infonce"),
+        "heads": (ModelSettings(spec=dual, dim=8, image_tuning="head", text_tuning="head"), "infonce"),
         "siglip": (ModelSettings(spec=siglip, gradient_checkpointing=True, **whole), "siglip"),
     }
 
 
-def batch_of(model: Any, step: int) -> dict[str, torch.Tensor]:
+def batch_of(model: Any, step: int, *, features: bool) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
-    size = model.transform.size if isinstance(model.transform.size, int) else 32
+    ids = {"image_ids": torch.arange(ROWS) + 100 * step, "text_ids": torch.arange(ROWS) // 2 + 100 * step}
+    if features:
+        return ids | {f"{name}_features": torch.randn(ROWS, 32, generator=generator) for name in ("image", "text")}
     tokens = model.tokenize([f"{chr(97 + i)} thing {chr(97 + step)}" for i in range(ROWS)])
-    return {
-        "pixel_values": torch.randn(ROWS, 3, size, size, generator=generator),
-        **{name: torch.from_numpy(array) for name, array in tokens.items()},
-        "image_ids": torch.arange(ROWS) + 100 * step,
-        "text_ids": torch.arange(ROWS) // 2 + 100 * step,
-    }
+    pixels = {"pixel_values": torch.randn(ROWS, 3, 32, 32, generator=generator)}
+    return pixels | {name: torch.from_numpy(array) for name, array in tokens.items()} | ids
 
 
 def train(
@@ -83,7 +83,7 @@ def train(
                 module.p = 0.0
         for _ in range(steps):
             optimiser.zero_grad(set_to_none=True)
-            everything = batch_of(model.model, step)
+            everything = batch_of(model.model, step, features=settings.image_tuning == "head")
             bounds = SHARES if world > 1 else (0, ROWS)
             mine = {name: tensor[bounds[rank] : bounds[rank + 1]] for name, tensor in everything.items()}
             if chunk is None:
@@ -150,7 +150,7 @@ def is_noise(name: str) -> bool:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["clip", "dual", "dual-parts", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "dual", "dual-parts", "heads", "siglip"])
 def test_a_sharded_model_learns_as_a_whole_one(found: Found, name: str, way: str) -> None:
     """Losses, the length of the gradient, weights and Adam's state, whatever wrote the checkpoint on the way."""
     given, ranks = found
@@ -175,7 +175,7 @@ def test_a_sharded_model_learns_as_a_whole_one(found: Found, name: str, way: str
     torch.testing.assert_close(saved["loss"], wanted["saved"]["loss"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["clip", "dual", "dual-parts", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "dual", "dual-parts", "heads", "siglip"])
 def test_each_process_holds_a_half(found: Found, name: str) -> None:
     """Parameters and Adam's moments: a model that is merely copied would pass every other test here."""
     results = [ranks[name, "there and back"] for ranks, _ in found[1]]
