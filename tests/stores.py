@@ -82,6 +82,8 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}",
         *(f"-{name}.port={port}" for name, port in ports.items()),
+        # Their ports are fixed ones: two servers on a machine would meet.
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-volume.max=20", "-master.volumeSizeLimitMB=128",
     ]  # fmt: skip
     with (folder / "weed.log").open("wb") as log:
