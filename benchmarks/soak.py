@@ -207,7 +207,7 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
             problem = f"round {rounds} ({way}, {dict(changes)}): {found}"
             break
         shutil.rmtree(folder / "clean")
-        print(f"round {rounds}: {way}, {kills} kills and faults so far", file=sys.stderr, flush=True)
+        sys.stderr.write(f"round {rounds}: {way}, {kills} kills and faults so far\n")
     return {
         "minutes": round((time.monotonic() - started) / 60, 1),
         "rounds": rounds,
@@ -230,7 +230,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     report = soak(given.folder, given.minutes, given.seed)
-    print(json.dumps(report))
+    sys.stdout.write(json.dumps(report) + "\n")
     return int(report["problem"] is not None)
 
 
