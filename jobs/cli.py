@@ -33,6 +33,7 @@ from jobs.evaluate import EvaluateConfig
 from jobs.finetune import FinetuneConfig
 from jobs.index import IndexConfig
 from jobs.info import InfoConfig
+from jobs.maintain import MaintainConfig
 from jobs.mine import MineConfig
 from jobs.promote import PromoteConfig
 from jobs.rejects import RejectsConfig, RetryConfig
@@ -120,6 +121,14 @@ def search(config: SearchConfig) -> Report:
 def info(config: InfoConfig) -> Report:
     """Show a table: rows, columns, provenance, indexes, versions."""
     from jobs.info import run
+
+    return run(config)
+
+
+@app.command
+def maintain(config: MaintainConfig) -> Report:
+    """Merge a table's small files, refresh its indexes, remove old versions and orphaned files; safe from cron."""
+    from jobs.maintain import run
 
     return run(config)
 

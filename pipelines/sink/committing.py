@@ -21,7 +21,7 @@ from pipelines.sink.landing import Lander, Step
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.rejects import begin_retry, delete_rejects, rejected_shards, settle_rejects
-from pipelines.sink.staging import StagedGroup
+from pipelines.sink.staging import STAGED_LIFE_S, StagedGroup
 from pipelines.sink.stale import (
     StaleRows,
     removals_for,
@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 class TooManyRejectsError(RuntimeError):
     """The job goes wrong: too great a share of its rows is rejected."""
+
+
+class StaleGroupError(RuntimeError):
+    """A group was staged so long ago that maintenance may have removed its files."""
 
 
 class ClaimConflictError(RuntimeError):
@@ -127,11 +131,13 @@ class Committer:
         Raises:
             LeaseHeldError: the lease was lost.
             ClaimConflictError: another driver settled a part of a group.
+            StaleGroupError: a group waited too long for its commit.
             TooManyRejectsError: more rows were rejected than the job allows.
             OSError: the store refuses; the table is as of its last commit.
         """
         started = time.perf_counter()
         self._lease.renew()
+        self._refuse_stale(groups)
         self._check_reject_rate(groups)
         fresh: list[StagedGroup] = []
 
@@ -209,6 +215,15 @@ class Committer:
             raise TooManyRejectsError(
                 f"max_reject_rate {self._max_reject_rate:g}: {rejected} of {rows} rows were rejected ({n} as "
                 f"{reason!r}); table {self._table} is as of its last commit. Mend the corpus, or allow more; run again"
+            )
+
+    def _refuse_stale(self, groups: Sequence[StagedGroup]) -> None:
+        """A job that slept for hours (a suspended machine) wakes to files that may be gone; Lance does not look."""
+        waited = time.time() - min((group.started for group in groups), default=time.time())
+        if waited > STAGED_LIFE_S:
+            raise StaleGroupError(
+                f"table {self._table}: rows were staged {waited / 3600:.0f} hours ago and their files may have been "
+                "cleaned up; start again: what is committed is kept, the rest will be embedded"
             )
 
     def _is_settled(self, group: StagedGroup) -> bool:

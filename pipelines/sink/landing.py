@@ -23,7 +23,7 @@ from lance.fragment import FragmentMetadata
 from pipelines.faults import fault
 from pipelines.retries import DEFAULT, Fault, classify, retry
 from pipelines.sink.claims import Change
-from pipelines.sink.ledger import Ledger
+from pipelines.sink.ledger import Ledger, transaction_properties
 from pipelines.sink.stale import StaleRow, replacing_rows
 from pipelines.sink.tables import is_conflict, open_dataset, translate
 from pipelines.storage import TableRef
@@ -89,10 +89,10 @@ class Lander:
         """The version after `since` that a commit of this token made, None where there is none."""
         for version in range(since + 1, int(dataset.version) + 1):
             try:
-                transaction = retry(partial(dataset.read_transaction, version), self._table.uri)
+                properties = retry(partial(transaction_properties, dataset, version), self._table.uri)
             except FileNotFoundError:  # cleaned away; the ledger has its change
                 continue
-            if transaction and (transaction.transaction_properties or {}).get(_TOKEN_PROPERTY) == token:
+            if properties.get(_TOKEN_PROPERTY) == token:
                 return version
         return None
 

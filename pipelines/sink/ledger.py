@@ -77,19 +77,26 @@ class Ledger:
         ledger.catch_up(dataset)
         return ledger
 
+    @classmethod
+    def recorded_version(cls, table: TableRef) -> int:
+        """The newest version of `table` that the ledger holds durably, 0 where there is none."""
+        ledger = cls(table)
+        ledger._load()
+        return ledger.version
+
     def catch_up(self, dataset: lance.LanceDataset) -> None:
         """Count in what the table changed from `version` up to the version of `dataset`."""
         found: list[tuple[int, Change]] = []
         for version in range(self.version + 1, dataset.version + 1):
             try:
-                transaction = retry(partial(dataset.read_transaction, version), self._table.uri)
+                properties = retry(partial(transaction_properties, dataset, version), self._table.uri)
             except (OSError, ValueError) as error:
                 if classify(error) in (Fault.TRANSIENT, Fault.DENIED, Fault.EXPIRED):
                     raise
                 # The version, and its transaction, were cleaned away before anyone recorded it.
                 found = [(int(dataset.version), self._rebuild(dataset))]
                 break
-            change = Change.from_properties((transaction.transaction_properties or {}) if transaction else {})
+            change = Change.from_properties(properties)
             if change.claims or change.removals:
                 found.append((version, change))
         for _, change in found:
@@ -152,6 +159,22 @@ class Ledger:
         self.coverage, self._unrecorded = Coverage(), []
         self._start_anew = True
         return change
+
+
+def transaction_properties(dataset: lance.LanceDataset, version: int) -> dict[str, str]:
+    """What the commit of a version says of itself.
+
+    Raises:
+        OSError: the version was cleaned away, or the store cannot be read.
+    """
+    try:
+        transaction = dataset.read_transaction(version)
+    except TypeError as error:
+        # Lance (14.0.2) cannot show a compaction that moved the rows of an index. It brings no rows.
+        if "RewrittenIndex" not in str(error):
+            raise
+        return {}
+    return (transaction.transaction_properties or {}) if transaction else {}
 
 
 def _settled_rows(dataset: lance.LanceDataset, *, rejected: bool) -> Iterator[tuple[str, int, bool, bool]]:

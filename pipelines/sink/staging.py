@@ -20,6 +20,9 @@ from pipelines.sink.claims import Claim, claims_of, file_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
 from pipelines.storage import TableRef
 
+# Maintenance removes staged files that no version names; a job must not commit any that it may have removed.
+STAGED_LIFE_S = 12 * 3600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
@@ -50,6 +53,7 @@ class StagedGroup:
         seconds: worker seconds of each stage, summed over the group's rows.
         overlong: captions longer than the text tower reads.
         reused: vectors that the table held already.
+        started: when the first file may have been written, Unix seconds.
         files: file id → uri of the files that its shards belong to.
         successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
     """
@@ -62,6 +66,7 @@ class StagedGroup:
     seconds: dict[str, float]
     overlong: int
     reused: int
+    started: float
     files: dict[str, str] = field(default_factory=dict)
     successors: tuple[str, ...] = ()
 
@@ -86,7 +91,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
     """
     import time
 
-    started = time.perf_counter()
+    started, started_at = time.perf_counter(), time.time()
     fault("before_stage")
     group = pa.concat_tables(blocks)
     is_rejected = pc.is_valid(group[REASON])
@@ -105,6 +110,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
         seconds=seconds,
         overlong=pc.sum(group[OVERLONG]).as_py() or 0,
         reused=pc.sum(group[REUSED]).as_py() or 0,
+        started=started_at,
         files={name: files.uris[name] for name in sorted(names) if name in files.uris},
         successors=tuple(group[ROW_ID].to_pylist()) if files.bring_successors else (),
     )

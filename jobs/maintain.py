@@ -1,0 +1,113 @@
+"""`isthmus maintain`: few large files, complete indexes, no more old versions than wanted, no orphaned files."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from jobs.config import JobConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipelines.sink.maintenance import TableUpkeep
+
+_DEFAULT_KEEP_DAYS = 7.0
+_DAY_S = 86_400.0
+
+
+@Parameter(name="*")
+class MaintainConfig(JobConfig):
+    """Config of `isthmus maintain`."""
+
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    keep_versions: int | None = Field(default=None, ge=1, description="Keep this many of the newest versions.")
+    keep_days: float | None = Field(
+        default=None,
+        ge=0,
+        description="Keep versions younger than this many days; of both rules each keeps. Default: 7 if neither is "
+        "given. Tagged versions always stay. A training job reads the version that it started on: keep longer.",
+    )
+    min_age_hours: float = Field(
+        default=24.0, ge=12.0, description="Orphaned files stay until they are this many hours old."
+    )
+    wait_s: float = Field(default=0.0, ge=0, description="Seconds to wait for a job that writes to the table.")
+    dry_run: bool = Field(default=False, description="Say what there is to do, and change nothing.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaintainReport:
+    """What was done to a table and its siblings; the table itself comes first."""
+
+    table: str
+    dry_run: bool
+    seconds: float
+    tables: tuple[TableUpkeep, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        """One line, for the log of a cron job."""
+        from rich.text import Text
+
+        return Text(self.summary())
+
+    def summary(self) -> str:
+        """What was done, in one line."""
+        files = sum(t.before.files for t in self.tables)
+        size = sum(t.before.bytes for t in self.tables)
+        now = [t.after for t in self.tables if t.after is not None]
+        after = (f" → {sum(f.files for f in now):,}", f" → {_size(sum(f.bytes for f in now))}") if now else ("", "")
+        main = self.tables[0]
+        lacking = sum(index.unindexed_rows for index in main.indexes)
+        indexes = f"{len(main.indexes)} indexes lack {lacking:,} rows" if main.indexes else "no indexes"
+        could = "to be " if self.dry_run else ""
+        return (
+            f"{'would maintain' if self.dry_run else 'maintained'} {self.table}: {main.rows:,} rows, "
+            f"{files:,}{after[0]} files, {_size(size)}{after[1]}; "
+            f"{sum(t.small_fragments for t in self.tables):,} fragments {could}merged, "
+            f"{sum(t.versions_removed for t in self.tables):,} versions and "
+            f"{sum(t.orphans_removed for t in self.tables):,} orphaned files {could}removed; {indexes}"
+        )
+
+
+def run(config: MaintainConfig) -> MaintainReport:
+    """Maintain a table, its rejects and its ledger, under the table's lease.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        LeaseHeldError: a job writes to the table; names it.
+        RuntimeError: rows, indexes or ledger are not as they should be; no version was removed.
+        OSError: the store fails; the table is whole.
+    """
+    from pipelines.sink.maintenance import dry_run, maintain
+    from pipelines.sink.retention import Retention
+    from pipelines.storage import Storage, TableRef
+
+    started = time.perf_counter()
+    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    no_rule = config.keep_versions is None and config.keep_days is None
+    keep_days = _DEFAULT_KEEP_DAYS if no_rule else config.keep_days
+    retention = Retention(
+        keep_versions=config.keep_versions,
+        keep_s=None if keep_days is None else keep_days * _DAY_S,
+        min_age_s=config.min_age_hours * 3600,
+    )
+    done = dry_run(table, retention) if config.dry_run else maintain(table, retention, wait_s=config.wait_s)
+    seconds = round(time.perf_counter() - started, 3)
+    return MaintainReport(table=str(table), dry_run=config.dry_run, seconds=seconds, tables=tuple(done))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
