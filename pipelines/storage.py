@@ -30,7 +30,7 @@ _FROM_ENVIRONMENT = {
 # tried again, and `pipelines.retries` has whole steps done again.
 _TIMEOUTS = {"connect_timeout": "10s", "request_timeout": "60s"}
 _LANCE_RETRIES = {"client_max_retries": "4", "client_retry_timeout": "120"}
-_S3FS_ATTEMPTS = 4
+_S3FS_ATTEMPTS = 3
 _SECRETS = ("aws_secret_access_key", "aws_session_token")
 
 
