@@ -109,7 +109,6 @@ def run_with(
     from pipelines.embedding.planning import choose_modalities
     from pipelines.embedding.run import embed
     from pipelines.embedding.settings import EmbedSettings
-    from pipelines.sink.jobs import remember_job
     from pipelines.sources import open_source
     from pipelines.storage import Storage, TableRef
 
@@ -144,10 +143,9 @@ def run_with(
         gpus_per_actor=0.0 if config.device == "cpu" else config.num_gpus,
         block_rows=config.block_rows,
         max_reject_rate=config.max_reject_rate,
+        job=_without_secrets(config),
     )
-    report = embed(source, description, table, replace(settings, **changes), progress or (lambda done, total: None))
-    remember_job(table, config.corpus, _without_secrets(config))
-    return report
+    return embed(source, description, table, replace(settings, **changes), progress or (lambda done, total: None))
 
 
 def _without_secrets(config: EmbedConfig) -> dict[str, Any]:

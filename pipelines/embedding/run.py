@@ -31,6 +31,7 @@ from pipelines.embedding.settings import EmbedSettings
 from pipelines.faults import fault
 from pipelines.provenance import Provenance, library_versions
 from pipelines.sink.committing import Committer
+from pipelines.sink.jobs import remember_job
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.stale import StaleRows
@@ -89,6 +90,8 @@ def embed(
         # Another driver may have worked between the plan and the lease.
         plan = make_plan(source, ledger.coverage, description, settings)
         check_deletions(plan, ledger.coverage, settings, table)
+        if settings.job is not None:
+            remember_job(table, settings.corpus, settings.job)
         stale = StaleRows(plan.stale)
         stale.find(open_dataset(table))
         committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)

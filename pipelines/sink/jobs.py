@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from encoders.digest import digest_json
@@ -12,7 +13,7 @@ from pipelines.storage import TableRef, absolute
 _PREFIX = "isthmus.job."
 
 
-def remember_job(table: TableRef, corpus: str, options: dict[str, Any]) -> None:
+def remember_job(table: TableRef, corpus: str, options: Mapping[str, Any]) -> None:
     """Keep the options of a job, one job for each corpus; a version of the table is made where they are new.
 
     Args:
