@@ -37,8 +37,9 @@ from jobs.maintain import MaintainConfig
 from jobs.mine import MineConfig
 from jobs.plan import PlanConfig
 from jobs.promote import PromoteConfig
-from jobs.rejects import RejectsConfig
+from jobs.rejects import RejectsConfig, RetryConfig
 from jobs.search import SearchConfig
+from jobs.sync import SyncConfig
 
 # Jobs whose every option has a default.
 _ENCODERS, _DEMO = EncodersConfig(), DemoConfig()
@@ -68,6 +69,16 @@ def embed(config: EmbedConfig) -> Report:
     """Embed a corpus into a LanceDB table; started again, it goes on where it stopped."""
     from jobs.display import row_progress
     from jobs.embed import run
+
+    with row_progress("embedding") as progress:
+        return run(config, progress)
+
+
+@app.command
+def sync(config: SyncConfig) -> Report:
+    """Make a table mirror its corpus: embed what is new, replace what changed, remove what is gone."""
+    from jobs.display import row_progress
+    from jobs.sync import run
 
     with row_progress("embedding") as progress:
         return run(config, progress)
@@ -147,12 +158,26 @@ def promote(config: PromoteConfig) -> Report:
     return run(config)
 
 
-@app.command
+_rejects = App(name="rejects", help="Show the rows of a table's corpus that could not be embedded, and why.")
+app.command(_rejects)
+
+
+@_rejects.default
 def rejects(config: RejectsConfig) -> Report:
     """Show the rows of a table's corpus that could not be embedded, and why."""
     from jobs.rejects import run
 
     return run(config)
+
+
+@_rejects.command(name="retry")
+def rejects_retry(config: RetryConfig) -> Report:
+    """Try rows again that were rejected for a reason that may have passed."""
+    from jobs.display import row_progress
+    from jobs.rejects import retry
+
+    with row_progress("retrying") as progress:
+        return retry(config, progress)
 
 
 @app.command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from cyclopts import Parameter
 from pydantic import Field, model_validator
@@ -61,6 +61,12 @@ class EmbedConfig(JobConfig):
     fragment_rows: int = Field(default=16_384, ge=1, description="Rows of a Lance fragment.")
     commit_rows: int = Field(default=65_536, ge=1, description="The most rows that a crash can cost.")
     commit_interval_s: float = Field(default=60.0, gt=0, description="The most seconds between commits.")
+    max_reject_rate: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Stop, as of the last commit, when a greater share of the rows is rejected.",
+    )
     storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="How to reach the table's store: --storage-options.aws_endpoint …"
     )
@@ -80,18 +86,31 @@ class EmbedConfig(JobConfig):
 def run(config: EmbedConfig, progress: Callable[[int, int | None], None] | None = None) -> EmbedReport:
     """Embed a corpus into a table; a run that was interrupted goes on where its last commit ended.
 
+    Files that the table holds are skipped; rows of files that changed are replaced. What is gone from the corpus stays
+    in the table: `isthmus sync` removes it.
+
     Args:
         config: the job.
         progress: called with (rows settled so far, rows in all if known).
 
     Raises:
         ValueError: the corpus, the encoder and the table do not fit together; nothing was changed.
+        TooManyRejectsError: more rows were rejected than `max_reject_rate` allows; the table is as of its last commit.
         OSError: a store fails; the table is as of its last commit.
     """
+    return run_with(config, {}, progress)
+
+
+def run_with(
+    config: EmbedConfig, changes: dict[str, Any], progress: Callable[[int, int | None], None] | None
+) -> EmbedReport:
+    """`run` with some of the pipeline's settings changed."""
+    from dataclasses import replace
+
     from pipelines.embedding.run import embed
 
     source, description, table, settings = prepare(config)
-    return embed(source, description, table, settings, progress or (lambda done, total: None))
+    return embed(source, description, table, replace(settings, **changes), progress or (lambda done, total: None))
 
 
 def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSettings]:
@@ -139,5 +158,13 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
         actors=config.actors,
         gpus_per_actor=0.0 if config.device == "cpu" else config.num_gpus,
         block_rows=config.block_rows,
+        max_reject_rate=config.max_reject_rate,
+        job=_without_secrets(config),
     )
     return source, description, table, settings
+
+
+def _without_secrets(config: EmbedConfig) -> dict[str, Any]:
+    """What a later run needs to do the same: the options given, but for those of the stores."""
+    names = set(EmbedConfig.model_fields) - {"storage_options", "corpus_storage_options"}
+    return config.model_dump(mode="json", include=names, exclude_unset=True)

@@ -80,6 +80,10 @@ class FinetuneConfig(JobConfig):
     )
     log_every: int = Field(default=10, ge=1, description="Steps between rows of the training log.")
     workers: int = Field(default=1, ge=1, description="Training processes.")
+    sharding: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="Each worker holds a copy of the model (ddp) or a part (fsdp); auto: fsdp if a GPU is too small.",
+    )
     gpus: bool | None = Field(default=None, description="A GPU for each; default: if the cluster has any.")
     seed: int = Field(default=0, description="Of heads, order, augmentation.")
     columns: dict[str, str] = Field(default_factory=dict, description="Of the corpus, as for `isthmus embed`.")
@@ -95,6 +99,8 @@ class FinetuneConfig(JobConfig):
             raise ValueError("teacher: no loss uses it; add --loss distill_l2 or --loss distill_kl")
         if self.remine_every is not None and self.negatives is not None:
             raise ValueError("remine_every and negatives: give one of the two")
+        if self.sharding == "fsdp" and self.workers == 1:
+            raise ValueError("sharding 'fsdp': one worker has nobody to share with; add --workers, or leave it auto")
         return self
 
 
@@ -177,6 +183,7 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
         negatives=TableRef.parse(config.negatives, storage) if config.negatives else None,
         negatives_per_row=config.negatives_per_row,
         workers=config.workers,
+        sharding=config.sharding,
         use_gpu=_use_gpu(config),
     )
 

@@ -52,7 +52,8 @@ class PlanReport:
         rows_to_embed: see `about`.
         about: whether the rows are estimated, because some shards do not know theirs.
         rows_skipped: that the table holds, or rejected, already.
-        rows_gone: settled rows of files that this corpus does not list: removed ones, or another corpus'.
+        rows_replaced: settled rows of files that changed: they leave the table as the new ones come.
+        rows_gone: settled rows of files that are gone from the corpus: `isthmus sync` would remove them.
         actors: encode actors of the run.
         machine: cores, GPUs and memory that were reckoned with.
         sample: what was measured; None where nothing is left to do.
@@ -68,6 +69,7 @@ class PlanReport:
     rows_to_embed: int
     about: bool
     rows_skipped: int
+    rows_replaced: int
     rows_gone: int
     actors: int
     machine: Machine
@@ -105,8 +107,10 @@ class PlanReport:
             "shards": f"{self.shards_to_read:,} to read of {self.shards:,}, in {self.read_tasks:,} tasks",
             "rows": f"{about}{self.rows_to_embed:,} to embed, {self.rows_skipped:,} skipped",
         }
+        if self.rows_replaced:
+            facts["rows replaced"] = f"{self.rows_replaced:,} of files that changed"
         if self.rows_gone:
-            facts["rows gone"] = f"{self.rows_gone:,} of files that the corpus does not list"
+            facts["rows gone"] = f"{self.rows_gone:,} of files that are gone; `isthmus sync` would remove them"
         if self.estimate is None or self.sample is None:
             return facts
         took, sample = self.estimate, self.sample
@@ -134,10 +138,13 @@ def run(config: PlanConfig) -> PlanReport:
         ValueError: what `isthmus embed` would refuse too; or GPUs to reckon with where none can be measured.
         OSError: a store cannot be read.
     """
+    from dataclasses import replace
+
     from pipelines.embedding import estimating
+    from pipelines.embedding.incremental import make_plan
     from pipelines.embedding.planning import Resources, group_work, plan_pools
     from pipelines.embedding.probing import probe
-    from pipelines.embedding.run import make_plan, table_schema
+    from pipelines.embedding.run import table_schema
     from pipelines.sink.ledger import Ledger
     from pipelines.sink.tables import check_schema, open_dataset
 
@@ -150,7 +157,7 @@ def run(config: PlanConfig) -> PlanReport:
     if existing is not None:
         check_schema(existing.schema, schema, table)
     ledger = Ledger.reconcile(table)
-    todo = make_plan(source, schema, ledger, description, settings)
+    todo = make_plan(source, ledger.coverage, description, replace(settings, delete_gone=True))
     sample = None
     if todo.work:
         sample = probe(
@@ -170,7 +177,8 @@ def run(config: PlanConfig) -> PlanReport:
         rows_to_embed=rows.rows,
         about=rows.about,
         rows_skipped=todo.skipped_rows,
-        rows_gone=estimating.gone_rows(ledger.coverage, todo.files),
+        rows_replaced=todo.changed_rows,
+        rows_gone=todo.gone_rows,
         actors=pools.actors,
         machine=machine,
         sample=sample,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,3 +52,66 @@ def run(config: RejectsConfig) -> RejectsReport:
     open_dataset(table)
     summary = read_rejects(table, reason=config.reason, limit=config.limit)
     return RejectsReport(by_reason=summary.by_reason, rows=summary.rows)
+
+
+@Parameter(name="*")
+class RetryConfig(JobConfig):
+    """Config of `isthmus rejects retry`."""
+
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    reason: list[str] = Field(min_length=1, description="Reasons whose rows are tried again, once or several times.")
+    corpus: str | None = Field(default=None, description="Only of this corpus; default: of all that filled the table.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
+    corpus_storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="The same for the corpus; default: the environment's."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryReport:
+    """What a retry did: rows tried, written, and rejected again by reason; and the rejects that are left."""
+
+    rows_in: int
+    written: int
+    rejected: dict[str, int]
+    by_reason: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        return asdict(self)
+
+
+def retry(config: RetryConfig, progress: Callable[[int, int | None], None] | None = None) -> RetryReport:
+    """Try the rows again that were rejected for some reasons, with the options of the jobs that rejected them.
+
+    Raises:
+        FileNotFoundError: there is no such table, or its corpus is gone.
+        ValueError: a reason that is not of the closed set, or a corpus that filled nothing.
+        OSError: a store fails; the table is as of its last commit.
+    """
+    from collections import Counter
+
+    from jobs.embed import EmbedConfig, run_with
+    from pipelines.contract import Reason
+    from pipelines.sink.jobs import remembered_jobs
+    from pipelines.sink.rejects import read_rejects
+    from pipelines.storage import Storage, TableRef, absolute
+
+    if unknown := sorted(set(config.reason) - set(Reason)):
+        raise ValueError(f"reason {unknown[0]!r}: not known; the reasons are {', '.join(Reason)}")
+    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    jobs = remembered_jobs(table)
+    chosen = [job for job in jobs if config.corpus is None or job["corpus"] == absolute(config.corpus)]
+    if not chosen:
+        there = ", ".join(job["corpus"] for job in jobs) or "none that it remembers; run `isthmus embed` once more"
+        raise ValueError(f"corpus {config.corpus}: not one of those that filled table {table}: {there}")
+    stores = {"storage_options": config.storage_options, "corpus_storage_options": config.corpus_storage_options}
+    rows_in, written, rejected = 0, 0, Counter[str]()
+    for job in chosen:
+        report = run_with(
+            EmbedConfig(**{**job, "table": config.table, **stores}), {"retry": frozenset(config.reason)}, progress
+        )
+        rows_in, written = rows_in + report.rows_in, written + report.written
+        rejected.update(report.rejected)
+    left = read_rejects(table, limit=0).by_reason
+    return RetryReport(rows_in=rows_in, written=written, rejected=dict(rejected), by_reason=left)

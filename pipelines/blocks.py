@@ -16,9 +16,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.contract import CAPTION, IMAGE, IMAGE_URI, ITEM_ID, POSITION, ROW_ID, SHARD, Reason, Stage
+from pipelines.contract import (
+    CAPTION,
+    IMAGE,
+    IMAGE_URI,
+    ITEM_ID,
+    PICTURE,
+    POSITION,
+    ROW_ID,
+    SHARD,
+    TEXT,
+    Reason,
+    Stage,
+)
 
-PICTURE = "_picture"
 LAST = "_last"
 STAGE = "_stage"
 REASON = "_reason"
@@ -27,6 +38,8 @@ PIXELS = "_pixels"
 HEIGHT = "_height"
 WIDTH = "_width"
 OVERLONG = "_overlong"
+REUSED = "_reused"
+KNOWN_PREFIX = "_known_"
 SECONDS_PREFIX = "_seconds_"
 
 _IDENTITY = [
@@ -40,6 +53,7 @@ _INTERNAL = [
     pa.field(POSITION, pa.int64()),
     pa.field(LAST, pa.bool_()),
     pa.field(PICTURE, pa.string()),
+    pa.field(TEXT, pa.string()),
     pa.field(STAGE, pa.string()),
     pa.field(REASON, pa.string()),
     pa.field(MESSAGE, pa.string()),

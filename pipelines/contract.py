@@ -2,7 +2,7 @@
 
 `row_id` and `item_id` identify; `image_vector` and `text_vector` are what was embedded; `isthmus_shard` and
 `isthmus_position` say from which record of which shard a row came, so that the ledger can be rebuilt from the
-rows alone.
+rows alone; `isthmus_picture` and `isthmus_text` are digests of what was embedded, by which vectors are found again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ IMAGE_URI = "image_uri"
 IMAGE_VECTOR = "image_vector"
 TEXT_VECTOR = "text_vector"
 THUMBNAIL = "thumbnail"
+PICTURE = "isthmus_picture"
+TEXT = "isthmus_text"
 SHARD = "isthmus_shard"
 POSITION = "isthmus_position"
 
-RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, SHARD, POSITION})
+INTERNAL = (PICTURE, TEXT, SHARD, POSITION)
+RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL})
 VECTOR_COLUMNS = {"image": IMAGE_VECTOR, "text": TEXT_VECTOR}
 
 # What a source yields, one row a record of the corpus, before captions are spread over rows. Pass-through

@@ -3,6 +3,7 @@
 Option names are those of object stores in Lance: `aws_access_key_id`, `aws_secret_access_key`,
 `aws_session_token`, `aws_region`, `aws_endpoint`, `allow_http`. What is not given is taken from the AWS
 environment variables of the process that makes the object (the driver), so that workers need none.
+`connect_timeout` and `request_timeout` (`"30s"`) bound a single request, of the corpus and of the table alike.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ _FROM_ENVIRONMENT = {
     "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "aws_endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "allow_http": ("AWS_ALLOW_HTTP",),
+    "connect_timeout": (),
+    "request_timeout": (),
 }
+# Of a single request; with Lance a large part has to be sent within it. Few tries in the clients: Lance tries what it
+# tried again, and `pipelines.retries` has whole steps done again.
+_TIMEOUTS = {"connect_timeout": "10s", "request_timeout": "60s"}
+_LANCE_RETRIES = {"client_max_retries": "4", "client_retry_timeout": "120"}
+_S3FS_ATTEMPTS = 3
+_SECRETS = ("aws_secret_access_key", "aws_session_token")
 
 
 def is_remote(uri: str) -> bool:
@@ -51,7 +60,7 @@ class Storage:
         """Given options over those of the environment.
 
         Raises:
-            ValueError: an option that is not known.
+            ValueError: an option that is not known, or a timeout that is none.
         """
         merged = {
             name: next((os.environ[v] for v in variables if os.environ.get(v)), None)
@@ -62,6 +71,8 @@ class Storage:
                 known = ", ".join(_FROM_ENVIRONMENT)
                 raise ValueError(f"storage option {name!r} is not known; known are {known}")
             merged[name.lower()] = value
+        for name in _TIMEOUTS:
+            _seconds(name, merged[name] or _TIMEOUTS[name])
         return cls(tuple(sorted((name, value) for name, value in merged.items() if value)))
 
     def lance_options(self, uri: str) -> dict[str, str] | None:
@@ -72,7 +83,14 @@ class Storage:
         if options.get("aws_endpoint", "").startswith("http://"):
             options.setdefault("allow_http", "true")
         options.setdefault("aws_region", "us-east-1")
-        return options
+        return {**_TIMEOUTS, **_LANCE_RETRIES, **options}
+
+    def redact(self, text: str) -> str:
+        """A text without the secrets of this store: servers quote requests, headers included, in their errors."""
+        for name, value in self.options:
+            if name in _SECRETS:
+                text = text.replace(value, "***")
+        return text
 
     def filesystem(self, uri: str) -> AbstractFileSystem:
         """The fsspec file system that holds `uri`.
@@ -96,12 +114,32 @@ class Storage:
                 token=options.get("aws_session_token"),
                 endpoint_url=options.get("aws_endpoint"),
                 client_kwargs=client,
-                config_kwargs={"retries": {"max_attempts": 8, "mode": "adaptive"}},
+                config_kwargs={
+                    "retries": {"max_attempts": _S3FS_ATTEMPTS, "mode": "standard"},
+                    "connect_timeout": _seconds("connect_timeout", options.get("connect_timeout")),
+                    "read_timeout": _seconds("request_timeout", options.get("request_timeout")),
+                },
                 default_fill_cache=False,
                 use_listings_cache=False,
             )
         except ImportError as error:
             raise ModuleNotFoundError(f"{uri}: reading s3:// needs s3fs; install isthmus[s3]") from error
+
+
+def _seconds(name: str, value: str | None) -> float:
+    """Seconds of a timeout such as `30s` or `1.5s`; the default where none is given.
+
+    Raises:
+        ValueError: names the option and the value.
+    """
+    text = (value or _TIMEOUTS[name]).strip().removesuffix("s")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"storage option {name} {value!r}: give seconds above 0, such as 30s")
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)

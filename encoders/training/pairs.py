@@ -14,7 +14,7 @@ from encoders.training.models import Batch
 
 
 class PairsModel(nn.Module):
-    """What DDP wraps. Every parameter that trains is used in each forward, through the outputs."""
+    """What DDP and FSDP wrap. Every parameter that trains is used in each forward, through the outputs."""
 
     def __init__(
         self, model: Any, *, teacher_image_dim: int | None = None, teacher_text_dim: int | None = None
@@ -35,7 +35,8 @@ class PairsModel(nn.Module):
         """The pairs of a batch. Without a row, networks still run, on one that is cut off again: most cannot take none,
         and DDP wants every parameter's gradient from every process."""
         if not len(next(iter(batch.values()))):
-            return self({name: tensor.new_ones((1, *tensor.shape[1:])) for name, tensor in batch.items()})[:0]
+            # Not by a call of itself, whose hooks would gather sharded weights within the gathering.
+            return self.forward({name: tensor.new_ones((1, *tensor.shape[1:])) for name, tensor in batch.items()})[:0]
         image = normalize(self.model.image(batch).float(), dim=1)
         text = normalize(self.model.text(batch).float(), dim=1)
         bias = self.model.bias

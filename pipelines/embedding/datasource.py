@@ -11,6 +11,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.blocks import wrap
 from pipelines.embedding.reading import ReadSettings, ShardWork, read_blocks
+from pipelines.embedding.reuse import KnownVectors
 from pipelines.sources.base import Source
 from pipelines.storage import Storage
 
@@ -19,12 +20,18 @@ class CorpusDatasource(Datasource):
     """Blocks of a corpus. The fan-out is ours: Ray's own Parquet reader makes one task of one large file."""
 
     def __init__(
-        self, source: Source, groups: Sequence[list[ShardWork]], settings: ReadSettings, storage: Storage
+        self,
+        source: Source,
+        groups: Sequence[list[ShardWork]],
+        settings: ReadSettings,
+        storage: Storage,
+        known: KnownVectors | None = None,
     ) -> None:
         self._source = source
         self._groups = groups
         self._settings = settings
         self._storage = storage
+        self._known = known
 
     def get_name(self) -> str:
         """The name that Ray shows for the read stage."""
@@ -41,10 +48,11 @@ class CorpusDatasource(Datasource):
         return [self._task(group, per_task_row_limit) for group in self._groups]
 
     def _task(self, group: list[ShardWork], row_limit: int | None) -> ReadTask:
-        source, settings, storage = self._source, self._settings, self._storage
+        source, settings, storage, known = self._source, self._settings, self._storage, self._known
 
         def read() -> Iterable[pa.Table]:
-            return map(wrap, read_blocks(source, group, settings, storage))
+            blocks = read_blocks(source, group, settings, storage)
+            return map(wrap, blocks if known is None else map(known.attach, blocks))
 
         rows = [work.shard.rows for work in group]
         metadata = BlockMetadata(

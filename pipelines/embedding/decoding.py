@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from encoders.images import ImageError, ImageTransform, prepare, thumbnail
 from encoders.protocol import Preprocessing
-from pipelines.blocks import HEIGHT, PICTURE, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
-from pipelines.contract import IMAGE, THUMBNAIL, Stage
+from pipelines.blocks import HEIGHT, KNOWN_PREFIX, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
+from pipelines.contract import IMAGE, PICTURE, THUMBNAIL, Stage
+from pipelines.faults import fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def decode_block(block: pa.Table, settings: DecodeSettings) -> pa.Table:
         each picture), `HEIGHT` and `WIDTH`, and a thumbnail where asked for.
     """
     started = time.perf_counter()
+    fault("decode")
     images = block[IMAGE].to_pylist()
     pictures = block[PICTURE].to_pylist()
     rejections = Rejections(block, Stage.DECODE)
@@ -63,8 +65,17 @@ def decode_block(block: pa.Table, settings: DecodeSettings) -> pa.Table:
             rejections.add(row, failures[picture].reason, str(failures[picture]))
     block = _with_pixels(rejections.apply().drop_columns([IMAGE]), pixels)
     if settings.thumbnail_px:
-        block = block.append_column(THUMBNAIL, pa.array([thumbnails.get(p) for p in pictures], pa.binary()))
+        block = _with_thumbnails(block, [thumbnails.get(p) for p in pictures])
     return with_seconds(block, "decode", time.perf_counter() - started)
+
+
+def _with_thumbnails(block: pa.Table, made: list[bytes | None]) -> pa.Table:
+    """Those just made; where there is none, those that the table holds of the same picture."""
+    known = KNOWN_PREFIX + THUMBNAIL
+    if known in block.column_names:
+        made = [new or old for new, old in zip(made, block[known].to_pylist(), strict=True)]
+        block = block.drop_columns([known])
+    return block.append_column(THUMBNAIL, pa.array(made, pa.binary()))
 
 
 def _with_pixels(block: pa.Table, pixels: list[NDArray[np.uint8] | None]) -> pa.Table:

@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 from encoders.protocol import Encoder, EncoderOptions, Modality, TextVectors
 from pipelines.blocks import (
     HEIGHT,
+    KNOWN_PREFIX,
     OVERLONG,
-    PICTURE,
     PIXELS,
+    REUSED,
     WIDTH,
     Rejections,
     unwrap_one,
     with_seconds,
     wrap,
 )
-from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, TEXT_VECTOR, Reason, Stage
+from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, PICTURE, TEXT_VECTOR, Reason, Stage
 from pipelines.embedding.decoding import read_pixels
+from pipelines.faults import fault
 
 log = logging.getLogger(__name__)
 _LENGTH_TOLERANCE = 1e-2
@@ -85,6 +87,7 @@ def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) ->
         settings: which modalities, and the vectors' type.
     """
     started = time.perf_counter()
+    fault("encode")
     rejections = Rejections(block, Stage.ENCODE)
     vectors: dict[str, pa.Array] = {}
     overlong = np.zeros(block.num_rows, np.int64)
@@ -92,12 +95,30 @@ def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) ->
         vectors[IMAGE_VECTOR] = _image_vectors(block, encoder, rejections, settings)
     if "text" in settings.modalities:
         vectors[TEXT_VECTOR], overlong = _text_vectors(block, encoder, rejections, settings)
+    reused = np.zeros(block.num_rows, np.int64)
+    for name, array in vectors.items():
+        if KNOWN_PREFIX + name in block.column_names:
+            known = block[KNOWN_PREFIX + name].combine_chunks()
+            vectors[name] = _known_or_new(known, array)
+            reused += known.is_valid().to_numpy(zero_copy_only=False)
     block = rejections.apply()
     for name, array in vectors.items():
         block = block.append_column(name, array)
-    block = block.append_column(OVERLONG, pa.array(overlong))
-    spare = [name for name in (PIXELS, HEIGHT, WIDTH, IMAGE) if name in block.column_names]
+    block = block.append_column(OVERLONG, pa.array(overlong)).append_column(REUSED, pa.array(reused))
+    spare = [n for n in block.column_names if n in (PIXELS, HEIGHT, WIDTH, IMAGE) or n.startswith(KNOWN_PREFIX)]
     return with_seconds(block.drop_columns(spare), "encode", time.perf_counter() - started)
+
+
+def _known_or_new(known: pa.FixedSizeListArray, new: pa.FixedSizeListArray) -> pa.FixedSizeListArray:
+    n = len(known)
+    places = np.where(known.is_valid().to_numpy(zero_copy_only=False), np.arange(n), np.arange(n) + n)
+    return pa.concat_arrays([known, new]).take(pa.array(places))
+
+
+def _is_known(block: pa.Table, vector: str) -> list[bool]:
+    """Which rows' vectors came with the block."""
+    name = KNOWN_PREFIX + vector
+    return block[name].is_valid().to_pylist() if name in block.column_names else [False] * block.num_rows
 
 
 def _image_vectors(block: pa.Table, encoder: Encoder, rejections: Rejections, settings: EncodeSettings) -> pa.Array:
@@ -106,8 +127,9 @@ def _image_vectors(block: pa.Table, encoder: Encoder, rejections: Rejections, se
     pictures = block[PICTURE].to_pylist()
     by_picture = {pictures[row]: i for i, row in enumerate(rows)}
     places: list[int | None] = [by_picture.get(p) if p is not None else None for p in pictures]
+    known = _is_known(block, IMAGE_VECTOR)
     for row, place in enumerate(places):
-        if place is None and pictures[row] is not None and row not in rejections:
+        if place is None and pictures[row] is not None and row not in rejections and not known[row]:
             raise RuntimeError(f"picture {pictures[row]} has no pixels in its block; the block was cut on its way")
         if place in failures:
             rejections.add(row, Reason.ENCODE_FAILED, failures[place])
@@ -119,7 +141,8 @@ def _text_vectors(
     block: pa.Table, encoder: Encoder, rejections: Rejections, settings: EncodeSettings
 ) -> tuple[pa.Array, NDArray[np.int64]]:
     captions = block[CAPTION].to_pylist()
-    rows = [row for row, text in enumerate(captions) if text is not None and row not in rejections]
+    known = _is_known(block, TEXT_VECTOR)
+    rows = [r for r, text in enumerate(captions) if text is not None and r not in rejections and not known[r]]
     flags: dict[str, tuple[bool, bool]] = {}
 
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipelines.embedding.planning import PoolPlan
 from pipelines.embedding.reading import ShardWork
-from pipelines.sink.claims import Coverage
 
 # What a run adds to the three timed stages: envelopes, staging, commits, Ray's own processes.
 _EFFICIENCY = 0.85
@@ -123,16 +122,6 @@ def spread(items: Sequence[ShardWork], count: int) -> list[ShardWork]:
     """At most `count` of the items, evenly over them all: the shards of a corpus are seldom alike."""
     count = min(count, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-
-
-def gone_rows(coverage: Coverage, listed_files: Collection[str]) -> int:
-    """Rows, written and rejected, of files that the ledger knows and the corpus lists no more.
-
-    Args:
-        coverage: what is settled.
-        listed_files: `identity.file_id` of each file of the corpus.
-    """
-    return sum(coverage.rows(shard) for shard in coverage if shard.partition("-")[0] not in listed_files)
 
 
 def backlog(work: Sequence[ShardWork], sample: Sample | None) -> Backlog:

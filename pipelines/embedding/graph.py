@@ -15,6 +15,7 @@ from pipelines.embedding.encoding import EncodeBlocks, EncodeSettings
 from pipelines.embedding.identity import corpus_root
 from pipelines.embedding.planning import PoolPlan, block_rows
 from pipelines.embedding.reading import ReadSettings, ShardWork
+from pipelines.embedding.reuse import KnownVectors
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.sources.base import Source
 
@@ -70,11 +71,12 @@ def build_dataset(
     description: Description,
     settings: EmbedSettings,
     pools: PoolPlan,
+    known: KnownVectors | None = None,
 ) -> Dataset:
     """The lazy Ray Data pipeline read → decode → encode. A batch is one envelope, which holds one block."""
     read = read_settings((work.shard.uri for group in groups for work in group), description, settings)
     dataset = ray.data.read_datasource(
-        CorpusDatasource(source, groups, read, settings.corpus_storage),
+        CorpusDatasource(source, groups, read, settings.corpus_storage, known),
         override_num_blocks=len(groups),
         num_cpus=pools.cpus_per_read,
     )

@@ -53,6 +53,11 @@ def picture_digest(data: bytes) -> str:
     return digest_bytes(data)
 
 
+def text_digest(caption: str) -> str:
+    """Identity of a caption."""
+    return digest_bytes(caption.encode())
+
+
 def derived_row_id(relative_uri: str, index: int, picture: str | None, caption: str | None) -> str:
     """A row id from content and position, for a corpus without a key column.
 

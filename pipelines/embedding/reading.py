@@ -13,24 +13,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.blocks import LAST, MESSAGE, PICTURE, REASON, STAGE, read_schema, shorten, with_seconds
+from pipelines.blocks import LAST, MESSAGE, REASON, STAGE, read_schema, shorten, with_seconds
 from pipelines.contract import (
     CAPTION,
     IMAGE,
     IMAGE_URI,
     ITEM_ID,
+    PICTURE,
     POSITION,
     RECORD_FIELDS,
     RECORD_SCHEMA,
     ROW_ID,
     SHARD,
+    TEXT,
     Reason,
     Stage,
 )
-from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest
+from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest, text_digest
+from pipelines.faults import fault
+from pipelines.retries import is_refusal, read_again
 from pipelines.sources.base import Shard, Source
 from pipelines.sources.locate import read_images
-from pipelines.storage import Storage
+from pipelines.storage import Storage, is_remote
 
 _CHUNK_ROWS = 32
 
@@ -75,6 +79,8 @@ def read_blocks(source: Source, work: list[ShardWork], settings: ReadSettings, s
     """All blocks of the given shards, in order.
 
     Raises:
+        FileNotFoundError: a shard's file was listed and is gone.
+        PermissionError: the store refuses the credentials.
         OSError: a shard's file cannot be read at all.
     """
     passthrough = source.schema()
@@ -108,7 +114,7 @@ def _chunks(source: Source, work: ShardWork, rows: int) -> Iterator[_Chunk]:
     """The records still to do, in chunks of at most `rows`; the one that ends the shard is marked."""
     position = 0
     held: _Chunk | None = None
-    for table in source.read(work.shard):
+    for table in read_again(lambda: source.read(work.shard), work.shard.uri):
         for batch in table.to_batches(max_chunksize=rows):
             chunk = _chunk(pa.Table.from_batches([batch]), position, work)
             position += batch.num_rows
@@ -143,7 +149,11 @@ def _empty_shard(passthrough: pa.Schema, shard: Shard) -> _Chunk:
 
 
 def _fetch(records: list[dict[str, Any]], settings: ReadSettings, storage: Storage) -> None:
-    """Read the pictures that records name by URI, in place; a failure marks its record."""
+    """Read the pictures that records name by URI, in place; a failure marks its record.
+
+    Raises:
+        PermissionError: the store refuses the credentials: it would refuse every other picture as well.
+    """
     missing = [r for r in records if r["image"] is None and r["image_uri"] and r["reason"] is None]
     uris = list(dict.fromkeys(r["image_uri"] for r in missing))
     found = dict(zip(uris, read_images(uris, storage, threads=settings.fetch_threads), strict=True))
@@ -152,9 +162,11 @@ def _fetch(records: list[dict[str, Any]], settings: ReadSettings, storage: Stora
         if isinstance(data, bytes):
             record["image"] = data
             continue
+        if is_remote(record["image_uri"]) and is_refusal(data):
+            raise data
         lost = isinstance(data, FileNotFoundError)
         record["reason"] = (Reason.IMAGE_NOT_FOUND if lost else Reason.FETCH_FAILED).value
-        record["message"] = f"{record['image_uri']}: {data}"
+        record["message"] = storage.redact(f"{record['image_uri']}: {data}")
 
 
 def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: ReadSettings) -> list[dict[str, Any]]:
@@ -178,6 +190,7 @@ def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: Read
                 POSITION: position,
                 LAST: False,
                 PICTURE: picture,
+                TEXT: text_digest(caption) if caption is not None else None,
                 STAGE: Stage.READ.value if reason else None,
                 REASON: reason,
                 MESSAGE: shorten(message) if message else None,
@@ -254,5 +267,6 @@ class _BlockBuilder:
         """The rows so far as a block, none if there are none."""
         pieces, seconds = self._pieces, time.perf_counter() - self._started
         if pieces:
+            fault("read")
             yield with_seconds(pa.concat_tables(pieces).combine_chunks(), "read", seconds)
         self._reset()

@@ -25,6 +25,12 @@ class EmbedReport:
         written: rows that this run added to the table.
         skipped: rows that earlier runs had settled.
         rejected: rows that this run put into the rejects table, by reason.
+        replaced: older rows that left in the commits that brought their successors.
+        removed: rows that left without a successor: of changed files, and of files that are gone.
+        files_changed: files whose older rows this run replaced.
+        files_gone: files of the corpus that are gone, and whose rows this run removed.
+        redone: rows that were staged a second time because their first commit's fate was not known.
+        reused_vectors: vectors that the table held already, of the same picture or the same words.
         overlong: captions longer than the text tower reads (dealt with by the text policy).
         shards: shards of the corpus, and how many of them were complete before this run.
         read_tasks: tasks that read.
@@ -46,6 +52,12 @@ class EmbedReport:
     skipped: int
     rejected: dict[str, int]
     overlong: int
+    replaced: int
+    removed: int
+    files_changed: int
+    files_gone: int
+    redone: int
+    reused_vectors: int
     shards: int
     shards_skipped: int
     read_tasks: int

@@ -4,53 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
 
 from encoders.description import Description
-from encoders.digest import digest_json
 from pipelines.contract import (
     CAPTION,
     IMAGE_URI,
+    INTERNAL,
     ITEM_ID,
     POSITION,
     ROW_ID,
-    SHARD,
     THUMBNAIL,
     VECTOR_COLUMNS,
 )
 from pipelines.embedding import session
 from pipelines.embedding.encoding import vector_type
 from pipelines.embedding.graph import build_dataset, rows_of_a_block
-from pipelines.embedding.identity import file_id, shard_id
+from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan
 from pipelines.embedding.planning import PoolPlan, group_work, plan_pools
-from pipelines.embedding.reading import ShardWork
 from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for
+from pipelines.embedding.reuse import index_digests, known_vectors
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.faults import fault
 from pipelines.provenance import Provenance, library_versions
 from pipelines.sink.committing import Committer
+from pipelines.sink.jobs import remember_job
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
+from pipelines.sink.stale import StaleRows
 from pipelines.sink.streaming import STAGES_IN_FLIGHT, SinkLimits, StreamingSink
 from pipelines.sink.tables import check_schema, create_dataset, open_dataset
-from pipelines.sources.base import Shard, Source
+from pipelines.sources.base import Source
 from pipelines.storage import TableRef
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass
-class _Plan:
-    """What a run is going to do; `files` are the ids (`identity.file_id`) of all files of the corpus."""
-
-    schema: pa.Schema
-    shards: int
-    work: list[ShardWork]
-    skipped_rows: int
-    files: frozenset[str]
 
 
 def embed(
@@ -84,29 +74,42 @@ def embed(
         check_schema(existing.schema, schema, table)
         schema = existing.schema
     ledger = Ledger.reconcile(table)
-    plan = make_plan(source, schema, ledger, description, settings)
-    if not plan.work and existing is not None:
+    plan = make_plan(source, ledger.coverage, description, settings)
+    if plan.is_empty and not settings.retry and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
     session.ensure_ray()
     session.configure_data_context(progress=False)
     pools = plan_pools(session.cluster_resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
         create_dataset(table, schema)
+    fault("before_lease")
     lease = Lease.acquire(table)
     try:
-        committer = Committer(table, ledger, lease)
+        fault("after_lease")
         ledger.record_missing(open_dataset(table))
         # Another driver may have worked between the plan and the lease.
-        plan = make_plan(source, schema, ledger, description, settings)
-        if not plan.work:
-            return _report(plan, description, table, started, version=ledger.version)
+        plan = make_plan(source, ledger.coverage, description, settings)
+        check_deletions(plan, ledger.coverage, settings, table)
+        if settings.job is not None:
+            remember_job(table, settings.corpus, settings.job)
+        stale = StaleRows(plan.stale)
+        stale.find(open_dataset(table))
+        committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
+        committer.forget_unsettled_rejects()
+        if settings.retry and committer.reopen(settings.retry, plan.current):
+            plan = make_plan(source, ledger.coverage, description, settings)
         groups = group_work(plan.work, pools.actors)
-        dataset = build_dataset(source, groups, description, settings, pools)
-        expected = _expected_rows(plan)
-        rows = rows_of_a_block(description, settings)
-        _drain(dataset, committer, table, schema, settings, rows, lambda n: progress(n, expected))
-        _check_complete(plan, ledger, table)
+        if groups:
+            dataset = build_dataset(source, groups, description, settings, pools, known_vectors(table, settings))
+            expected = expected_rows(plan)
+            rows = rows_of_a_block(description, settings)
+            with session.plain_errors():
+                _drain(dataset, committer, table, schema, settings, plan, rows, lambda n: progress(n, expected))
+            _check_complete(plan, ledger, table)
+        committer.sweep()
         ledger.compact()
+        index_digests(table)
+        fault("before_release")
     finally:
         lease.release()
     return _report(
@@ -136,7 +139,7 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
         tower = description.card.tower(modality)
         assert tower is not None
         fields.append(pa.field(VECTOR_COLUMNS[modality], vector_type(tower.dim, settings.vector_dtype)))
-    fields += [pa.field(SHARD, pa.string()), pa.field(POSITION, pa.int64())]
+    fields += [pa.field(name, pa.int64() if name == POSITION else pa.string()) for name in INTERNAL]
     provenance = Provenance(
         encoder=description.card,
         modalities=settings.modalities,
@@ -152,56 +155,13 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
     return pa.schema(fields, metadata=provenance.to_metadata())
 
 
-def make_plan(
-    source: Source, schema: pa.Schema, ledger: Ledger, description: Description, settings: EmbedSettings
-) -> _Plan:
-    """Which shards are still to read, and which of their records.
-
-    Raises:
-        ValueError: the corpus is empty, or a file of it changed after its rows were embedded.
-    """
-    shards = source.shards()
-    if not shards:
-        raise ValueError(f"corpus {settings.corpus}: holds no rows")
-    digest = digest_json(
-        [description.card.fingerprint, vars(settings.columns), list(settings.modalities), sorted(settings.needs)]
-    )
-    _refuse_changed_files(shards, digest, ledger)
-    work = []
-    skipped = 0
-    for shard in shards:
-        identity = shard_id(shard, digest)
-        skipped += ledger.coverage.rows(identity)
-        if not ledger.coverage.is_complete(identity, shard.rows):
-            done = tuple(ledger.coverage.ranges(identity))
-            work.append(ShardWork(shard=shard, shard_id=identity, done=done))
-    files = frozenset(file_id(shard, digest) for shard in shards)
-    return _Plan(schema=schema, shards=len(shards), work=work, skipped_rows=skipped, files=files)
-
-
-def _refuse_changed_files(shards: list[Shard], digest: str, ledger: Ledger) -> None:
-    """A file that changed after its rows were embedded would stand in the table twice, in both versions.
-
-    Raises:
-        ValueError: names the file.
-    """
-    current = {shard_id(shard, digest) for shard in shards}
-    uris = {file_id(shard, digest): shard.uri for shard in shards}
-    for settled in ledger.coverage:
-        uri = uris.get(settled.partition("-")[0])
-        if uri is not None and settled not in current:
-            raise ValueError(
-                f"corpus: {uri} has changed since its rows were embedded; they would stand in the table twice. "
-                "Give what is new as files of their own, or embed into a new table"
-            )
-
-
 def _drain(
     dataset: Dataset,
     committer: Committer,
     table: TableRef,
     schema: pa.Schema,
     settings: EmbedSettings,
+    plan: Plan,
     block_rows: int,
     progress: Callable[[int], None],
 ) -> None:
@@ -212,7 +172,7 @@ def _drain(
         commit_interval_s=settings.commit_interval_s,
         block_rows=block_rows,
     )
-    sink = StreamingSink(committer, table, schema, limits)
+    sink = StreamingSink(committer, table, schema, limits, plan.files)
     for refs, count in _encoded_blocks(dataset):
         sink.add(refs, count)
         progress(int(sink.rows))
@@ -226,17 +186,7 @@ def _encoded_blocks(dataset: Dataset) -> Iterator[tuple[list[Any], int]]:
         yield list(bundle.block_refs), bundle.num_rows() or 0
 
 
-def _expected_rows(plan: _Plan) -> int | None:
-    """Records still to do where the listing knows them, else None."""
-    total = 0
-    for work in plan.work:
-        if work.shard.rows is None:
-            return None
-        total += work.shard.rows - sum(stop - start for start, stop in work.done)
-    return total
-
-
-def _check_complete(plan: _Plan, ledger: Ledger, table: TableRef) -> None:
+def _check_complete(plan: Plan, ledger: Ledger, table: TableRef) -> None:
     """A run that ends without having settled every record is an error, not a success."""
     lost = [w for w in plan.work if not ledger.coverage.is_complete(w.shard_id, w.shard.rows)]
     if lost:
@@ -247,7 +197,7 @@ def _check_complete(plan: _Plan, ledger: Ledger, table: TableRef) -> None:
 
 
 def _report(
-    plan: _Plan,
+    plan: Plan,
     description: Description,
     table: TableRef,
     started: float,
@@ -273,6 +223,12 @@ def _report(
         skipped=plan.skipped_rows,
         rejected=rejected,
         overlong=done.overlong if done else 0,
+        replaced=done.replaced if done else 0,
+        removed=done.removed if done else 0,
+        files_changed=len(plan.changed),
+        files_gone=len(plan.gone),
+        redone=done.redone if done else 0,
+        reused_vectors=done.reused if done else 0,
         shards=plan.shards,
         shards_skipped=plan.shards - len(plan.work),
         read_tasks=read_tasks,

@@ -54,6 +54,24 @@ def _quiet_start() -> Iterator[None]:
             os.close(kept)
 
 
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A store's error as the task raised it, in one line: Ray hangs lines of its own advice on the message.
+
+    Raises:
+        OSError: the task's, of the very same type.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while isinstance(inner := getattr(cause, "cause", None), BaseException) and inner is not cause:
+            cause = inner
+        if cause is error or type(cause) not in (OSError, PermissionError, ConnectionError, FileNotFoundError):
+            raise
+        raise type(cause)(str(cause).partition("\n")[0]) from error
+
+
 def cluster_resources() -> Resources:
     """CPUs and GPUs of all nodes."""
     found = ray.cluster_resources()

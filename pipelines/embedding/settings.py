@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from encoders.protocol import EncoderOptions, Modality
 from pipelines.contract import Columns
@@ -11,7 +13,10 @@ from pipelines.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedSettings:
-    """Settings of an embed run; `jobs.embed.EmbedConfig` says what each one means to its user."""
+    """Settings of an embed run; `jobs.embed.EmbedConfig` says what each one means to its user.
+
+    `job` holds the user's own options, without secrets: the table remembers them, so that a retry does the same.
+    """
 
     corpus: str
     columns: Columns
@@ -29,3 +34,8 @@ class EmbedSettings:
     gpus_per_actor: float | None = None
     actor_memory_bytes: int | None = None
     block_rows: int | None = None
+    retry: frozenset[str] = frozenset()
+    max_reject_rate: float = 1.0
+    delete_gone: bool = False
+    max_delete_rate: float = 0.5
+    job: Mapping[str, Any] | None = None

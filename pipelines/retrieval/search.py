@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoders.protocol import EncoderOptions, Modality
-from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
+from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
 from pipelines.provenance import Provenance
 from pipelines.retrieval.filters import check_filter, quote
 from pipelines.retrieval.index import read_parameters
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import lance
 
 SCORE = "score"
-_HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, "isthmus_shard", "isthmus_position")
+_HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL)
 _MOST_DISTINCT_ROUNDS = 6
 # An index answers badly where a filter leaves few rows; up to this many are compared one by one.
 _EXACT_UP_TO_MATCHES = 20_000

@@ -1,9 +1,9 @@
-"""Claims: which records of which shards a commit holds.
+"""Claims: which records of which shards a commit holds; removals: which it takes out.
 
 The unit of exactly-once is a range of record positions within a shard. A fragment claims the ranges whose rows
-(written or rejected) it settles; a table's coverage is the union of the claims of its commits. Ranges rather
-than whole shards, because blocks then stay cut where the pipeline likes and a large shard needs no commit of
-its own size.
+(written or rejected) it settles; a table's coverage is the union of the claims of its commits, less what later
+commits removed. Ranges rather than whole shards, because blocks then stay cut where the pipeline likes and a large
+shard needs no commit of its own size.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import base64
 import json
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-CLAIMS_PROPERTY = "isthmus.claims"
+_CLAIMS_PROPERTY = "isthmus.claims"
+_REMOVALS_PROPERTY = "isthmus.removals"
+_FILES_PROPERTY = "isthmus.files"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -39,16 +42,87 @@ class Claim:
     rejected: int
 
 
-def encode_claims(claims: Sequence[Claim]) -> str:
-    """Claims as a short ASCII string for a transaction's properties."""
-    rows = [[c.shard, c.start, c.stop, int(c.last), c.written, c.rejected] for c in claims]
-    return base64.b85encode(zlib.compress(json.dumps(rows, separators=(",", ":")).encode())).decode()
+@dataclass(frozen=True, kw_only=True, order=True)
+class Removal:
+    """The rows of records `start` to `stop` (exclusive) of a shard left the table, or the rejects.
+
+    Attributes:
+        shard: the shard's id.
+        start: first record position.
+        stop: one past the last.
+        rows: how many rows left.
+    """
+
+    shard: str
+    start: int
+    stop: int
+    rows: int
 
 
-def decode_claims(text: str) -> list[Claim]:
-    """The inverse of `encode_claims`."""
-    rows = json.loads(zlib.decompress(base64.b85decode(text)))
-    return [Claim(shard=s, start=a, stop=b, last=bool(last), written=w, rejected=r) for s, a, b, last, w, r in rows]
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a commit did, as its transaction says it. Removals come before claims.
+
+    Attributes:
+        claims: records that it settled.
+        removals: records whose rows it took out.
+        files: of the shards named, which file each belongs to: file id (the first half of a shard's id) → uri.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    removals: tuple[Removal, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_properties(self) -> dict[str, str]:
+        """Properties of a transaction."""
+        parts: dict[str, Any] = {
+            _CLAIMS_PROPERTY: [[c.shard, c.start, c.stop, int(c.last), c.written, c.rejected] for c in self.claims],
+            _REMOVALS_PROPERTY: [[r.shard, r.start, r.stop, r.rows] for r in self.removals],
+            _FILES_PROPERTY: self.files,
+        }
+        return {name: _encode(data) for name, data in parts.items() if data}
+
+    @classmethod
+    def from_properties(cls, properties: dict[str, str]) -> Change:
+        """The inverse of `to_properties`; other properties are ignored."""
+        claims = _decode(properties.get(_CLAIMS_PROPERTY), [])
+        removals = _decode(properties.get(_REMOVALS_PROPERTY), [])
+        return cls(
+            claims=tuple(
+                Claim(shard=shard, start=start, stop=stop, last=bool(last), written=written, rejected=rejected)
+                for shard, start, stop, last, written, rejected in claims
+            ),
+            removals=tuple(Removal(shard=s, start=a, stop=b, rows=n) for s, a, b, n in removals),
+            files=_decode(properties.get(_FILES_PROPERTY), {}),
+        )
+
+
+def file_of(shard: str) -> str:
+    """The file id in a shard's id.
+
+    >>> file_of("f00d-beef")
+    'f00d'
+    """
+    return shard.partition("-")[0]
+
+
+def _encode(data: Any) -> str:
+    """JSON-ready data as a short ASCII string."""
+    return base64.b85encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode())).decode()
+
+
+def _decode(text: str | None, default: Any) -> Any:
+    return json.loads(zlib.decompress(base64.b85decode(text))) if text else default
+
+
+def removals_of(records: Iterable[tuple[str, int]]) -> list[Removal]:
+    """The fewest removals that cover rows given as (shard, position).
+
+    >>> removals_of([("a", 1), ("a", 0), ("a", 1)])
+    [Removal(shard='a', start=0, stop=2, rows=3)]
+    """
+    claims = claims_of((shard, position, False, False) for shard, position in records)
+    return [Removal(shard=c.shard, start=c.start, stop=c.stop, rows=c.written) for c in claims]
 
 
 def claims_of(records: Iterable[tuple[str, int, bool, bool]]) -> list[Claim]:
@@ -104,6 +178,12 @@ class _Ranges:
             start, stop = min(start, self.starts[lo]), max(stop, self.stops[hi - 1])
         self.starts[lo:hi], self.stops[lo:hi] = [start], [stop]
 
+    def remove(self, start: int, stop: int) -> None:
+        pieces = []
+        for a, b in zip(self.starts, self.stops, strict=True):
+            pieces += [(x, y) for x, y in ((a, min(b, start)), (max(a, stop), b)) if x < y]
+        self.starts, self.stops = [a for a, _ in pieces], [b for _, b in pieces]
+
     def count(self, start: int, stop: int) -> int:
         """How many positions of [start, stop) are covered."""
         first = bisect_right(self.stops, start)
@@ -116,9 +196,14 @@ class _Ranges:
 
 
 class Coverage:
-    """The union of claims: what is settled already."""
+    """The union of claims, less removals: what is settled already.
+
+    Attributes:
+        files: file id → uri, of the files whose commits named them.
+    """
 
     def __init__(self, claims: Iterable[Claim] = ()) -> None:
+        self.files: dict[str, str] = {}
         self._shards: dict[str, _Ranges] = {}
         for claim in claims:
             self.add(claim)
@@ -135,15 +220,40 @@ class Coverage:
     def add(self, claim: Claim) -> None:
         """Count a claim in."""
         ranges = self._shards.setdefault(claim.shard, _Ranges())
+        # The ledger may hold a claim twice, where a store took a write and lost the answer.
+        if self.overlap(claim) < claim.stop - claim.start:
+            ranges.rows += claim.written + claim.rejected
         ranges.add(claim.start, claim.stop)
         if claim.last:
             ranges.total = claim.stop
-        ranges.rows += claim.written + claim.rejected
+
+    def remove(self, removal: Removal) -> None:
+        """Count a removal out; a shard of which nothing is left is forgotten."""
+        ranges = self._shards.get(removal.shard)
+        if ranges is None:
+            return
+        ranges.remove(removal.start, removal.stop)
+        ranges.rows -= removal.rows
+        if not ranges.starts:
+            del self._shards[removal.shard]
+
+    def apply(self, change: Change) -> None:
+        """Count a commit's removals out and its claims in."""
+        for removal in change.removals:
+            self.remove(removal)
+        for claim in change.claims:
+            self.add(claim)
+        self.files.update(change.files)
 
     def overlap(self, claim: Claim) -> int:
         """How many of the claim's positions are settled already (0 = none, stop - start = all)."""
         ranges = self._shards.get(claim.shard)
         return ranges.count(claim.start, claim.stop) if ranges else 0
+
+    def has(self, shard: str, position: int) -> bool:
+        """Whether a record is settled."""
+        ranges = self._shards.get(shard)
+        return ranges is not None and ranges.count(position, position + 1) == 1
 
     def rows(self, shard: str) -> int:
         """How many rows, written and rejected, the settled records of a shard gave."""

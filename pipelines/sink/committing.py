@@ -1,32 +1,43 @@
 """The one committer: staged groups become a version of the table, each record exactly once.
 
-A commit is a compare-and-swap: it names the version that it was decided on, and fails if the table moved. On
-failure the claims of the versions in between are read before anything is tried again, so that a record which
-another commit settled is never settled twice, whoever made that commit. Lance has no strict append (a stale
-`Append` rebases and lands), but a `Merge` of the old fragments and the new, with no retries, is one.
+What it decides on a version of the table, `landing` lands on that version or not at all, so that a record which another
+commit settled is never settled twice, whoever made that commit. Rows that new ones replace leave in the same commit.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 
 import lance
-from lance.fragment import FragmentMetadata
 
-from pipelines.sink.claims import CLAIMS_PROPERTY, Claim, encode_claims
+from pipelines.contract import SHARD
+from pipelines.faults import fault
+from pipelines.sink.claims import Change, file_of, removals_of
+from pipelines.sink.landing import Lander, Step
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
-from pipelines.sink.rejects import merge_rejects
+from pipelines.sink.rejects import begin_retry, delete_rejects, rejected_shards, settle_rejects
 from pipelines.sink.staging import STAGED_LIFE_S, StagedGroup
-from pipelines.sink.tables import is_conflict, open_dataset, translate
+from pipelines.sink.stale import (
+    StaleRows,
+    removals_for,
+    removals_of_shards,
+    rows_of_records,
+)
+from pipelines.sink.tables import open_dataset, translate
 from pipelines.storage import TableRef
 
-_ATTEMPTS = 30
+# Of fewer rows, a share tells nothing.
+_ENOUGH_TO_TELL = 100
 log = logging.getLogger(__name__)
+
+
+class TooManyRejectsError(RuntimeError):
+    """The job goes wrong: too great a share of its rows is rejected."""
 
 
 class StaleGroupError(RuntimeError):
@@ -45,18 +56,71 @@ class Committed:
     written: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     overlong: int = 0
+    reused: int = 0
     redone: int = 0
+    replaced: int = 0
+    removed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Committer:
     """Commits staged groups of one table under its lease."""
 
-    def __init__(self, table: TableRef, ledger: Ledger, lease: Lease) -> None:
+    def __init__(
+        self,
+        table: TableRef,
+        ledger: Ledger,
+        lease: Lease,
+        *,
+        stale: StaleRows | None = None,
+        max_reject_rate: float = 1.0,
+    ) -> None:
+        """A committer.
+
+        Args:
+            table: the table.
+            ledger: its ledger, reconciled under the lease.
+            lease: the lease.
+            stale: rows to replace, looked up in the table under the lease.
+            max_reject_rate: share of rejects at which the job stops, once there are enough rows to tell.
+        """
         self._table = table
         self._ledger = ledger
         self._lease = lease
+        self._lander = Lander(table, ledger)
+        self._stale = stale or StaleRows(())
+        self._max_reject_rate = max_reject_rate
+        self._rejected_shards = set(rejected_shards(table))
         self.done = Committed()
+
+    def forget_unsettled_rejects(self) -> None:
+        """Take out the rejects that a run left that died before their commit; if they still are, they come again."""
+        coverage = self._ledger.coverage
+        delete_rejects(self._table, lambda shard: shard not in coverage)
+
+    def reopen(self, reasons: Collection[str], shards: Container[str]) -> int:
+        """Let the records that were rejected for some reasons count as not settled; return how many.
+
+        Their rejects stay until the records are settled anew.
+
+        Raises:
+            LeaseHeldError: the lease was lost.
+            OSError: the store refuses.
+        """
+        self._lease.renew()
+        rejected = begin_retry(self._table, reasons, shards)
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
+            records = [record for record in rejected if self._ledger.coverage.has(*record)]
+            if not records:
+                return None
+            # A record's captions may have met different fates; all of it is done again.
+            leaving = rows_of_records(dataset, set(records))
+            removals = removals_of([*records, *((row.shard, row.position) for row in leaving)])
+            return Step(change=Change(removals=tuple(removals)), leaving=leaving)
+
+        _, step = self._lander.land(decide)
+        return sum(removal.stop - removal.start for removal in step.change.removals) if step else 0
 
     def commit(self, groups: Sequence[StagedGroup]) -> int:
         """Land the groups in one version of the table; return that version.
@@ -68,25 +132,90 @@ class Committer:
             LeaseHeldError: the lease was lost.
             ClaimConflictError: another driver settled a part of a group.
             StaleGroupError: a group waited too long for its commit.
+            TooManyRejectsError: more rows were rejected than the job allows.
             OSError: the store refuses; the table is as of its last commit.
         """
         started = time.perf_counter()
         self._lease.renew()
         self._refuse_stale(groups)
-        dataset = open_dataset(self._table)
-        for _ in range(_ATTEMPTS):
-            self._ledger.record_missing(dataset)
-            fresh = [group for group in groups if not self._is_settled(group)]
+        self._check_reject_rate(groups)
+        fresh: list[StagedGroup] = []
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
+            fresh[:] = [group for group in groups if not self._is_settled(group)]
             if not fresh:
-                return int(dataset.version)
+                return None
             self._merge_rejects(fresh)
-            landed = self._try_commit(dataset, fresh)
-            if landed is not None:
-                self._count(fresh, landed, time.perf_counter() - started)
-                return landed
-            time.sleep(random.uniform(0.0, 0.1))
-            dataset = open_dataset(self._table)
-        raise OSError(f"table {self._table}: {_ATTEMPTS} commits in a row met another writer's; try again later")
+            self._look_up_again_if_moved(dataset)
+            leaving = self._stale.succeeded_by(row_id for group in fresh for row_id in group.successors)
+            change = Change(
+                claims=tuple(claim for group in fresh for claim in group.claims),
+                removals=tuple(removals_for(leaving)),
+                files={name: uri for group in fresh for name, uri in group.files.items()},
+            )
+            fragments = [text for group in fresh for text in group.fragments]
+            return Step(change=change, fragments=fragments, leaving=leaving)
+
+        version, step = self._lander.land(decide)
+        if step is not None:
+            self._count(fresh, time.perf_counter() - started)
+            self._stale.forget(step.leaving)
+            self.done.replaced += len(step.leaving)
+        return version
+
+    def sweep(self) -> int:
+        """Take all stale rows that are left out of the table, and the stale shards' rejects, in one version; return
+        that version.
+
+        Raises:
+            LeaseHeldError: the lease was lost.
+            OSError: the store refuses; the table is as of its last commit.
+        """
+        self._lease.renew()
+        if not self._stale.shards:
+            return int(open_dataset(self._table).version)
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
+            # Before the commit: a run that dies in between finds the shards stale again.
+            delete_rejects(self._table, self._stale.shards.__contains__)
+            fault("before_sweep")
+            self._look_up_again_if_moved(dataset)
+            coverage = self._ledger.coverage
+            removals = tuple(removals_of_shards(coverage, self._stale.shards))
+            names = {file_of(removal.shard) for removal in removals}
+            # The tombstones name their files.
+            files = {name: coverage.files[name] for name in sorted(names) if name in coverage.files}
+            return Step(change=Change(removals=removals, files=files), leaving=self._stale.all()) if removals else None
+
+        version, step = self._lander.land(decide)
+        if step is not None:
+            self._stale.forget(step.leaving)
+            self.done.commits += 1
+            self.done.removed += len(step.leaving)
+        return version
+
+    def _look_up_again_if_moved(self, dataset: lance.LanceDataset) -> None:
+        fragments = {fragment.fragment_id: fragment.metadata for fragment in dataset.get_fragments()}
+        if not self._stale.are_found_in(fragments):
+            self._stale.find(dataset)
+
+    def _check_reject_rate(self, groups: Sequence[StagedGroup]) -> None:
+        """Stop a job that goes wrong before its rejects are committed.
+
+        Raises:
+            TooManyRejectsError: names the commonest reason.
+        """
+        counts = Counter(self.done.rejected)
+        for group in groups:
+            counts.update(group.rejects["reason"].to_pylist())
+        rejected = sum(counts.values())
+        rows = rejected + self.done.written + sum(group.rows for group in groups)
+        if rows >= _ENOUGH_TO_TELL and rejected > self._max_reject_rate * rows:
+            reason, n = counts.most_common(1)[0]
+            raise TooManyRejectsError(
+                f"max_reject_rate {self._max_reject_rate:g}: {rejected} of {rows} rows were rejected ({n} as "
+                f"{reason!r}); table {self._table} is as of its last commit. Mend the corpus, or allow more; run again"
+            )
 
     def _refuse_stale(self, groups: Sequence[StagedGroup]) -> None:
         """A job that slept for hours (a suspended machine) wakes to files that may be gone; Lance does not look."""
@@ -112,41 +241,23 @@ class Committer:
         )
 
     def _merge_rejects(self, groups: Sequence[StagedGroup]) -> None:
+        fault("before_rejects")
         try:
             for group in groups:
-                merge_rejects(self._table, group.rejects)
+                settle_rejects(self._table, group.rejects, group.claims, self._rejected_shards)
+                self._rejected_shards |= set(group.rejects[SHARD].to_pylist())
         except OSError as error:
             raise translate(error, self._table.sibling("rejects").uri) from error
+        fault("after_rejects")
 
-    def _try_commit(self, dataset: lance.LanceDataset, groups: Sequence[StagedGroup]) -> int | None:
-        """The version that the commit made, None where another writer came first."""
-        new = [FragmentMetadata.from_json(text) for group in groups for text in group.fragments]
-        old = [fragment.metadata for fragment in dataset.get_fragments()]
-        claims = [claim for group in groups for claim in group.claims]
-        transaction = lance.Transaction(
-            read_version=dataset.version,
-            operation=lance.LanceOperation.Merge(old + new, dataset.lance_schema),
-            transaction_properties={CLAIMS_PROPERTY: encode_claims(claims)},
-        )
-        try:
-            landed = lance.LanceDataset.commit(
-                self._table.uri, transaction, storage_options=self._table.options, max_retries=0
-            )
-        except OSError as error:
-            if is_conflict(error):
-                return None
-            raise translate(error, self._table.uri) from error
-        return int(landed.version)
-
-    def _count(self, groups: Sequence[StagedGroup], version: int, seconds: float) -> None:
-        claims: list[Claim] = [claim for group in groups for claim in group.claims]
-        self._ledger.count_in(claims, version)
+    def _count(self, groups: Sequence[StagedGroup], seconds: float) -> None:
         done = self.done
         done.commits += 1
         done.seconds["commit"] = done.seconds.get("commit", 0.0) + seconds
         for group in groups:
             done.written += group.rows
             done.overlong += group.overlong
+            done.reused += group.reused
             for name, value in group.seconds.items():
                 done.seconds[name] = done.seconds.get(name, 0.0) + value
             for reason in group.rejects["reason"].to_pylist():

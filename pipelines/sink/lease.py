@@ -8,6 +8,7 @@ started from one version conflict.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -16,12 +17,16 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
+from pipelines.retries import Fault, classify, retry
 from pipelines.sink.tables import is_conflict, open_dataset, translate
 from pipelines.storage import TableRef
 
 LEASE_KEY = "isthmus.lease"
 TTL_S = 600.0
 _ATTEMPTS = 10
+# Jobs of this process that have ended and could not give their lease back, since the store refused.
+_LEFT: set[str] = set()
+log = logging.getLogger(__name__)
 
 
 class LeaseHeldError(RuntimeError):
@@ -91,9 +96,15 @@ class Lease:
             self._write(None)
         except LeaseHeldError:
             return
+        except OSError as error:  # would hide the error that ends the job, mostly the same one
+            _LEFT.add(self._holder.job)
+            log.warning("table %s: the lease could not be given back; it runs out by itself: %s", self._table, error)
 
     def _write(self, holder: Holder | None) -> None:
-        """Set the lease by compare-and-swap on the table's config."""
+        """Set the lease by compare-and-swap on the table's config; a try whose answer was lost finds its own."""
+        retry(lambda: self._write_once(holder), self._table.uri)
+
+    def _write_once(self, holder: Holder | None) -> None:
         value = json.dumps(asdict(holder)) if holder else None
         for _ in range(_ATTEMPTS):
             dataset = open_dataset(self._table)
@@ -106,13 +117,15 @@ class Lease:
                 return
             except OSError as error:
                 if not is_conflict(error):
+                    if classify(error) is Fault.TRANSIENT:
+                        raise
                     raise translate(error, self._table.uri) from error
                 time.sleep(0.05)
         raise LeaseHeldError(f"table {self._table}: its config changes too often to take the lease; try again")
 
     def _check(self, raw: str | None) -> None:
         held = Holder(**json.loads(raw)) if raw else None
-        if held and held.job != self._holder.job and held.is_alive():
+        if held and held.job not in (self._holder.job, *_LEFT) and held.is_alive():
             until = time.strftime("%H:%M:%S", time.localtime(held.expires))
             raise LeaseHeldError(
                 f"table {self._table}: another isthmus job writes to it (process {held.pid} on {held.host}, "

@@ -1,23 +1,26 @@
-"""The ledger `<table>_ledger`: which claims the table's commits hold. A cache; the table is the truth.
+"""The ledger `<table>_ledger`: what the table's commits settled and removed. A cache; the table is the truth.
 
-Every commit of the sink carries its claims in the transaction's properties. The ledger keeps them when the
+Every commit of the sink carries its change in the transaction's properties. The ledger keeps them when the
 table's old versions, and with them their transactions, are cleaned away. A driver that died between commit and
 record leaves a ledger that is behind; `reconcile` reads the transactions that it lacks, or, where those are
-gone, rebuilds coverage from the shard and position columns of the rows themselves.
+gone, rebuilds coverage from the shard and position columns of the rows themselves. Removals stay in it as tombstones.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import POSITION, SHARD
-from pipelines.sink.claims import CLAIMS_PROPERTY, Claim, Coverage, claims_of, decode_claims
-from pipelines.sink.tables import open_dataset
+from pipelines.retries import Fault, classify, retry
+from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of, file_of
+from pipelines.sink.tables import append_rows, open_dataset
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 LEDGER_SCHEMA = pa.schema(
     [
         pa.field("table_version", pa.int64()),
+        pa.field("kind", pa.string()),
+        pa.field("uri", pa.string()),
         pa.field("shard", pa.string()),
         pa.field("start", pa.int64()),
         pa.field("stop", pa.int64()),
@@ -36,17 +41,24 @@ LEDGER_SCHEMA = pa.schema(
     ]
 )
 _COMPACT_ABOVE_FRAGMENTS = 64
-# A version that holds no claims (the table's creation, an index) is recorded too, as a row without a shard, so
-# that the next run does not read its transaction again.
-_NO_SHARD = ""
+_SETTLED, _REMOVED = "settled", "removed"
+# A version that changed no rows (the table's creation, an index) is recorded too, so that the next run does not read
+# its transaction again.
+_NOTHING = "nothing"
 
 
 class Ledger:
-    """The claims of one table, in memory as `coverage`, durably beside it."""
+    """What is settled of one table, in memory as `coverage`, durably beside it."""
 
     def __init__(self, table: TableRef) -> None:
         self._table = table
         self._ref = table.sibling("ledger")
+        # Set where what is written down is of no use: another layout, or another history.
+        self._start_anew = False
+        # What was caught up with and is not written down yet. A run that recorded only what came after it would hide it
+        # from the next one, which trusts the ledger up to its last version.
+        self._unrecorded: list[tuple[int, Change]] = []
+        self._recorded_version = 0
         self.coverage = Coverage()
         self.version = 0
 
@@ -72,41 +84,47 @@ class Ledger:
         ledger._load()
         return ledger.version
 
-    def catch_up(self, dataset: lance.LanceDataset) -> list[Claim]:
-        """Count in the claims of the table's versions since `version`, up to that of `dataset`; return them."""
-        found: list[Claim] = []
+    def catch_up(self, dataset: lance.LanceDataset) -> None:
+        """Count in what the table changed from `version` up to the version of `dataset`."""
+        found: list[tuple[int, Change]] = []
         for version in range(self.version + 1, dataset.version + 1):
             try:
-                found.extend(_claims_of_version(dataset, version))
-            except (OSError, ValueError):
+                properties = retry(partial(transaction_properties, dataset, version), self._table.uri)
+            except (OSError, ValueError) as error:
+                if classify(error) in (Fault.TRANSIENT, Fault.DENIED, Fault.EXPIRED):
+                    raise
                 # The version, and its transaction, were cleaned away before anyone recorded it.
-                return self._rebuild(dataset)
-        self._count_in(found, dataset.version)
-        return found
-
-    def record(self, claims: Iterable[Claim], version: int) -> None:
-        """Write down claims that the table's `version` is known to hold (those of `catch_up`, or of a commit)."""
-        import lance
-
-        now = int(time.time() * 1e6)
-        rows = [_row(claim, version, now) for claim in claims] or [_marker(version, now)]
-        mode = "create" if open_dataset(self._ref, missing_ok=True) is None else "append"
-        lance.write_dataset(
-            pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA),
-            self._ref.uri,
-            mode=mode,
-            storage_options=self._ref.options,
-        )
+                found = [(int(dataset.version), self._rebuild(dataset))]
+                break
+            change = Change.from_properties(properties)
+            if change.claims or change.removals:
+                found.append((version, change))
+        for _, change in found:
+            self.coverage.apply(change)
+        self._unrecorded += found
+        self.version = max(self.version, int(dataset.version))
 
     def record_missing(self, dataset: lance.LanceDataset) -> None:
-        """Catch up with the versions that another process made since, and record them."""
-        if dataset.version > self.version:
-            self.record(self.catch_up(dataset), dataset.version)
+        """Catch up with the versions that another process made, and write down what is not written yet."""
+        self.catch_up(dataset)
+        if self.version > self._recorded_version:
+            self._write()
 
-    def count_in(self, claims: list[Claim], version: int) -> None:
-        """Count in the claims of a commit that this process made, and record them."""
-        self._count_in(claims, version)
-        self.record(claims, version)
+    def count_in(self, change: Change, version: int) -> None:
+        """Count in the change of a commit that this process made, and record it."""
+        self.coverage.apply(change)
+        self._unrecorded.append((version, change))
+        self.version = version
+        self._write()
+
+    def _write(self) -> None:
+        now = int(time.time() * 1e6)
+        rows = [row for at, change in self._unrecorded for row in _rows(change, at, now)]
+        rows.append(_row(_NOTHING, self.version, now))
+        data = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
+        # Rows that a try wrote whose answer was lost stand there twice; who loads them counts them once.
+        retry(lambda: append_rows(self._ref, data, overwrite=self._start_anew), self._ref.uri)
+        self._start_anew, self._unrecorded, self._recorded_version = False, [], self.version
 
     def compact(self) -> None:
         """Merge the ledger's many small files when there are too many of them."""
@@ -115,44 +133,48 @@ class Ledger:
             dataset.optimize.compact_files()
             dataset.cleanup_old_versions()
 
-    def _count_in(self, claims: list[Claim], version: int) -> None:
-        for claim in claims:
-            self.coverage.add(claim)
-        self.version = max(self.version, version)
-
     def _load(self) -> None:
         dataset = open_dataset(self._ref, missing_ok=True)
-        if dataset is None:
+        if dataset is None or dataset.schema.names != LEDGER_SCHEMA.names:
+            self._start_anew = True
             return
-        for batch in dataset.to_batches():
-            for row in batch.to_pylist():
-                self.version = max(self.version, row["table_version"])
-                if row["shard"] != _NO_SHARD:
-                    self.coverage.add(_claim(row))
+        table = retry(dataset.to_table, self._ref.uri).sort_by([(n, "ascending") for n in ("table_version", "kind")])
+        seen: set[tuple[object, ...]] = set()
+        for row in table.to_pylist():
+            identity = tuple(row[name] for name in ("table_version", "kind", "shard", "start", "stop"))
+            if identity in seen:
+                continue
+            seen.add(identity)
+            self.version = max(self.version, row["table_version"])
+            self.coverage.apply(_change(row))
+        self._recorded_version = self.version
 
-    def _rebuild(self, dataset: lance.LanceDataset) -> list[Claim]:
+    def _rebuild(self, dataset: lance.LanceDataset) -> Change:
         """Coverage from the rows: slower than the ledger, as exact, but for which record is a shard's last."""
         rejects = open_dataset(self._table.sibling("rejects"), missing_ok=True)
-        rows = list(_settled_rows(dataset, rejected=False))
-        rows += _settled_rows(rejects, rejected=True) if rejects is not None else []
-        claims = claims_of(rows)
-        self.coverage = Coverage()
-        self._count_in(claims, dataset.version)
-        return claims
+        rows = retry(lambda: list(_settled_rows(dataset, rejected=False)), self._table.uri)
+        if rejects is not None:
+            rows += retry(lambda: list(_settled_rows(rejects, rejected=True)), self._table.uri)
+        change = Change(claims=tuple(claims_of(rows)), files=self.coverage.files)
+        self.coverage, self._unrecorded = Coverage(), []
+        self._start_anew = True
+        return change
 
 
-def _claims_of_version(dataset: lance.LanceDataset, version: int) -> list[Claim]:
-    """The claims that a version's commit brought, none for those of others (an index, a compaction)."""
+def transaction_properties(dataset: lance.LanceDataset, version: int) -> dict[str, str]:
+    """What the commit of a version says of itself.
+
+    Raises:
+        OSError: the version was cleaned away, or the store cannot be read.
+    """
     try:
         transaction = dataset.read_transaction(version)
     except TypeError as error:
-        # Lance (14.0.2) cannot show a compaction that moved the rows of an index. It brings no claims.
+        # Lance (14.0.2) cannot show a compaction that moved the rows of an index. It brings no rows.
         if "RewrittenIndex" not in str(error):
             raise
-        return []
-    properties = (transaction.transaction_properties or {}) if transaction else {}
-    text = properties.get(CLAIMS_PROPERTY)
-    return decode_claims(text) if text else []
+        return {}
+    return (transaction.transaction_properties or {}) if transaction else {}
 
 
 def _settled_rows(dataset: lance.LanceDataset, *, rejected: bool) -> Iterator[tuple[str, int, bool, bool]]:
@@ -162,24 +184,29 @@ def _settled_rows(dataset: lance.LanceDataset, *, rejected: bool) -> Iterator[tu
             yield shard, position, False, rejected
 
 
-def _row(claim: Claim, version: int, now_us: int) -> dict[str, object]:
-    return {
-        "table_version": version,
-        "shard": claim.shard,
-        "start": claim.start,
-        "stop": claim.stop,
-        "last": claim.last,
-        "written": claim.written,
-        "rejected": claim.rejected,
-        "recorded_at": now_us,
-    }
+def _rows(change: Change, version: int, now_us: int) -> Iterator[dict[str, object]]:
+    for removal in change.removals:
+        yield _row(_REMOVED, version, now_us) | _of_shard(removal.shard, change) | {
+            "start": removal.start, "stop": removal.stop, "last": False, "written": removal.rows, "rejected": 0,
+        }  # fmt: skip
+    for claim in change.claims:
+        yield _row(_SETTLED, version, now_us) | _of_shard(claim.shard, change) | asdict(claim)
 
 
-def _marker(version: int, now_us: int) -> dict[str, object]:
-    nothing = Claim(shard=_NO_SHARD, start=0, stop=0, last=False, written=0, rejected=0)
-    return _row(nothing, version, now_us)
+def _row(kind: str, version: int, now_us: int) -> dict[str, object]:
+    return {"table_version": version, "kind": kind, "recorded_at": now_us}
 
 
-def _claim(row: dict[str, object]) -> Claim:
+def _of_shard(shard: str, change: Change) -> dict[str, object]:
+    return {"shard": shard, "uri": change.files.get(file_of(shard))}
+
+
+def _change(row: dict[str, Any]) -> Change:
+    if row["kind"] == _NOTHING:
+        return Change()
+    files = {file_of(row["shard"]): row["uri"]} if row["uri"] else {}
+    if row["kind"] == _REMOVED:
+        removal = Removal(shard=row["shard"], start=row["start"], stop=row["stop"], rows=row["written"])
+        return Change(removals=(removal,), files=files)
     names = ("shard", "start", "stop", "last", "written", "rejected")
-    return Claim(**{name: row[name] for name in names})  # type: ignore[arg-type]
+    return Change(claims=(Claim(**{name: row[name] for name in names}),), files=files)

@@ -7,19 +7,37 @@ the lost attempt belong to no version and are never read.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, STAGE, timing_columns, unwrap
+from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, REUSED, STAGE, timing_columns, unwrap
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
-from pipelines.sink.claims import Claim, claims_of
+from pipelines.faults import fault, fault_is_set
+from pipelines.retries import retry
+from pipelines.sink.claims import Claim, claims_of, file_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
 from pipelines.storage import TableRef
 
 # Maintenance removes staged files that no version names; a job must not commit any that it may have removed.
 STAGED_LIFE_S = 12 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What a staging task knows of the corpus' files.
+
+    Attributes:
+        uris: file id → uri of the files that are read.
+        bring_successors: whether their rows may replace rows that are in the table.
+    """
+
+    uris: dict[str, str] = field(default_factory=dict)
+    bring_successors: bool = False
+
+
+NO_FILES = Files()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +52,10 @@ class StagedGroup:
         blocks: how many blocks they came in.
         seconds: worker seconds of each stage, summed over the group's rows.
         overlong: captions longer than the text tower reads.
+        reused: vectors that the table held already.
         started: when the first file may have been written, Unix seconds.
+        files: file id → uri of the files that its shards belong to.
+        successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
     """
 
     fragments: tuple[str, ...]
@@ -44,21 +65,25 @@ class StagedGroup:
     blocks: int
     seconds: dict[str, float]
     overlong: int
+    reused: int
     started: float
+    files: dict[str, str] = field(default_factory=dict)
+    successors: tuple[str, ...] = ()
 
 
-def stage_envelopes(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> StagedGroup:
+def stage_envelopes(table: TableRef, schema: pa.Schema, files: Files, *envelopes: pa.Table) -> StagedGroup:
     """`stage_blocks` as a Ray task: its arguments are Ray's blocks, each an envelope (or several) of ours."""
-    return stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)))
+    return stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)), files=files)
 
 
-def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> StagedGroup:
+def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: Files = NO_FILES) -> StagedGroup:
     """Write the good rows of `blocks` as fragments of `table`, and gather its rejects and claims.
 
     Args:
         table: where the fragments go; the dataset exists.
         schema: the table's schema; columns that the blocks have not got (this corpus lacks them) become null.
         blocks: encoded blocks.
+        files: the files of the corpus.
 
     Raises:
         OSError: the store cannot be written.
@@ -67,12 +92,15 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
     import time
 
     started, started_at = time.perf_counter(), time.time()
+    fault("before_stage")
     group = pa.concat_tables(blocks)
     is_rejected = pc.is_valid(group[REASON])
     good = _conform(group.filter(pc.invert(is_rejected)), schema)
     fragments = _write(table, good)
     seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
     seconds["stage"] = time.perf_counter() - started
+    fault("after_stage")
+    names = {file_of(shard) for shard in pc.unique(group[SHARD]).to_pylist()}
     return StagedGroup(
         fragments=fragments,
         claims=tuple(_claims(group, is_rejected)),
@@ -81,7 +109,10 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table) -> Stage
         blocks=len(blocks),
         seconds=seconds,
         overlong=pc.sum(group[OVERLONG]).as_py() or 0,
+        reused=pc.sum(group[REUSED]).as_py() or 0,
         started=started_at,
+        files={name: files.uris[name] for name in sorted(names) if name in files.uris},
+        successors=tuple(group[ROW_ID].to_pylist()) if files.bring_successors else (),
     )
 
 
@@ -99,8 +130,14 @@ def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:
 
     if rows.num_rows == 0:
         return ()
+    if fault_is_set("mid_stage"):
+        write_fragments(rows.slice(0, rows.num_rows // 2), table.uri, mode="append", storage_options=table.options)
+        fault("mid_stage")
     try:
-        written = write_fragments(rows, table.uri, mode="append", storage_options=table.options)
+        # A try that failed leaves files that no version names; the fragments are those of the last one alone.
+        written = retry(
+            lambda: write_fragments(rows, table.uri, mode="append", storage_options=table.options), table.uri
+        )
     except OSError as error:
         raise translate(error, table.uri) from error
     if (n := sum(fragment.physical_rows for fragment in written)) != rows.num_rows:

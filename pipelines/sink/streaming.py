@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 
 from pipelines.sink.committing import Committer
-from pipelines.sink.staging import StagedGroup, stage_envelopes
+from pipelines.sink.staging import NO_FILES, Files, StagedGroup, stage_envelopes
 from pipelines.storage import TableRef
 
 STAGES_IN_FLIGHT = 2
@@ -46,11 +46,13 @@ class _Group:
 class StreamingSink:
     """Turns encoded blocks into staged groups, and staged groups into commits, as they fill up or grow old."""
 
-    def __init__(self, committer: Committer, table: TableRef, schema: pa.Schema, limits: SinkLimits) -> None:
+    def __init__(
+        self, committer: Committer, table: TableRef, schema: pa.Schema, limits: SinkLimits, files: Files = NO_FILES
+    ) -> None:
         self._committer = committer
         self._limits = limits
         self._stage = ray.remote(stage_envelopes).options(num_cpus=0, max_retries=_RETRIES)
-        self._arguments = (table, ray.put(schema))
+        self._arguments = (table, ray.put(schema), ray.put(files))
         self._fragment_rows = min(limits.fragment_rows, limits.commit_rows)
         self._group = _Group()
         self._staging: list[Any] = []

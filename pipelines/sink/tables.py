@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import pyarrow as pa
 
+from pipelines.contract import PICTURE, TEXT
 from pipelines.provenance import Provenance
+from pipelines.retries import CONTACT, Fault, classify, has_ended, retry
 from pipelines.storage import TableRef, is_remote
 
 if TYPE_CHECKING:
     import lance
+
+# Columns without which a table is as good, only slower to bring up to date: older tables lack them.
+OPTIONAL = frozenset({PICTURE, TEXT})
 
 
 @overload
@@ -25,17 +30,33 @@ def open_dataset(ref: TableRef, *, missing_ok: bool = False) -> lance.LanceDatas
         PermissionError: the store refuses the credentials.
         OSError: the store cannot be read.
     """
+    try:
+        found = retry(lambda: _open(ref), ref.uri, CONTACT)
+    except (ValueError, OSError) as error:
+        raise translate(error, ref.uri) from error
+    if found is not None or missing_ok:
+        return found
+    there = ", ".join(list_tables(ref)) or "none"
+    raise FileNotFoundError(f"table {ref}: not found; tables in {ref.database}: {there}")
+
+
+def _open(ref: TableRef) -> lance.LanceDataset | None:
+    """The dataset, None where there is none.
+
+    Raises:
+        FileNotFoundError: the store lists a version of it and does not give it (yet).
+    """
     import lance
 
     try:
         return lance.dataset(ref.uri, storage_options=ref.options)
     except (ValueError, OSError) as error:
         if not _is_missing(error):
-            raise translate(error, ref.uri) from error
-    if missing_ok:
-        return None
-    there = ", ".join(list_tables(ref)) or "none"
-    raise FileNotFoundError(f"table {ref}: not found; tables in {ref.database}: {there}")
+            raise
+    # Taken for absent, a table that is there would be made anew: a store's word is not enough.
+    if is_remote(ref.uri) and ref.storage.filesystem(ref.uri).find(f"{ref.uri}/_versions"):
+        raise FileNotFoundError(f"{ref.uri}: the store lists this table and does not give it; try again later")
+    return None
 
 
 def list_tables(ref: TableRef) -> list[str]:
@@ -52,14 +73,26 @@ def create_dataset(ref: TableRef, schema: pa.Schema) -> lance.LanceDataset:
     """An empty dataset of `schema`; the one that is there if another process was faster."""
     import lance
 
-    try:
+    def create() -> lance.LanceDataset:
         return lance.write_dataset(
             schema.empty_table(), ref.uri, schema=schema, mode="create", storage_options=ref.options
         )
+
+    try:
+        return retry(create, ref.uri)
     except OSError as error:
         if "already exists" in str(error).lower():
             return open_dataset(ref)
         raise translate(error, ref.uri) from error
+
+
+def append_rows(ref: TableRef, rows: pa.Table, *, overwrite: bool = False) -> None:
+    """Append rows to a dataset, or put them in place of all that it holds; makes it if it is not there."""
+    import lance
+
+    if open_dataset(ref, missing_ok=True) is None:
+        create_dataset(ref, rows.schema)
+    lance.write_dataset(rows, ref.uri, mode="overwrite" if overwrite else "append", storage_options=ref.options)
 
 
 def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> None:
@@ -73,6 +106,8 @@ def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> Non
     there.check_same_encoder(new.encoder, str(table))
     for column in wanted:
         if existing.get_field_index(column.name) < 0:
+            if column.name in OPTIONAL:
+                continue
             raise ValueError(
                 f"table {table}: has no column {column.name!r} ({column.type}) of this corpus; "
                 "embed into a new table, or drop the column from the corpus"
@@ -84,6 +119,8 @@ def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> Non
 
 def translate(error: Exception, uri: str) -> Exception:
     """A store's error as one line with a remedy; the original error where nothing better is known."""
+    if has_ended(error):
+        return error
     text = str(error)
     lower = text.lower()
     if any(word in lower for word in ("accessdenied", "forbidden", "invalidaccesskey", "signaturedoesnotmatch", "403")):
@@ -105,5 +142,7 @@ def is_conflict(error: Exception) -> bool:
 
 
 def _is_missing(error: Exception) -> bool:
+    if classify(error) in (Fault.EXPIRED, Fault.DENIED, Fault.TRANSIENT):
+        return False
     text = str(error).lower()
     return "was not found" in text or ("not found" in text and "bucket" not in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipelines.contract import Columns
+from pipelines.retries import retry
 from pipelines.sources.base import Shard, Source
 from pipelines.sources.captions import open_captions
 from pipelines.sources.coco import open_coco
@@ -72,8 +73,9 @@ def open_source(corpus: str, *, columns: Columns, storage: Storage, format: str 
         raise ValueError(f"format {format!r}: not known; formats are {', '.join(FORMATS)}")
     files = list_files(corpus, storage)
     root = corpus_root(corpus, files)
-    chosen = detect_format(corpus, files, root, storage) if format == "auto" else format
-    return _OPENERS[chosen](corpus, files, root, columns, storage)
+    if format == "auto":
+        format = retry(lambda: detect_format(corpus, files, root, storage), root)
+    return retry(lambda: _OPENERS[format](corpus, files, root, columns, storage), root)
 
 
 def _only(corpus: str, files: list[FileInfo], suffixes: tuple[str, ...], format: str) -> list[FileInfo]:

@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contract import Columns, Reason
+from pipelines.retries import is_refusal, retry
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, relative_to
 from pipelines.sources.pictures import PICTURE_SUFFIXES
 from pipelines.sources.records import as_key, bad_record, records_table
-from pipelines.storage import Storage
+from pipelines.storage import Storage, is_remote
 
 _FIELDS = ("path", "stem")
 _SCHEMA = pa.schema([pa.field("path", pa.string())])
@@ -71,10 +72,13 @@ class FolderSource:
         """The captions of a record, or why they cannot be read."""
         uri = shard.uri if shard.start == _TEXT_ALONE else _stem(shard.uri) + shard.version.rpartition("+")[2]
         try:
-            text = bytes(self.storage.filesystem(uri).cat_file(uri)).decode("utf-8-sig")
+            files = self.storage.filesystem(uri)
+            text = bytes(retry(lambda: files.cat_file(uri), uri)).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             return bad_record(f"{uri} is not UTF-8: {error}", shard.uri)
         except OSError as error:
+            if is_remote(uri) and is_refusal(error):
+                raise
             return bad_record(f"{uri}: {error}", shard.uri, Reason.FETCH_FAILED)
         return {"captions": [line.strip() for line in text.splitlines() if line.strip()]}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from pipelines.retries import CONTACT, has_ended, retry
 from pipelines.sources.base import Shard
 from pipelines.storage import Storage, absolute, is_remote
 
@@ -54,10 +55,12 @@ def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
     """
     root = absolute(corpus)
     try:
-        found = {info.uri: info for info in (_find_remote(root, storage) if is_remote(root) else _find_local(root))}
+        found = retry(lambda: {info.uri: info for info in _find(root, storage)}, root, CONTACT)
     except FileNotFoundError:
         found = {}
-    except PermissionError as error:
+    except (PermissionError, ConnectionError) as error:
+        if has_ended(error):
+            raise type(error)(f"corpus {error}") from None
         raise PermissionError(
             f"corpus {corpus}: no right to read it ({error}); check credentials and rights"
         ) from error
@@ -121,6 +124,10 @@ def open_shard(shard: Shard, storage: Storage, *, cache_type: str = "none", bloc
         handle.close()
         raise OSError(errno.ESTALE, f"{shard.uri} changed after it was listed; run the job again")
     return handle
+
+
+def _find(root: str, storage: Storage) -> Iterator[FileInfo]:
+    return _find_remote(root, storage) if is_remote(root) else _find_local(root)
 
 
 def _find_local(root: str) -> Iterator[FileInfo]:

@@ -13,7 +13,8 @@ from urllib.parse import quote, unquote
 
 import pyarrow.parquet as pq
 
-from pipelines.storage import Storage
+from pipelines.retries import retry
+from pipelines.storage import Storage, is_remote
 
 # At the end alone: file names may hold a `#` too.
 _ROW = re.compile(r"(?s)(.+)#row=(\d+)&column=([^#&]*)")
@@ -38,20 +39,28 @@ def range_end(image_uri: str) -> int | None:
 
 
 def read_image(image_uri: str, storage: Storage) -> bytes:
-    """The bytes of a picture.
+    """The bytes of a picture; a store that fails is asked again.
 
     Raises:
         FileNotFoundError: the file, or the picture in it, is not there.
+        PermissionError: the store refuses the credentials.
         ValueError: a scheme that is not supported.
-        OSError: the store cannot be read.
+        ConnectionError: the store failed too often in a row.
+        OSError: the disk cannot be read.
     """
+    return retry(lambda: _read_once(image_uri, storage), image_uri)
+
+
+def _read_once(image_uri: str, storage: Storage) -> bytes:
     if row := _ROW.fullmatch(image_uri):
         return _read_row(row[1], int(row[2]), unquote(row[3]), storage)
     if part := _RANGE.fullmatch(image_uri):
         return _read_range(part[1], int(part[2]), int(part[3]), storage)
     if "://" in image_uri and not image_uri.startswith("s3://"):
         raise ValueError(f"scheme {image_uri.split('://')[0]!r} is not fetched; download the pictures first")
-    return bytes(storage.filesystem(image_uri).cat_file(image_uri))
+    # Without the limit s3fs asks for the size first: two requests a picture.
+    more = {"max_concurrency": 1} if is_remote(image_uri) else {}
+    return bytes(storage.filesystem(image_uri).cat_file(image_uri, **more))
 
 
 def read_images(uris: Sequence[str], storage: Storage, *, threads: int = 8) -> list[bytes | Exception]:

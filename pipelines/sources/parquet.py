@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contract import Columns
+from pipelines.retries import retry
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, open_shard, relative_to
 from pipelines.sources.locate import row_locator
@@ -145,7 +146,7 @@ def open_parquet(corpus: str, files: list[FileInfo], root: str, columns: Columns
         ValueError: a footer is corrupt, the files do not agree, or a named column is missing.
     """
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = tuple(pool.map(lambda info: _read_footer(info, storage), files))
+        footers = tuple(pool.map(lambda info: retry(lambda: _read_footer(info, storage), info.uri), files))
     schema = unify((footer.info.uri, footer.schema) for footer in footers)
     partitions = partition_schema(relative_to(info.uri, root) for info in files)
     layout = make_layout(schema, partitions, columns, corpus)

@@ -14,8 +14,8 @@ from pipelines.sources.values import as_text
 IMAGE_PATH = "image_path"
 # Names that the blocks between the stages, or Lance itself, use beside the corpus' columns.
 _INTERNAL = {
-    *(IMAGE, blocks.PICTURE, blocks.LAST, blocks.STAGE, blocks.REASON, blocks.MESSAGE),
-    *(blocks.PIXELS, blocks.HEIGHT, blocks.WIDTH, blocks.OVERLONG),
+    *(IMAGE, blocks.LAST, blocks.STAGE, blocks.REASON, blocks.MESSAGE),
+    *(blocks.PIXELS, blocks.HEIGHT, blocks.WIDTH, blocks.OVERLONG, blocks.REUSED),
     *("_rowid", "_rowaddr", "_distance", "_score", "_relevance_score"),
 }
 

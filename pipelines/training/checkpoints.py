@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,8 @@ class RunFolder:
             OSError: it cannot be written; the former one is still there.
         """
         if is_remote(self.uri):
-            self.storage.filesystem(self.uri).pipe_file(self.path(name), data)
+            with self._clear_errors(name):
+                self.storage.filesystem(self.uri).pipe_file(self.path(name), data)
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +65,26 @@ class RunFolder:
                 partial.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes, None where there is none."""
+        """A file's bytes, None where there is none.
+
+        Raises:
+            OSError: the store cannot be read.
+        """
         try:
-            return bytes(self.storage.filesystem(self.uri).cat_file(self.path(name)))
+            with self._clear_errors(name):
+                return bytes(self.storage.filesystem(self.uri).cat_file(self.path(name)))
         except FileNotFoundError:
             return None
+
+    @contextlib.contextmanager
+    def _clear_errors(self, name: str) -> Iterator[None]:
+        """A store's errors that are no OSError (an endpoint that is not there) as one."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{self.path(name)}: the store cannot be reached: {error}; check the endpoint") from error
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Write tensors and plain data."""

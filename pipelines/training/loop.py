@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from encoders.losses.gather import gather_rows, row_counts
 from encoders.losses.grad_cache import cached_backward, plain_backward
 from encoders.losses.pairs import Pairs
 from encoders.losses.temperature import clamp_log_scale
@@ -27,7 +25,8 @@ from pipelines.training.building import build, start_from_cca
 from pipelines.training.checkpoints import BEST, LATEST, RunFolder
 from pipelines.training.ingest import Resident, Share, resident_bytes, stream
 from pipelines.training.loading import Arrays, Needs
-from pipelines.training.settings import TrainSettings
+from pipelines.training.parallel import share_model
+from pipelines.training.settings import Sharding, TrainSettings
 from pipelines.training.shuffle import step_seed
 from pipelines.training.validation import retrieval_metrics
 
@@ -50,6 +49,7 @@ class Work:
     teacher_train: np.ndarray[Any, Any] | None
     folder: RunFolder
     board: Any
+    sharding: Sharding = "auto"
     task_cpus: float = 1.0
 
 
@@ -60,13 +60,18 @@ class Process:
         """Build the model and all that goes with it, and take up the run where its checkpoint left it."""
         self.work, self.rank, self.world, self.device = work, rank, world, device
         self.settings = work.settings
-        self.model: PairsModel = build(self.settings.model).to(device)
+        self.model: PairsModel = build(self.settings.model)
         self.loss = WeightedLoss(self.settings.losses, self.model.model.dim).to(device)
         self.step, self.best, self.without_gain, self.clamped = 0, -math.inf, 0, 0
         self.finished = False
         self.history: list[Row] = []
         self._resident: Resident | None = None
         self._open_data()
+        state = work.folder.load(LATEST)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+        self.parallel = share_model(self.model, device, world, work.sharding)
+        self.forward = self.parallel.forward
         self.optimiser = make_optimiser(
             parameter_groups(
                 self.model,
@@ -76,11 +81,8 @@ class Process:
             )
         )
         self._base_rates = [group["lr"] for group in self.optimiser.param_groups]
-        self._restore()
-        self.forward: Any = self.model
-        if world > 1:
-            devices = [device] if device.type == "cuda" else None
-            self.forward = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
+        if state is not None:
+            self._restore(state)
 
     def run(self) -> None:
         """Train to the end, or to the last validation that is worth it."""
@@ -100,7 +102,8 @@ class Process:
             seen += min(self.work.plan.batch_size, self.work.plan.rows)
             if self.step % self.settings.log_every == 0 or self.step == last:
                 self._log(value, seen / (time.perf_counter() - started))
-            if self._is_boundary(last) and not self._weights_are_finite():
+            # Weights that are no numbers must reach no checkpoint; and their vectors compare as if all were found.
+            if self._is_boundary(last) and not self.parallel.weights_are_finite():
                 self._say_diverged(self.step - 1, "the step left weights that are no numbers")
                 return
             self._at_boundaries(last)
@@ -124,10 +127,6 @@ class Process:
     def _checkpoint_due(self) -> bool:
         return self.step % (self.settings.checkpoint_every or self.work.plan.steps_per_epoch) == 0
 
-    def _weights_are_finite(self) -> bool:
-        """Weights that are no numbers must reach no checkpoint; and their vectors compare as if all were found."""
-        return all(bool(p.detach().isfinite().all()) for p in self.model.parameters() if p.requires_grad)
-
     def _train_step(self, arrays: Arrays) -> float:
         """Forward, backward, step; the mean loss of the whole batch, or its gradient's length where that is no number,
         and then the weights are left as they were."""
@@ -145,19 +144,15 @@ class Process:
             if chunk is None:
                 value, pairs = plain_backward(self.forward, batch, self.loss)
             else:
-                no_sync = self.forward.no_sync if self.world > 1 else contextlib.nullcontext
-                value, pairs = cached_backward(self.forward, cut_batch(batch, chunk), self.loss, no_sync)
-        value = self._mean(value)
+                chunks = self.parallel.level(cut_batch(batch, chunk))
+                value, pairs = cached_backward(self.forward, chunks, self.loss, self.parallel.no_sync)
+        value = self.parallel.mean(value)
         if math.isfinite(value):
-            self._clip_gradient()
+            self._norm = self.parallel.clip_gradient(self.settings.gradient_clip)
             if not math.isfinite(self._norm):
                 return self._norm
             self._apply(pairs)
         return value
-
-    def _clip_gradient(self) -> None:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip))
 
     def _apply(self, pairs: Pairs) -> None:
         self.optimiser.step()
@@ -192,7 +187,7 @@ class Process:
             with self._autocast():
                 pieces.append(self.model(self._batch(arrays)))
         names = ("image", "text", "image_ids", "text_ids")
-        gathered = [self._gather(torch.cat([getattr(p, name) for p in pieces])) for name in names]
+        gathered = [self.parallel.gather(torch.cat([getattr(p, name) for p in pieces])) for name in names]
         metrics = retrieval_metrics(*(tensor.cpu() for tensor in gathered))
         chosen = metrics[self.settings.metric]
         self._post({"step": self.step, "epoch": self._epoch, "validation": metrics}, keep=True)
@@ -202,16 +197,6 @@ class Process:
         else:
             self.without_gain += 1
             self.finished = 0 < self.settings.patience <= self.without_gain
-
-    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
-        return gather_rows(rows, row_counts(len(rows), rows.device)) if self.world > 1 else rows
-
-    def _mean(self, value: float) -> float:
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return float(total) / self.world
 
     def _open_data(self) -> None:
         share = self._share(self.work.plan, self.work.train, self.work.teacher_train, augmented=True)
@@ -278,14 +263,16 @@ class Process:
             self.work.folder.write(DIVERGED, json.dumps(said).encode())
 
     def _save(self, name: str) -> None:
+        """Every process calls this: each may hold a part of the state."""
+        state = self.parallel.model_state() if name == BEST else self._state()
         if self.rank == 0:
-            self.work.folder.save(name, self.model.state_dict() if name == BEST else self._state())
+            self.work.folder.save(name, state)
 
     def _state(self) -> Row:
         plan = self.work.plan
         return {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "model": self.parallel.model_state(),
+            "optimiser": self.parallel.optimiser_state(self.optimiser),
             "loss": self.loss.state_dict(),
             "step": self.step,
             "samples_seen": self.step * plan.batch_size,
@@ -299,12 +286,8 @@ class Process:
             "table_versions": self.settings.table_versions,
         }
 
-    def _restore(self) -> None:
-        state = self.work.folder.load(LATEST)
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+    def _restore(self, state: Row) -> None:
+        self.parallel.load_optimiser(self.optimiser, state["optimiser"])
         self.loss.load_state_dict(state["loss"])
         self.step, self.best, self.without_gain = state["step"], state["best"], state["without_gain"]
         self.clamped, self.finished = state["clamped"], state["finished"]
@@ -313,5 +296,5 @@ class Process:
     def _autocast(self) -> Any:
         wanted = self.settings.precision
         if wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=self.parallel.keeps_casts)
         return contextlib.nullcontext()

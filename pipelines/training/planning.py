@@ -80,6 +80,7 @@ def plan_work(settings: RunSettings) -> Work:
         teacher_train=teacher_rows,
         folder=settings.folder,
         board=None,
+        sharding=settings.sharding,
     )
 
 
@@ -187,7 +188,7 @@ def _thinned(offsets: Any, most: int) -> Any:
 
 def describe_run(settings: RunSettings, work: Work) -> Row:
     """What makes two runs the same: all settings that change the weights, and the versions of the tables."""
-    # What a machine can hold or how often a run is written down changes nothing in it.
+    # What a machine can hold, who holds what of the model, or how often a run is written down changes nothing in it.
     aside: Row = {"stop_after_steps": None, "log_every": 1, "checkpoint_every": None}
     aside |= {"resident_bytes": 0, "tasks_per_worker": 1}
     train = asdict(replace(work.settings, **aside))

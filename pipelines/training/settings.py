@@ -13,6 +13,7 @@ from pipelines.training.checkpoints import RunFolder
 from pipelines.training.selection import Split
 
 Start = Literal["random", "cca"]
+Sharding = Literal["auto", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class RunSettings:
         negatives: a table of mined negatives.
         negatives_per_row: how many of them join each row.
         workers: training processes.
+        sharding: whether each holds a copy of the model (`ddp`) or a part (`fsdp`); see `parallel.share_model`.
         use_gpu: whether each gets a GPU.
         failures: worker deaths that are survived.
         validation_rows: the most rows that validate.
@@ -93,6 +95,7 @@ class RunSettings:
     negatives: TableRef | None = None
     negatives_per_row: int = 1
     workers: int = 1
+    sharding: Sharding = "auto"
     use_gpu: bool = False
     failures: int = 3
     validation_rows: int = 5_000

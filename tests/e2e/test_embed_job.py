@@ -83,17 +83,6 @@ def test_a_second_run_does_nothing_and_a_grown_corpus_only_what_is_new(items: li
     assert first.written == 200
 
 
-def test_a_file_that_changed_is_refused_by_name(items: list[Pair], tmp_path: Path) -> None:
-    """Its old rows are in the table: embedding it again would leave both versions there."""
-    table = tmp_path / "db" / "t"
-    write_parquet(tmp_path / "c" / "a.parquet", items[:40])
-    version = embed(tmp_path / "c", table).version
-    write_parquet(tmp_path / "c" / "a.parquet", items[:50])
-    with pytest.raises(ValueError, match=r"a\.parquet has changed since its rows were embedded"):
-        embed(tmp_path / "c", table)
-    assert lancedb.connect(str(table.parent)).open_table("t").version == version
-
-
 def test_a_picture_with_several_captions_is_several_rows_of_one_item(tmp_path: Path) -> None:
     captions = [["a cat", "一只猫"], ["a dog"], ["a boat", "a ship", "船"]]
     table = pa.table({"id": [1, 2, 3], "image": [picture(i) for i in range(3)], "captions": captions})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers import CLIPModel
 from encoders.registry import describe, load
 from jobs.finetune import FinetuneConfig, run, run_settings
 from pipelines.storage import TableRef
-from pipelines.training.run import TrainingDivergedError
+from pipelines.training.run import TrainingDivergedError, train
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_session")]
 
@@ -113,6 +114,30 @@ def test_workers_and_chunks_change_nothing_of_whole_towers(pictures: str, clip: 
     # Adam divides by the root of squares: what is 0 but for rounding moves by up to the learning rate.
     assert_close_but_for_noise(tmp_path / "one", tmp_path / "chunks")
     assert_close_but_for_noise(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_sharded_workers_change_nothing_and_go_on_with_copies(pictures: str, clip: Path, tmp_path: Path) -> None:
+    """A part of the model in each worker; then a run that was begun so goes on with a copy in each."""
+    changes = {"epochs": 2, "chunk_size": 3}
+    run(whole_config(pictures, clip, tmp_path / "one", **changes))
+    sharded = {**changes, "workers": 2, "sharding": "fsdp"}
+    run(whole_config(pictures, clip, tmp_path / "parts", **sharded))
+    half = whole_config(pictures, clip, tmp_path / "half", **sharded)
+    train(stopped_after(3, half, pictures))
+    assert latest_step(tmp_path / "half.run") == 3
+    report = run(half.model_copy(update={"sharding": "ddp"}))
+    assert report.resumed_at == 3 < report.steps
+    for other in ("parts", "half"):
+        assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+        assert_close_but_for_noise(tmp_path / "one", tmp_path / other)
+
+
+def stopped_after(steps: int, config: FinetuneConfig, table: str) -> Any:
+    """The settings of a run that stops after some steps, with a checkpoint, as if it had been ended from outside."""
+    settings = run_settings(config, TableRef.parse(table), None)
+    return replace(settings, train=replace(settings.train, stop_after_steps=steps))
 
 
 def assert_close_but_for_noise(a: Path, b: Path) -> None:

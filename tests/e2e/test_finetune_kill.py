@@ -115,9 +115,9 @@ def test_one_of_two_killed_workers_takes_the_other_along(table: str, towers: str
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_on_pictures(pixels: tuple[str, str], tmp_path: Path, workers: int) -> None:
-    options = {**_PIXELS, "workers": workers}
+@pytest.mark.parametrize(("workers", "sharding"), [(1, "auto"), (2, "auto"), (2, "fsdp")])
+def test_a_killed_worker_on_pictures(pixels: tuple[str, str], tmp_path: Path, workers: int, sharding: str) -> None:
+    options = {**_PIXELS, "workers": workers, "sharding": sharding}
     run(heads_config(*pixels, tmp_path / "calm", **options))
     step = random.randint(2, 25)
     _, killed = run_with_kills(heads_config(*pixels, tmp_path / "hit", **options), [step])

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sink.claims import Claim, Coverage, claims_of, decode_claims, encode_claims
+from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of, removals_of
 
 _SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)).map(lambda t: (t[0], t[0] + t[1])), max_size=25)
 
@@ -57,7 +57,10 @@ def test_claims_of_rows_cover_each_record_once_and_count_each_row(records, capti
     assert sorted(settled) == sorted(set(records))
     assert sum(c.written + c.rejected for c in claims) == len(rows)
     assert sum(c.rejected for c in claims) == sum(rejected for *_, rejected in rows)
-    assert decode_claims(encode_claims(claims)) == claims
+    change = Change(claims=tuple(claims), removals=tuple(removals_of(records)), files={"a": "/corpus/ä b.parquet"})
+    properties = change.to_properties()
+    assert all(value.isascii() for value in properties.values())
+    assert Change.from_properties({"lance": "other", **properties}) == change
 
 
 def test_claims_do_not_join_over_a_gap_or_from_shard_to_shard() -> None:
@@ -67,3 +70,28 @@ def test_claims_do_not_join_over_a_gap_or_from_shard_to_shard() -> None:
         ("a", 2, 3, True),
         ("b", 3, 4, False),
     ]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(1, 12)), max_size=30),
+)
+def test_claims_and_removals_in_any_order_equal_a_set_of_positions(steps: list[tuple[bool, int, int]]) -> None:
+    coverage, positions = Coverage(), set()
+    for adds, start, length in steps:
+        span = range(start, start + length)
+        if adds:
+            coverage.apply(Change(claims=(claim(span.start, span.stop),)))
+            positions |= set(span)
+        else:
+            coverage.apply(Change(removals=(Removal(shard="s", start=span.start, stop=span.stop, rows=0),)))
+            positions -= set(span)
+    assert {i for a, b in coverage.ranges("s") for i in range(a, b)} == positions
+    assert ("s" in coverage) == bool(positions), "a shard of which nothing is left is forgotten"
+
+
+def test_a_commit_removes_before_it_claims() -> None:
+    """A record that is replaced within its shard leaves and comes in one commit."""
+    coverage = Coverage([claim(0, 5)])
+    coverage.apply(Change(claims=(claim(2, 3),), removals=(Removal(shard="s", start=2, stop=3, rows=1),)))
+    assert coverage.ranges("s") == [(0, 5)]
+    assert coverage.rows("s") == 5

@@ -17,13 +17,11 @@ from pipelines.embedding.estimating import (
     Sample,
     backlog,
     estimate,
-    gone_rows,
     spread,
     stage_limits,
 )
 from pipelines.embedding.planning import Resources, plan_pools
 from pipelines.embedding.reading import ShardWork
-from pipelines.sink.claims import Claim, Coverage
 from pipelines.sources.base import Shard
 
 SAMPLE = Sample(
@@ -96,11 +94,6 @@ def test_the_sample_is_spread_over_the_corpus() -> None:
     items = [work(n) for n in range(100)]
     assert [item.shard.rows for item in spread(items, 4)] == [12, 37, 62, 87]
     assert spread(items[:2], 8) == items[:2]
-
-
-def test_rows_of_files_that_are_no_longer_listed_are_gone() -> None:
-    claims = [Claim(shard=name, start=0, stop=10, last=True, written=9, rejected=1) for name in ("a-1", "a-2", "b-1")]
-    assert gone_rows(Coverage(claims), {"a"}) == 10
 
 
 def plan(corpus: Path, table: Path, **options: object) -> PlanReport:

@@ -80,7 +80,8 @@ def test_the_same_rows_in_fewer_files_and_versions(table: TableRef) -> None:
     assert set(done) == {"t", "t_rejects", "t_ledger"}
     for name, upkeep in done.items():
         assert upkeep.after is not None
-        assert upkeep.after.fragments == 1, name
+        # The ledger takes in what maintenance itself did.
+        assert upkeep.after.fragments == (2 if name == "t_ledger" else 1), name
         assert upkeep.after.versions < upkeep.before.versions or upkeep.before.versions == 1, name
         assert upkeep.after.files <= upkeep.before.files, name
     assert (done["t"].orphans_removed, done["t"].rows, done["t"].small_fragments) == (1, 119, 12)

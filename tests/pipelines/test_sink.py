@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
@@ -57,6 +58,7 @@ def block(shard: str, start: int, stop: int, *, rejected: frozenset[int] = froze
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(len(rows) * 4, np.float32)), 4)
     table = table.append_column("text_vector", vectors)
     table = table.append_column("_overlong", pa.array([0] * len(rows), pa.int64()))
+    table = table.append_column("_reused", pa.array([0] * len(rows), pa.int64()))
     return table.append_column("_seconds_encode", pa.array([0.1] * len(rows)))
 
 
@@ -121,6 +123,11 @@ def test_a_driver_that_died_between_commit_and_record_is_found_out(table: TableR
 
     ledger = Ledger.reconcile(table)
     assert ledger.coverage.is_complete("a", None)
+    # What was found out is written down with what comes after it.
+    open_dataset(table).update_config({"any": "newer version"})
+    ledger.record_missing(open_dataset(table))
+    assert Ledger.reconcile(table).coverage.is_complete("a", None)
+    assert Ledger.reconcile(table).coverage.rows("a") == 10
 
 
 def test_the_ledger_is_rebuilt_from_the_rows_when_it_and_the_history_are_gone(table: TableRef) -> None:
@@ -153,15 +160,15 @@ def test_a_zombie_with_a_stale_view_cannot_commit_a_record_twice(table: TableRef
 def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = committer_of(table)
     rival = Committer(table, Ledger.reconcile(table), committer._lease)
-    attempt = committer._try_commit
+    attempt = committer._lander._try
     raced: list[int] = []
 
-    def racing(dataset: lance.LanceDataset, groups: list[StagedGroup]) -> int | None:
+    def racing(dataset: lance.LanceDataset, *rest: Any) -> int | None:
         if not raced:
             raced.append(rival.commit([stage(table, block("b", 0, 5))]))
-        return attempt(dataset, groups)
+        return attempt(dataset, *rest)
 
-    monkeypatch.setattr(committer, "_try_commit", racing)
+    monkeypatch.setattr(committer._lander, "_try", racing)
     committer.commit([stage(table, block("a", 0, 5))])
     assert len(row_ids(table)) == 10
 

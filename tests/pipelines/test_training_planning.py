@@ -84,6 +84,8 @@ def test_what_a_machine_holds_may_differ_and_what_is_learned_may_not(
         return describe_run(changed, plan_work(changed))
 
     assert other(stop_after_steps=3, log_every=2, checkpoint_every=1, tasks_per_worker=4, resident_bytes=1) == first
+    elsewhere = replace(settings, workers=4, sharding="fsdp")
+    assert describe_run(elsewhere, plan_work(elsewhere)) == first
     for changes in ({"learning_rate": 0.5}, {"weight_decay": 0.0}, {"chunk_size": 4}, {"precision": "bf16"}):
         assert other(**changes) != first, changes
     dataset = lance.dataset(table.uri)

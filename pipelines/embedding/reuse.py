@@ -1,0 +1,133 @@
+"""Vectors that the table holds already: what was encoded once, in whatever file or run, is not encoded again.
+
+The table keeps a digest of each row's picture and caption. The read stage looks up those of a block, by an index, in
+the table as it was when the run began; what is found travels with the block, and its picture is neither decoded nor
+encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.blocks import (
+    KNOWN_PREFIX,
+    PICTURE,
+    REASON,
+    TEXT,
+    set_column,
+)
+from pipelines.contract import IMAGE, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL
+from pipelines.embedding.settings import EmbedSettings
+from pipelines.provenance import Provenance
+from pipelines.sink.tables import open_dataset
+from pipelines.storage import TableRef
+
+if TYPE_CHECKING:
+    import lance
+
+# The setting of a run on which a modality's vectors depend, besides the encoder.
+_DEPENDS_ON = {IMAGE_VECTOR: "preprocessing", TEXT_VECTOR: "text_policy"}
+_DIGESTS = {IMAGE_VECTOR: PICTURE, TEXT_VECTOR: TEXT}
+_OFFSET = "_rowoffset"
+_REMEMBERED = 16_384
+_FEW_ROWS = 4_096
+_UNINDEXED_SHARE = 0.1
+
+
+@dataclass
+class KnownVectors:
+    """Looks vectors up in one version of a table. Plain data when pickled; each process opens the table for itself.
+
+    Attributes:
+        table: the table.
+        version: the version to look in.
+        columns: vector columns that may be reused, each with the columns that come along.
+    """
+
+    table: TableRef
+    version: int
+    columns: dict[str, tuple[str, ...]]
+    _found: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    _dataset: Any = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_found": {}, "_dataset": None}
+
+    def attach(self, block: pa.Table) -> pa.Table:
+        """The block of a read task with `_known_…` columns, and without the pictures whose vectors are known."""
+        for vector, columns in self.columns.items():
+            name = _DIGESTS[vector]
+            digests = pc.if_else(pc.is_valid(block[REASON]), None, block[name]).to_pylist()
+            found = self._look_up(name, sorted({d for d in digests if d}), columns)
+            for column in columns:
+                kind = self._open().schema.field(column).type
+                values = pa.array([found[d][column] if d in found else None for d in digests], kind)
+                block = block.append_column(KNOWN_PREFIX + column, values)
+            if vector == IMAGE_VECTOR and found:
+                is_known = block[KNOWN_PREFIX + IMAGE_VECTOR].is_valid()
+                block = set_column(block, IMAGE, pc.if_else(is_known, None, block[IMAGE]).combine_chunks())
+        return block
+
+    def _look_up(self, name: str, digests: Sequence[str], columns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """Digest → values of `columns`, of those digests that the table holds."""
+        seen = self._found.setdefault(name, {})
+        if len(seen) > _REMEMBERED:
+            seen.clear()
+        unseen = [digest for digest in digests if digest not in seen]
+        if unseen:
+            seen.update({digest: {} for digest in unseen})
+            # Offsets first: a picture that stands in a million rows has a million equal vectors.
+            where = f"{name} IN ({', '.join(repr(digest) for digest in unseen)})"
+            hits = self._open().scanner(columns=[name, _OFFSET], filter=where).to_table()
+            one_each = sorted(dict(zip(hits[name].to_pylist(), hits[_OFFSET].to_pylist(), strict=True)).values())
+            for row in self._open().take(one_each, columns=[name, *columns]).to_pylist():
+                if all(row[column] is not None for column in columns):
+                    seen[row[name]] = row
+        return {digest: seen[digest] for digest in digests if seen[digest]}
+
+    def _open(self) -> lance.LanceDataset:
+        if self._dataset is None:
+            import lance
+
+            self._dataset = lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
+        return self._dataset
+
+
+def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | None:
+    """What of a table a run may reuse; None where that is nothing: a table without rows, or without digests.
+
+    The same encoder is a matter of `check_schema`; here the settings count that change single vectors.
+    """
+    dataset = open_dataset(table)
+    made_with = Provenance.from_schema(dataset.schema, str(table)).settings
+    columns: dict[str, tuple[str, ...]] = {}
+    for modality, vector in (("image", IMAGE_VECTOR), ("text", TEXT_VECTOR)):
+        setting = _DEPENDS_ON[vector]
+        fits = modality in settings.modalities and made_with.get(setting) == getattr(settings.options, setting)
+        if fits and {vector, _DIGESTS[vector]} <= set(dataset.schema.names):
+            columns[vector] = (vector,)
+    if settings.thumbnail_px and IMAGE_VECTOR in columns and THUMBNAIL in dataset.schema.names:
+        columns[IMAGE_VECTOR] += (THUMBNAIL,)
+    if not columns or not dataset.count_rows():
+        return None
+    return KnownVectors(table=table, version=int(dataset.version), columns=columns)
+
+
+def index_digests(table: TableRef) -> None:
+    """Keep the indexes by which digests are looked up: made when the table has some rows, caught up when it grew."""
+    dataset = open_dataset(table)
+    names = [name for name in _DIGESTS.values() if name in dataset.schema.names]
+    rows = dataset.count_rows()
+    if rows < _FEW_ROWS or not names:
+        return
+    there = {index.name for index in dataset.describe_indices()}
+    for name in names:
+        if f"{name}_idx" not in there:
+            dataset.create_scalar_index(name, "BTREE")
+        elif dataset.stats.index_stats(f"{name}_idx")["num_unindexed_rows"] > _UNINDEXED_SHARE * rows:
+            dataset.optimize.optimize_indices(index_names=[f"{name}_idx"])

@@ -1,0 +1,146 @@
+"""Every step between reading a shard and reporting it done fails once, in each way; the table ends as if none had."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from corpora import Pair, pairs, write_parquet
+from stores import BUCKET, options, seaweedfs
+
+from pipelines.faults import ONCE_VARIABLE, POINTS, VARIABLE
+
+ROWS, COMMIT_ROWS = 400, 64
+pytestmark = pytest.mark.timeout(400)
+# In the middle of the job, but for those that are passed once.
+_PASS = {point: 1 if "lease" in point or "sweep" in point or "release" in point else 2 for point in POINTS}
+_QUICK = {("after_stage", "kill"), ("after_commit", "kill")}
+
+
+def embed(corpus: Path, table: str, fault: dict[str, str], flags: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """The report of `isthmus sync` in a process of its own, None where it failed."""
+    command = [
+        sys.executable, "-m", "jobs.cli", "sync", str(corpus), "--table", table, "--encoder", "fake", "--columns.key",
+        "id", "--block-rows", "16", "--commit-rows", str(COMMIT_ROWS), "--fragment-rows", "32", "--json", *flags,
+    ]  # fmt: skip
+    environment = os.environ | {"RAY_ADDRESS": "local"} | fault
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode in (0, 1, -9), done.stderr
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else None
+
+
+def contents(table: str, storage: dict[str, str] | None = None) -> tuple[pa.Table, list[Any]]:
+    """The table's rows and its rejects, sorted."""
+    rows = lance.dataset(f"{table}.lance", storage_options=storage).to_table().sort_by("row_id")
+    rejects = lance.dataset(f"{table}_rejects.lance", storage_options=storage).to_table().sort_by("reject_id")
+    return rows, rejects.to_pylist()
+
+
+def assert_equal(found: tuple[pa.Table, list[Any]], wanted: tuple[pa.Table, list[Any]]) -> None:
+    assert found[1] == wanted[1]
+    for name in wanted[0].column_names:
+        if name.endswith("_vector"):
+            np.testing.assert_allclose(found[0][name].to_pylist(), wanted[0][name].to_pylist(), atol=1e-6)
+        else:
+            assert found[0][name].equals(wanted[0][name]), name
+
+
+def write_corpus(folder: Path, seed: int) -> Path:
+    """Two files with a broken picture in every 25 rows; the second differs from seed to seed."""
+    items = pairs(ROWS)
+    for i in range(0, ROWS, 25):
+        items[i] = Pair(items[i].key, b"not a picture", items[i].caption, items[i].year)
+    write_parquet(folder / "a.parquet", items[: ROWS // 2], row_group_rows=50)
+    changed = [Pair(p.key, p.image, f"{p.caption} {seed}", p.year) for p in items[ROWS // 2 : ROWS - seed]]
+    write_parquet(folder / "b.parquet", changed, row_group_rows=50)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with seaweedfs(tmp_path_factory.mktemp("weed")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), 0)
+
+
+@pytest.fixture(scope="module")
+def calm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, list[Any]]:
+    """What an undisturbed run gives."""
+    table = str(tmp_path_factory.mktemp("calm") / "t")
+    assert embed(corpus, table, {})
+    return contents(table)
+
+
+def _cases() -> Iterator[Any]:
+    for point in POINTS:
+        if "sweep" in point:
+            continue
+        for action in ("raise", "kill"):
+            for where in ("disk", "store"):
+                quick = (point, action) in _QUICK and where == "disk"
+                yield pytest.param(point, action, where, marks=() if quick else pytest.mark.heavy)
+
+
+@pytest.mark.parametrize(("point", "action", "where"), _cases())
+def test_a_fault_at_any_point_changes_nothing_in_the_table(
+    point: str,
+    action: str,
+    where: str,
+    corpus: Path,
+    calm: tuple[pa.Table, list[Any]],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    storage, flags = None, ()
+    table = str(tmp_path / "db" / "t")
+    if where == "store":
+        storage = options(request.getfixturevalue("store"))
+        table = f"s3://{BUCKET}/{point}-{action}/t"
+        flags = tuple(part for name, value in storage.items() for part in (f"--storage-options.{name}", value))
+    marker = tmp_path / "fired"
+    fault = {VARIABLE: f"{point}:{_PASS[point]}:{action}", ONCE_VARIABLE: str(marker)}
+    runs = [embed(corpus, table, fault, flags)]
+    assert marker.exists(), "the fault never happened"
+    while runs[-1] is None and len(runs) < 3:
+        runs.append(embed(corpus, table, fault, flags))
+    last = runs[-1]
+    assert last is not None
+    assert_equal(contents(table, storage), calm)
+    assert last["skipped"] + last["rows_in"] == ROWS
+    assert last["redone"] <= COMMIT_ROWS
+    again = embed(corpus, table, {}, flags)
+    assert again is not None
+    assert (again["rows_in"], again["commits"]) == (0, 0)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("action", ["raise", "kill"])
+@pytest.mark.parametrize(
+    "point", ["before_sweep", "after_record", "after_commit", "before_commit", "mid_stage", "encode"]
+)
+def test_a_fault_while_files_change_changes_nothing_either(point: str, action: str, tmp_path: Path) -> None:
+    corpus, table = tmp_path / "c", str(tmp_path / "db" / "t")
+    write_corpus(corpus, 0)
+    assert embed(corpus, table, {})
+    write_corpus(corpus, 30)
+    fault = {VARIABLE: f"{point}:1:{action}", ONCE_VARIABLE: str(tmp_path / "fired")}
+    runs = [embed(corpus, table, fault)]
+    assert (tmp_path / "fired").exists(), "the fault never happened"
+    while runs[-1] is None and len(runs) < 3:
+        runs.append(embed(corpus, table, fault))
+    clean = str(tmp_path / "clean" / "t")
+    assert embed(corpus, clean, {})
+    assert_equal(contents(table), contents(clean))

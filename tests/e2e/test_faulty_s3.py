@@ -1,0 +1,233 @@
+"""Stores as they are: with every kind of fault now and then, a job ends and all rows are there, once.
+
+The store is a real S3 server; a proxy in front of it makes the faults.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from corpora import Pair, pairs, write_folder, write_parquet, write_webdataset
+from faulty_store import TRANSIENT, faulty
+from stores import BUCKET, OTHER_BUCKET, OTHER_SECRET, SECRET, client, options, other_options, seaweedfs, upload
+
+from jobs.cli import _one_line
+from jobs.embed import EmbedConfig, run
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+log = logging.getLogger(__name__)
+ITEMS = 120
+COLUMNS = ["row_id", "caption", "image_vector", "text_vector"]
+TIMEOUTS = {"request_timeout": "1s", "connect_timeout": "1s"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with seaweedfs(tmp_path_factory.mktemp("weed")) as endpoint:
+        yield endpoint
+
+
+def write_uris(folder: Path, items: list[Pair]) -> Path:
+    """Pictures, and a list that names them."""
+    write_folder(folder / "images", items)
+    for text in (folder / "images").glob("*.txt"):
+        text.unlink()
+    lines = [json.dumps({"id": p.key, "image": f"{p.key}.jpg", "caption": p.caption}) for p in items]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def embed(corpus: str, table: str, corpus_endpoint: str, table_endpoint: str, **more: Any):  # type: ignore[no-untyped-def]
+    """Corpus and table in different stores, each with credentials that the other one does not take."""
+    config: dict[str, Any] = {
+        "columns": {"key": "id"},
+        "commit_rows": 60,
+        "fragment_rows": 30,
+        "corpus_storage_options": options(corpus_endpoint) | TIMEOUTS,
+        "storage_options": other_options(table_endpoint) | TIMEOUTS,
+    }
+    return run(EmbedConfig(corpus=corpus, table=table, encoder="fake", **(config | more)))
+
+
+def rows(endpoint: str, name: str) -> pa.Table:
+    dataset = lance.dataset(f"s3://{OTHER_BUCKET}/db/{name}.lance", storage_options=other_options(endpoint))
+    return dataset.to_table(columns=COLUMNS).sort_by("row_id")
+
+
+def check_same(found: pa.Table, wanted: pa.Table) -> None:
+    """The same rows, each once."""
+    assert found["row_id"].to_pylist() == wanted["row_id"].to_pylist()
+    assert found["caption"].equals(wanted["caption"])
+    for column in ("image_vector", "text_vector"):
+        np.testing.assert_allclose(np.array(found[column].to_pylist()), np.array(wanted[column].to_pylist()), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """The rows of `pairs(ITEMS)` from disk to disk, undisturbed."""
+    return undisturbed(tmp_path_factory.mktemp("plain"), ITEMS)
+
+
+def undisturbed(folder: Path, n: int) -> pa.Table:
+    corpus = write_parquet(folder / "c" / "c.parquet", pairs(n))
+    run(EmbedConfig(corpus=str(corpus), table=str(folder / "db/t"), encoder="fake", columns={"key": "id"}))
+    return lance.dataset(str(folder / "db/t.lance")).to_table(columns=COLUMNS).sort_by("row_id")
+
+
+def survive(store: str, uri: str, name: str, rates: dict[str, float], **more: Any) -> tuple[Any, Counter[str]]:
+    """Embeds a corpus through stores that fail; the report, and how many faults of each kind there were."""
+    with faulty(store, rates, seed=1) as reads, faulty(store, rates, seed=2) as writes:
+        report = embed(uri, f"s3://{OTHER_BUCKET}/db/{name}", reads.endpoint, writes.endpoint, **more)
+    log.info("%s: %s s, %s and %s", name, report.seconds, reads, writes)
+    faults = reads.faults + writes.faults
+    assert faults.total(), "nothing went wrong, so nothing was proven"
+    return report, faults
+
+
+def check_settled(store: str, uri: str, name: str, n: int, **more: Any) -> None:
+    """What the ledger and the table say after all those faults is that nothing is left to do."""
+    again = embed(uri, f"s3://{OTHER_BUCKET}/db/{name}", store, store, **more)
+    assert (again.rows_in, again.skipped) == (0, n)
+
+
+ALL = dict.fromkeys(TRANSIENT, 0.05)
+
+
+def test_faults_of_every_kind_cost_no_row_and_show_no_secret(
+    store: str,
+    plain: pa.Table,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Pictures by URI, a request each; a third of all requests fails in some way. One picture is not there."""
+    caplog.set_level("DEBUG")
+    uri = upload(store, write_uris(tmp_path / "uris", pairs(ITEMS)), "uris")
+    client(store).delete_object(Bucket=BUCKET, Key="uris/images/00003.jpg")
+    report, faults = survive(store, uri, "uris", ALL)
+    assert (report.written, report.rejected) == (ITEMS - 1, {"image_not_found": 1})
+    assert set(faults) == set(TRANSIENT), "the test proves nothing of a fault that did not happen"
+    check_same(rows(store, "uris"), plain.filter(pc.field("row_id") != "00003"))
+    check_settled(store, uri, "uris", ITEMS)
+
+    printed = capfd.readouterr()
+    searched_for_secrets(json.dumps(report.to_dict()) + printed.out + printed.err + caplog.text)
+    search_store_and_logs(store, "uris")
+
+
+def search_store_and_logs(store: str, name: str) -> None:
+    """Every object beside and below the table (its transactions among them), and Ray's own logs."""
+    import ray
+
+    files = client(store, other=True)
+    listed = files.list_objects_v2(Bucket=OTHER_BUCKET, Prefix=f"db/{name}")["Contents"]
+    keys = [entry["Key"] for entry in listed]
+    folders = {key.split("/")[1] for key in keys}
+    assert folders == {f"{name}.lance", f"{name}_ledger.lance", f"{name}_rejects.lance"}
+    for key in keys:
+        searched_for_secrets(files.get_object(Bucket=OTHER_BUCKET, Key=key)["Body"].read().decode("latin-1"))
+    session = Path(ray.worker._global_node.get_session_dir_path())
+    logs = [path for path in session.glob("logs/**/*") if path.is_file()]
+    assert logs
+    for path in logs:
+        searched_for_secrets(path.read_bytes().decode("latin-1"))
+
+
+def test_shards_that_break_off_give_each_record_once(store: str, plain: pa.Table, tmp_path: Path) -> None:
+    corpus = write_parquet(tmp_path / "c" / "c.parquet", pairs(ITEMS), row_group_rows=30)
+    uri = upload(store, corpus.parent, "parquet")
+    report, _ = survive(store, uri, "parquet", ALL, commit_rows=1_000, fragment_rows=1_000)
+    assert (report.written, report.rejected) == (ITEMS, {})
+    check_same(rows(store, "parquet"), plain)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_fault_by_itself_costs_no_row(store: str, tmp_path: Path, kind: str) -> None:
+    n = 400
+    wanted = undisturbed(tmp_path, n)
+    uri = upload(store, write_uris(tmp_path / "uris", pairs(n)), f"one-{kind}")
+    report, faults = survive(store, uri, f"one-{kind}", {kind: 0.05}, commit_rows=50)
+    assert (report.written, report.rejected, set(faults)) == (n, {}, {kind})
+    check_same(rows(store, f"one-{kind}"), wanted)
+    check_settled(store, uri, f"one-{kind}", n)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("form", ["uris", "parquet", "tars", "folder"])
+def test_all_faults_together_cost_no_row_of_a_larger_corpus(store: str, tmp_path: Path, form: str) -> None:
+    n, items = 1_200, pairs(1_200)
+    wanted = undisturbed(tmp_path, n)
+    keys = {"tars": "__key__", "folder": "stem"}
+    make: dict[str, Any] = {
+        "uris": write_uris,
+        "parquet": lambda to, items: write_parquet(to / "c.parquet", items, row_group_rows=40).parent,
+        "tars": lambda to, items: write_webdataset(to, items, per_tar=100),
+        "folder": write_folder,
+    }
+    uri = upload(store, make[form](tmp_path / form, items), f"large-{form}")
+    columns = {"columns": {"key": keys.get(form, "id")}}
+    report, faults = survive(store, uri, f"large-{form}", ALL, commit_rows=200, fragment_rows=100, **columns)
+    assert (report.written, report.rejected, set(faults)) == (n, {}, set(TRANSIENT))
+    check_same(rows(store, f"large-{form}"), wanted)
+    check_settled(store, uri, f"large-{form}", n, **columns)
+
+
+def searched_for_secrets(text: str) -> None:
+    assert SECRET not in text
+    assert OTHER_SECRET not in text
+
+
+def stopped(caught: pytest.ExceptionInfo[BaseException]) -> str:
+    """The line that the command line shows; no secret is in it, nor in all that is behind it."""
+    link: BaseException | None = caught.value
+    while link is not None:
+        searched_for_secrets(f"{link!r} {link}")
+        link = link.__cause__ or link.__context__
+    line = _one_line(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_credentials_that_expire_stop_the_job_and_the_next_run_ends_it(
+    store: str, plain: pa.Table, tmp_path: Path
+) -> None:
+    """An expired token must not become a reject for each picture that is left."""
+    items = pairs(ITEMS)
+    uri = upload(store, write_uris(tmp_path / "uris", items), "expiring")
+    table = f"s3://{OTHER_BUCKET}/db/expiring"
+    with faulty(store) as reads:
+        reads.begin("expired", after=60, path="/expiring/images/")
+        with pytest.raises(PermissionError, match=r"images/.*expired") as caught:
+            embed(uri, table, reads.endpoint, store)
+        assert "renew them" in stopped(caught)
+    dataset = lance.dataset(f"{table}.lance", storage_options=other_options(store))
+    assert dataset.count_rows() < ITEMS
+    report = embed(uri, table, store, store)
+    assert (report.written + report.skipped, report.rejected) == (ITEMS, {})
+    check_same(rows(store, "expiring"), plain)
+
+
+def test_a_table_that_becomes_read_only_is_as_of_its_last_commit(store: str, plain: pa.Table, tmp_path: Path) -> None:
+    items = pairs(ITEMS)
+    uri = upload(store, write_parquet(tmp_path / "c.parquet", items, row_group_rows=20), "readonly")
+    table = f"s3://{OTHER_BUCKET}/db/readonly"
+    with faulty(store) as writes:
+        writes.begin("read_only", after=10, path="/db/readonly.lance/", method="PUT")
+        with pytest.raises(PermissionError, match="refuses these credentials; check") as caught:
+            embed(uri, table, store, writes.endpoint, commit_rows=20, fragment_rows=20)
+        assert f"{table}.lance" in stopped(caught)
+    before = lance.dataset(f"{table}.lance", storage_options=other_options(store)).count_rows()
+    report = embed(uri, table, store, store)
+    assert (report.skipped, report.written) == (before, ITEMS - before)
+    check_same(rows(store, "readonly"), plain)
