@@ -118,7 +118,7 @@ class PlanReport:
             "rate": f"{took.rows_per_s:,.1f} rows/s; {took.bottleneck} decides",
             "time": _duration(took.seconds),
             "actors": f"{self.actors}; {took.cores_per_actor:.2g} cores read and decode for one, "
-            f"{self.machine.cpus:g} cores keep {took.actors_fed} busy",
+            f"{self.machine.cpus:g} cores keep {took.actors_fed:.2g} busy",
             "memory": f"about {size_text(sample.actor_bytes)} an actor, of it {size_text(sample.encoder_bytes)} the "
             "encoder at work (peak resident memory of this process, polled)",
             "table size": f"about {size_text(took.table_bytes)} more",

@@ -110,11 +110,11 @@ class Estimate:
     seconds: float
     bottleneck: str | None
     cores_per_actor: float
-    actors_fed: int
+    actors_fed: float
     table_bytes: int
     cost: float | None
     cost_per_million_rows: float | None
-    stages: list[dict[str, float | str]] = field(default_factory=list)
+    stages: list[dict[str, float | str | None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -189,7 +189,7 @@ def stage_limits(sample: Sample, machine: Machine, pools: PoolPlan) -> dict[str,
     return {heaviest: min(machine.cpus / sum(busy.values()), by_actors)}
 
 
-def actors_fed(feeding_cores: float, threads: int, machine: Machine, pools: PoolPlan) -> int:
+def actors_fed(feeding_cores: float, threads: int, machine: Machine, pools: PoolPlan) -> float:
     """Encode actors that the cores can keep busy.
 
     Args:
@@ -199,7 +199,7 @@ def actors_fed(feeding_cores: float, threads: int, machine: Machine, pools: Pool
         pools: how it is shared.
     """
     own = pools.cpus_per_actor if pools.gpus_per_actor > 0 else float(threads)
-    return max(1, math.floor(machine.cpus / (own + feeding_cores)))
+    return round(machine.cpus / (own + feeding_cores), 2)
 
 
 def notes(sample: Sample, machine: Machine, pools: PoolPlan, feeding_cores: float) -> list[str]:
@@ -225,10 +225,10 @@ def notes(sample: Sample, machine: Machine, pools: PoolPlan, feeding_cores: floa
     return said
 
 
-def _stage_row(sample: Sample, stage: str) -> dict[str, float | str]:
+def _stage_row(sample: Sample, stage: str) -> dict[str, float | str | None]:
     each = sample.each(stage)
     return {
         "stage": stage,
         "ms_per_row": round(each * 1e3, 3),
-        "rows_per_s_of_a_worker": round(1 / each, 1) if each > 0 else math.inf,
+        "rows_per_s_of_a_worker": round(1 / each, 1) if each > 0 else None,
     }

@@ -145,7 +145,8 @@ def check_deletions(plan: Plan, coverage: Coverage, settings: EmbedSettings, tab
     if plan.gone_rows > settings.max_delete_rate * rows:
         raise ValueError(
             f"max_delete_rate {settings.max_delete_rate:g}: {len(plan.gone)} files are gone that gave "
-            f"{plan.gone_rows} of the {rows} rows of table {table}; look at the corpus, then give --max-delete-rate 1, or --keep-deleted"
+            f"{plan.gone_rows} of the {rows} rows of table {table}; "
+            "look at the corpus, then give --max-delete-rate 1, or --keep-deleted"
         )
 
 

@@ -68,7 +68,7 @@ def test_a_gpu_waits_for_cores_that_decode() -> None:
     limits = stage_limits(fast, machine, pools)
     assert limits == {"decode": pytest.approx(4 / 0.011), "encode": pytest.approx(4 / 0.0005)}
     took = estimate(10_000, fast, machine, pools, Prices())
-    assert (took.bottleneck, took.actors_fed) == ("decode", 1)
+    assert (took.bottleneck, took.actors_fed) == ("decode", 0.35)
     assert took.cores_per_actor == pytest.approx(22)
     assert "GPUs will wait" in " ".join(took.notes)
 
