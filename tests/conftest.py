@@ -27,3 +27,13 @@ def ray_session() -> Iterator[None]:
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def shared_ray(ray_session: None) -> Iterator[None]:
+    """Commands use the session's Ray: for modules that need not prove that a command starts its own."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", str(ray.get_runtime_context().gcs_address))
+        yield

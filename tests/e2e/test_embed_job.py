@@ -26,7 +26,8 @@ def items() -> list[Pair]:
 
 
 def embed(corpus: object, table: Path, **options: object):  # type: ignore[no-untyped-def]
-    return run(EmbedConfig(corpus=str(corpus), table=str(table), encoder="fake", **options))  # type: ignore[arg-type]
+    given = {"corpus": str(corpus), "table": str(table), "encoder": "fake", "actors": 1, **options}
+    return run(EmbedConfig(**given))  # type: ignore[arg-type]
 
 
 def rows_of(table: Path) -> pa.Table:

@@ -32,7 +32,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def embed(corpus: str, table: str, endpoint: str, **more: object):  # type: ignore[no-untyped-def]
     stores = {"storage_options": options(endpoint), "corpus_storage_options": options(endpoint)}
-    return run(EmbedConfig(corpus=corpus, table=table, encoder="fake", columns={"key": "id"}, **{**stores, **more}))  # type: ignore[arg-type]
+    return run(
+        EmbedConfig(corpus=corpus, table=table, encoder="fake", actors=1, columns={"key": "id"}, **{**stores, **more})
+    )  # type: ignore[arg-type]
 
 
 def rows(uri: str, endpoint: str | None = None):  # type: ignore[no-untyped-def]
@@ -42,7 +44,7 @@ def rows(uri: str, endpoint: str | None = None):  # type: ignore[no-untyped-def]
 
 def check_same_as_local(endpoint: str, tmp_path: Path) -> None:
     corpus = write_parquet(tmp_path / "c" / "c.parquet", pairs(200))
-    run(EmbedConfig(corpus=str(corpus), table=str(tmp_path / "db/t"), encoder="fake", columns={"key": "id"}))
+    run(EmbedConfig(corpus=str(corpus), table=str(tmp_path / "db/t"), encoder="fake", actors=1, columns={"key": "id"}))
     uri = upload(endpoint, tmp_path / "c", "same")
     report = embed(uri, f"s3://{BUCKET}/db/same", endpoint, commit_rows=80, fragment_rows=40)
     assert (report.rows_in, report.written) == (200, 200)
@@ -57,6 +59,7 @@ def check_same_as_local(endpoint: str, tmp_path: Path) -> None:
     assert (again.rows_in, again.skipped) == (0, 200)
 
 
+@pytest.mark.heavy
 def test_a_quick_store_gives_the_rows_of_the_disk(quick: str, tmp_path: Path) -> None:
     check_same_as_local(quick, tmp_path)
 

@@ -23,7 +23,7 @@ ROWS, COMMIT_ROWS = 400, 64
 pytestmark = pytest.mark.timeout(400)
 # In the middle of the job, but for those that are passed once.
 _PASS = {point: 1 if "lease" in point or "sweep" in point or "release" in point else 2 for point in POINTS}
-_QUICK = {("after_stage", "kill"), ("after_commit", "kill")}
+_QUICK = {("after_commit", "kill")}
 
 
 def embed(corpus: Path, table: str, fault: dict[str, str], flags: tuple[str, ...] = ()) -> dict[str, Any] | None:

@@ -57,7 +57,9 @@ def pictures(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     corpus = shapes_corpus(folder / "corpus")
     uri = str(folder / "db" / "pictures")
     jobs.embed.run(
-        jobs.embed.EmbedConfig(corpus=str(corpus), table=uri, encoder=str(clip), columns={"key": "id"}, thumbnails=40)
+        jobs.embed.EmbedConfig(
+            corpus=str(corpus), table=uri, encoder=str(clip), columns={"key": "id"}, thumbnails=40, actors=1
+        )
     )
     return uri
 
@@ -164,6 +166,7 @@ def test_unequal_shares_and_a_short_last_batch_end(
     assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
 
 
+@pytest.mark.heavy
 def test_one_validating_row_and_two_workers_end(table: str, towers: str, tmp_path: Path) -> None:
     """The second process has nothing to validate."""
     report = run(heads_config(table, towers, tmp_path / "out", epochs=1, workers=2, validation_where="n = 5"))
@@ -223,9 +226,10 @@ def test_an_infinite_vector_is_named_again_and_again(towers: str, tmp_path: Path
     "changes",
     [
         {"learning_rate": 1e18},
-        pytest.param({"learning_rate": 1e30, "checkpoint_every": 1}, marks=pytest.mark.heavy),
+        {"learning_rate": 1e30, "checkpoint_every": 1},
     ],
 )
+@pytest.mark.heavy
 def test_steps_that_are_too_long_leave_no_spoilt_checkpoint(
     table: str, towers: str, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -349,6 +353,7 @@ def test_mined_negatives_stand_beside_their_anchors(table: str, towers: str, tmp
     assert work.plan.steps > without.plan.steps, "half a batch is anchors"
 
 
+@pytest.mark.heavy
 def test_a_model_goes_on_with_what_itself_mined_and_a_teacher_of_another_dimension(
     table: str, towers: str, tmp_path: Path
 ) -> None:
@@ -439,9 +444,10 @@ def test_isthmus_embed_takes_what_training_made(pictures: str, clip: Path, tmp_p
     run(whole_config(pictures, clip, tmp_path / "out"))
     corpus = shapes_corpus(tmp_path / "corpus", 12)
     given = {"corpus": str(corpus), "table": str(tmp_path / "db" / "t"), "columns": {"key": "id"}}
-    assert jobs.embed.run(jobs.embed.EmbedConfig(encoder=str(tmp_path / "out"), **given)).table_rows == 12
+    assert jobs.embed.run(jobs.embed.EmbedConfig(encoder=str(tmp_path / "out"), **given)).written == 12
 
 
+@pytest.mark.heavy
 def test_it_learns_what_pictures_show(clip: Path, tmp_path: Path) -> None:
     """Captions name colour and shape; pictures of other sizes are held out."""
     corpus = shapes_corpus(tmp_path / "corpus", 120)

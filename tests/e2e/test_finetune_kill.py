@@ -203,6 +203,7 @@ def test_a_killed_driver_on_pictures_goes_on(pixels: tuple[str, str], tmp_path: 
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.heavy
 def test_a_full_disk_leaves_the_former_checkpoint(table: str, towers: str, tmp_path: Path) -> None:
     """The training processes may write no more than 4 KiB to a file, from some step on: as on a disk that is full."""
     folder, ended = tmp_path / "out.run", threading.Event()

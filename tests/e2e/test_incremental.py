@@ -24,7 +24,8 @@ from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
 from pipelines.sink.committing import TooManyRejectsError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-_SMALL = {"block_rows": 16, "commit_rows": 48, "fragment_rows": 32, "columns": {"key": "id"}}
+_HEAVY = pytest.mark.heavy
+_SMALL = {"actors": 1, "block_rows": 16, "commit_rows": 48, "fragment_rows": 32, "columns": {"key": "id"}}
 
 
 def embed_into(table: Path, corpus: Path, **options: object) -> EmbedReport:
@@ -143,7 +144,7 @@ def test_a_folder_of_pictures_grows_shrinks_and_changes(tmp_path: Path) -> None:
     assert_mirrors(table, corpus, tmp_path / "clean" / "t", **options)
 
 
-@pytest.mark.parametrize("thumbnails", [0, 24])
+@pytest.mark.parametrize("thumbnails", [pytest.param(0, marks=_HEAVY), 24])
 def test_what_was_encoded_once_is_not_encoded_again(thumbnails: int, tmp_path: Path) -> None:
     """In a file that is new, or changed, or in another format; and the vectors are those of a clean run."""
     items, table, corpus = pairs(120), tmp_path / "db" / "t", tmp_path / "c"
@@ -199,15 +200,11 @@ def change(corpus: Path, rng: random.Random, day: int) -> None:
         write_parquet(corpus / name, made, row_group_rows=16)
 
 
-_HEAVY = pytest.mark.heavy
-
-
 @pytest.mark.parametrize(
     "point",
     [
-        "after_rejects",
         "after_commit",
-        *(pytest.param(p, marks=_HEAVY) for p in ("after_lease", "before_commit", "after_record")),
+        *(pytest.param(p, marks=_HEAVY) for p in ("after_lease", "after_rejects", "before_commit", "after_record")),
         *(pytest.param(p, marks=_HEAVY) for p in ("before_sweep", "before_release")),
     ],
 )

@@ -18,6 +18,7 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("shared_ray")
 def test_the_readmes_commands_and_snippets_run(tmp_path: Path) -> None:
     items = pairs(130)
     table = pa.table(

@@ -9,14 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import isthmus
 from corpora import pairs, write_parquet
 
 ENCODER = ["--encoder", "fake"]
-
-
-def isthmus(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from commands import isthmus
 from corpora import pairs, write_parquet
 
-
-def isthmus(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def evaluated(*arguments: object) -> dict[str, Any]:

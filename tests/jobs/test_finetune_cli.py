@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,17 +10,12 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from commands import isthmus
 from corpora import pairs, write_parquet
 from stores import BUCKET, SECRET, client, moto, options, upload
 from training_tools import heads_config, latent_table, shapes_corpus, vit_and_bert
 
 from jobs.finetune import run
-
-
-def isthmus(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
-    environment = os.environ | {"RAY_ADDRESS": "local"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +86,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert not (tmp_path / "m.run").exists(), "what is refused leaves nothing"
 
 
+@pytest.mark.heavy
 def test_a_corpus_of_one_row_is_refused_in_one_line(towers: str, tmp_path: Path) -> None:
     corpus = write_parquet(tmp_path / "c.parquet", pairs(1))
     given = ("finetune", corpus, "--encoder", towers, "--out", tmp_path / "m", "--columns.key", "id")
