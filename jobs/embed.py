@@ -56,6 +56,9 @@ class EmbedConfig(JobConfig):
     threads: int | None = Field(default=None, ge=1, description="Torch threads of each actor on the CPU.")
     block_rows: int | None = Field(default=None, ge=1, description="Rows of a block; default by the input size.")
     max_image_pixels: int = Field(default=100_000_000, ge=1, description="Larger pictures are rejected undecoded.")
+    decode_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="A picture that takes longer to decode is rejected."
+    )
     thumbnails: int = Field(default=0, ge=0, le=1024, description="Keep JPEG thumbnails of this many pixels (0: none).")
     vector_dtype: Literal["float16", "float32"] = Field(default="float32", description="Type of the vectors.")
     fragment_rows: int = Field(default=16_384, ge=1, description="Rows of a Lance fragment.")
@@ -152,6 +155,7 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
         vector_dtype=config.vector_dtype,
         max_pixels=config.max_image_pixels,
         thumbnail_px=config.thumbnails,
+        decode_timeout_s=config.decode_timeout_s,
         fragment_rows=config.fragment_rows,
         commit_rows=config.commit_rows,
         commit_interval_s=config.commit_interval_s,

@@ -141,8 +141,9 @@ def run(config: PlanConfig) -> PlanReport:
     from dataclasses import replace
 
     from pipelines.embedding import estimating
+    from pipelines.embedding.graph import rows_of_a_block
     from pipelines.embedding.incremental import make_plan
-    from pipelines.embedding.planning import Resources, group_work, plan_pools
+    from pipelines.embedding.planning import Resources, plan_work
     from pipelines.embedding.probing import probe
     from pipelines.embedding.run import table_schema
     from pipelines.sink.ledger import Ledger
@@ -151,13 +152,19 @@ def run(config: PlanConfig) -> PlanReport:
     source, description, table, settings = prepare(config)
     machine = _machine(config)
     resources = Resources(cpus=machine.cpus, gpus=machine.gpus)
-    pools = plan_pools(resources, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     schema = table_schema(source, description, settings)
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
         check_schema(existing.schema, schema, table)
     ledger = Ledger.reconcile(table)
     todo = make_plan(source, ledger.coverage, description, replace(settings, delete_gone=True))
+    groups, pools = plan_work(
+        todo.work,
+        resources,
+        rows_of_a_block(description, settings),
+        actors=settings.actors,
+        gpus_per_actor=settings.gpus_per_actor,
+    )
     sample = None
     if todo.work:
         sample = probe(
@@ -173,7 +180,7 @@ def run(config: PlanConfig) -> PlanReport:
         encoder=description.card.name,
         shards=todo.shards,
         shards_to_read=len(todo.work),
-        read_tasks=len(group_work(todo.work, pools.actors)),
+        read_tasks=len(groups),
         rows_to_embed=rows.rows,
         about=rows.about,
         rows_skipped=todo.skipped_rows,

@@ -60,6 +60,8 @@ class Reason(StrEnum):
     TRUNCATED_IMAGE = "truncated_image"
     CORRUPT_IMAGE = "corrupt_image"
     TOO_MANY_PIXELS = "too_many_pixels"
+    TIMEOUT = "timeout"
+    DECODER_CRASHED = "decoder_crashed"
     BAD_RECORD = "bad_record"
     CAPTION_TOO_LONG = "caption_too_long"
     ENCODE_FAILED = "encode_failed"

@@ -1,14 +1,15 @@
 """Points at which a run can be made to fail, for tests of recovery. Off unless `ISTHMUS_FAULT` is set.
 
 `ISTHMUS_FAULT=POINT[:N][:ACTION]` fails at the N-th pass (default 1) of POINT in a process. ACTION is `raise` (default:
-an OSError, as a store's), `kill` (SIGKILL to the process itself) or `exit`. With `ISTHMUS_FAULT_ONCE=FILE` it happens
-once, whatever the number of processes: the file is made when it does.
+an OSError, as a store's), `kill` (SIGKILL to the process itself), `hang` or `exit`. With
+`ISTHMUS_FAULT_ONCE=FILE` it happens once, whatever the number of processes: the file is made when it does.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ VARIABLE, ONCE_VARIABLE = "ISTHMUS_FAULT", "ISTHMUS_FAULT_ONCE"
 POINTS = {
     "read": "in a read task, before a block is given on",
     "decode": "in a decode task or actor, before a block is decoded",
+    "picture": "before a picture is decoded; N is the beginning of its digest",
     "encode": "in an encode actor, before a block is encoded",
     "before_stage": "in a staging task, before anything is written",
     "mid_stage": "in a staging task, when a part of the files is written",
@@ -39,11 +41,12 @@ class InjectedFaultError(OSError):
     """What a fault point raises."""
 
 
-def fault(point: str) -> None:
+def fault(point: str, name_here: str | None = None) -> None:
     """Fail here, if the environment says so.
 
     Args:
         point: one of `POINTS`.
+        name_here: of what is passed; the fault is then for what has a name that begins with N.
 
     Raises:
         InjectedFaultError: the environment asks for it.
@@ -56,6 +59,10 @@ def fault(point: str) -> None:
     if name not in POINTS:
         raise ValueError(f"{VARIABLE}={wanted}: no such point; the points are {', '.join(POINTS)}")
     if name != point:
+        return
+    if name_here is not None:
+        if name_here.startswith(number) and _is_first():
+            _fail(point, action or "raise")
         return
     _passes[point] += 1
     if _passes[point] == int(number or 1) and _is_first():
@@ -81,6 +88,8 @@ def _is_first() -> bool:
 def _fail(point: str, action: str) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if action == "hang":
+        time.sleep(3600)
     if action == "exit":
         os._exit(1)
     raise InjectedFaultError(f"injected fault at {point}")

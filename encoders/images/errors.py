@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-ImageReason = Literal["empty_image", "not_an_image", "truncated_image", "corrupt_image", "too_many_pixels"]
+ImageReason = Literal[
+    "empty_image",
+    "not_an_image",
+    "truncated_image",
+    "corrupt_image",
+    "too_many_pixels",
+    "timeout",
+    "decoder_crashed",
+]
 
 
 class ImageError(ValueError):

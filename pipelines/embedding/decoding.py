@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +26,59 @@ class DecodeSettings:
     mode: Preprocessing
     max_pixels: int
     thumbnail_px: int = 0
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A picture's pixels, uint8 (height, width, 3), and its thumbnail where one is asked for."""
+
+    pixels: NDArray[np.uint8]
+    thumbnail: bytes | None
+
+
+Decode = Callable[[bytes, str, DecodeSettings], Decoded]
+
+
+def decode_picture(data: bytes, picture: str, settings: DecodeSettings) -> Decoded:
+    """A picture as the encoder reads it.
+
+    Args:
+        data: its bytes.
+        picture: their digest.
+        settings: the encoder's image transform and the limits.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
+    fault("picture", picture)
+    pixels = prepare(data, settings.transform, settings.mode, settings.max_pixels)
+    small = thumbnail(data, settings.thumbnail_px) if settings.thumbnail_px else None
+    return Decoded(pixels=pixels, thumbnail=small)
 
 
 def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
-    """`decode_block` as Ray Data calls it."""
-    return wrap(decode_block(unwrap_one(envelope), settings))
+    """`decode_block` as Ray Data calls it, guarded against pictures that hang or crash their decoder."""
+    from pipelines.embedding.guarding import decode_apart, decode_guarded, process_journal
+
+    journal = process_journal()
+    suspects = journal.suspects()
+
+    def decode(data: bytes, picture: str, settings: DecodeSettings) -> Decoded:
+        if picture in suspects:
+            return decode_apart(data, picture, settings)
+        return decode_guarded(data, picture, settings, journal)
+
+    return wrap(decode_block(unwrap_one(envelope), settings, decode))
 
 
-def decode_block(block: pa.Table, settings: DecodeSettings) -> pa.Table:
+def decode_block(block: pa.Table, settings: DecodeSettings, decode: Decode = decode_picture) -> pa.Table:
     """The block with pixels in place of bytes; a picture that cannot be decoded rejects all of its rows.
 
     Args:
         block: a block of the read stage.
         settings: the encoder's image transform and the limits.
+        decode: what decodes a picture.
 
     Returns:
         The block without `IMAGE`, with `PIXELS` (bytes of a uint8 (height, width, 3) array, on the first row of
@@ -49,15 +90,14 @@ def decode_block(block: pa.Table, settings: DecodeSettings) -> pa.Table:
     pictures = block[PICTURE].to_pylist()
     rejections = Rejections(block, Stage.DECODE)
     pixels: list[NDArray[np.uint8] | None] = [None] * block.num_rows
-    thumbnails: dict[str, bytes] = {}
+    thumbnails: dict[str, bytes | None] = {}
     failures: dict[str, ImageError] = {}
     for row, data in enumerate(images):
         if data is None:
             continue
         try:
-            pixels[row] = prepare(data, settings.transform, settings.mode, settings.max_pixels)
-            if settings.thumbnail_px:
-                thumbnails[pictures[row]] = thumbnail(data, settings.thumbnail_px)
+            decoded = decode(data, pictures[row], settings)
+            pixels[row], thumbnails[pictures[row]] = decoded.pixels, decoded.thumbnail
         except ImageError as error:
             failures[pictures[row]] = error
     for row, picture in enumerate(pictures):

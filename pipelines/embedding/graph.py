@@ -46,6 +46,7 @@ def decode_settings(description: Description, settings: EmbedSettings) -> Decode
         mode=settings.options.preprocessing,
         max_pixels=settings.max_pixels,
         thumbnail_px=settings.thumbnail_px,
+        timeout_s=settings.decode_timeout_s,
     )
 
 

@@ -87,6 +87,47 @@ def plan_pools(resources: Resources, *, actors: int | None = None, gpus_per_acto
     )
 
 
+def plan_work(
+    work: Sequence[ShardWork],
+    resources: Resources,
+    rows_of_a_block: int,
+    *,
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
+) -> tuple[list[list[ShardWork]], PoolPlan]:
+    """Read tasks, and actors for them: by default no more actors than there are blocks to encode.
+
+    Each actor loads the encoder; a nightly run that found a hundred new rows should not pay for that on every GPU.
+
+    Args:
+        work: the shards to read, in corpus order.
+        resources: of the cluster.
+        rows_of_a_block: the most rows of a block.
+        actors: as configured.
+        gpus_per_actor: as configured.
+
+    Raises:
+        ValueError: see `plan_pools`.
+    """
+    pools = plan_pools(resources, actors=actors, gpus_per_actor=gpus_per_actor)
+    groups = group_work(work, pools.actors)
+    if actors is None and groups:
+        blocks = sum(_blocks(group, rows_of_a_block) for group in groups)
+        if blocks < pools.actors:
+            pools = plan_pools(resources, actors=int(blocks), gpus_per_actor=gpus_per_actor)
+    return groups, pools
+
+
+def _blocks(group: Sequence[ShardWork], rows_of_a_block: int) -> float:
+    """Blocks that a read task gives, at least one; infinite where the listing does not know its rows."""
+    rows = 0
+    for item in group:
+        if item.shard.rows is None:
+            return math.inf
+        rows += item.shard.rows - sum(stop - start for start, stop in item.done)
+    return max(1, math.ceil(rows / rows_of_a_block))
+
+
 def block_rows(pixel_bytes: int) -> int:
     """Rows of a block, such that its pixels stay within 32 MiB.
 

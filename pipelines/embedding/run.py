@@ -24,7 +24,7 @@ from pipelines.embedding import session
 from pipelines.embedding.encoding import vector_type
 from pipelines.embedding.graph import build_dataset, rows_of_a_block
 from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan
-from pipelines.embedding.planning import PoolPlan, group_work, plan_pools
+from pipelines.embedding.planning import PoolPlan, plan_pools, plan_work
 from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for
 from pipelines.embedding.reuse import index_digests, known_vectors
 from pipelines.embedding.settings import EmbedSettings
@@ -79,7 +79,9 @@ def embed(
         return _report(plan, description, table, started, version=int(existing.version))
     session.ensure_ray()
     session.configure_data_context(progress=False)
-    pools = plan_pools(session.cluster_resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
+    resources = session.cluster_resources()
+    # What cannot be is refused before the table is made.
+    plan_pools(resources, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
         create_dataset(table, schema)
     fault("before_lease")
@@ -98,11 +100,13 @@ def embed(
         committer.forget_unsettled_rejects()
         if settings.retry and committer.reopen(settings.retry, plan.current):
             plan = make_plan(source, ledger.coverage, description, settings)
-        groups = group_work(plan.work, pools.actors)
+        rows = rows_of_a_block(description, settings)
+        groups, pools = plan_work(
+            plan.work, resources, rows, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor
+        )
         if groups:
             dataset = build_dataset(source, groups, description, settings, pools, known_vectors(table, settings))
             expected = expected_rows(plan)
-            rows = rows_of_a_block(description, settings)
             with session.plain_errors():
                 _drain(dataset, committer, table, schema, settings, plan, rows, lambda n: progress(n, expected))
             _check_complete(plan, ledger, table)

@@ -27,6 +27,7 @@ class EmbedSettings:
     vector_dtype: str = "float32"
     max_pixels: int = 100_000_000
     thumbnail_px: int = 0
+    decode_timeout_s: float = 60.0
     fragment_rows: int = 16_384
     commit_rows: int = 65_536
     commit_interval_s: float = 60.0

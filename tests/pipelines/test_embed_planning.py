@@ -12,6 +12,7 @@ from pipelines.embedding.planning import (
     choose_modalities,
     group_work,
     plan_pools,
+    plan_work,
 )
 from pipelines.embedding.reading import ShardWork
 from pipelines.sources.base import Shard
@@ -64,6 +65,25 @@ def test_a_cluster_with_gpus_gets_an_actor_a_gpu() -> None:
 def test_gpus_that_are_not_there_are_refused_before_anything_starts() -> None:
     with pytest.raises(ValueError, match=r"num_gpus 1.0: the cluster has 0 GPUs"):
         plan_pools(Resources(cpus=8, gpus=0), gpus_per_actor=1.0)
+
+
+def test_a_few_new_rows_do_not_load_the_encoder_everywhere() -> None:
+    def shards(*rows: int | None, done: tuple[tuple[int, int], ...] = ()) -> list[ShardWork]:
+        return [
+            ShardWork(shard=Shard(uri=f"/c/{i}", version="1", rows=n, size_bytes=1), shard_id=str(i), done=done)
+            for i, n in enumerate(rows)
+        ]
+
+    cluster = Resources(cpus=64, gpus=16)
+    assert plan_work(shards(100), cluster, 256)[1].actors == 1
+    assert plan_work(shards(700, 100), cluster, 256)[1].actors == 4, "blocks do not span read tasks"
+    assert plan_work(shards(700, done=((0, 690),)), cluster, 256)[1].actors == 1
+    assert plan_work(shards(100, None), cluster, 256)[1].actors == 16, "a tar may hold any number"
+    assert plan_work(shards(100_000), cluster, 256)[1].actors == 16
+    assert plan_work(shards(100), cluster, 256, actors=3)[1].actors == 3, "who asks for them gets them"
+    few = plan_work(shards(100), Resources(cpus=8, gpus=0), 256)[1]
+    assert (few.actors, few.threads_per_actor) == (1, 8)
+    assert plan_work([], cluster, 256) == ([], plan_pools(cluster))
 
 
 def test_blocks_shrink_as_pictures_grow() -> None:
