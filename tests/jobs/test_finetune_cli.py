@@ -17,6 +17,8 @@ from training_tools import heads_config, latent_table, shapes_corpus, vit_and_be
 
 from jobs.finetune import run
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> str:
