@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from cyclopts import Parameter
@@ -19,15 +20,22 @@ class RejectsConfig(JobConfig):
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     reason: str | None = Field(default=None, description="List rows of this reason only.")
     limit: int = Field(default=20, ge=0, description="The most rows to list; the counts are of all.")
+    html: Path | None = Field(
+        default=None, description="Write a self-contained page: so many rows of each reason, with their pictures."
+    )
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
+    corpus_storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="The same for the corpus' pictures, for the page."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectsReport:
-    """Counts of all rejects by reason, and some rows."""
+    """Counts of all rejects by reason, some rows, and the page's path if one was written."""
 
     by_reason: dict[str, int]
     rows: list[dict[str, Any]]
+    page: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready data."""
@@ -42,7 +50,7 @@ def run(config: RejectsConfig) -> RejectsReport:
         ValueError: the reason is not one of the closed set.
     """
     from pipelines.contract import Reason
-    from pipelines.sink.rejects import read_rejects
+    from pipelines.sink.rejects import RejectsSummary, read_rejects
     from pipelines.sink.tables import open_dataset
     from pipelines.storage import Storage, TableRef
 
@@ -51,7 +59,16 @@ def run(config: RejectsConfig) -> RejectsReport:
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
     open_dataset(table)
     summary = read_rejects(table, reason=config.reason, limit=config.limit)
-    return RejectsReport(by_reason=summary.by_reason, rows=summary.rows)
+    page = None
+    if config.html is not None:
+        from pipelines.retrieval.rejected import write_rejects_page
+
+        reasons = [config.reason] if config.reason else list(summary.by_reason)
+        each = [read_rejects(table, reason=reason, limit=config.limit).rows for reason in reasons]
+        shown = RejectsSummary(by_reason=summary.by_reason, rows=[row for rows in each for row in rows])
+        storage = Storage.from_options(config.corpus_storage_options)
+        page = str(write_rejects_page(config.html, table.name, shown, storage))
+    return RejectsReport(by_reason=summary.by_reason, rows=summary.rows, page=page)
 
 
 @Parameter(name="*")

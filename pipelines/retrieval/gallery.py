@@ -34,13 +34,34 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Card:
+class Card:
+    """A row on a page.
+
+    Attributes:
+        row_id: its id.
+        caption: its caption.
+        score: a line about it: its score, or what is wrong with it.
+        picture: a data URI.
+        missing: why there is no picture.
+        facts: names and values below.
+    """
+
     row_id: str
     caption: str | None
     score: str
     picture: str | None
     missing: str | None
     facts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardSection:
+    """A heading, a line below it, perhaps a picture (a data URI) beside it, and cards."""
+
+    title: str
+    subtitle: str
+    cards: list[Card]
+    picture: str | None = None
 
 
 def write_page(path: str | Path, title: str, sections: Sequence[Section], storage: Storage, note: str = "") -> Path:
@@ -53,31 +74,43 @@ def write_page(path: str | Path, title: str, sections: Sequence[Section], storag
         storage: how to reach the pictures of rows that have no thumbnail in the table.
         note: a line at the foot (an attribution, say).
     """
+    shown = [
+        CardSection(
+            title=section.title,
+            subtitle=f"{section.hits.rows.num_rows} of {section.hits.column}, "
+            + ("compared with every row" if section.hits.exact else "through the index"),
+            cards=_cards(section.hits, storage),
+            picture=_as_data_uri(section.picture) if section.picture else None,
+        )
+        for section in sections
+    ]
+    return write_cards(path, title, shown, note)
+
+
+def write_cards(path: str | Path, title: str, sections: Sequence[CardSection], note: str = "") -> Path:
+    """Write a page of cards; all that is on it is escaped.
+
+    Args:
+        path: the file.
+        title: of the page.
+        sections: headings with their cards.
+        note: a line at the foot.
+    """
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("pipelines.retrieval", "."), autoescape=True)
     template = environment.get_template("gallery.html.j2")
-    shown = [
-        {
-            "title": section.title,
-            "picture": _as_data_uri(section.picture) if section.picture else None,
-            "cards": _cards(section.hits, storage),
-            "column": section.hits.column,
-            "exact": section.hits.exact,
-        }
-        for section in sections
-    ]
     target = Path(path)
-    target.write_text(template.render(title=title, sections=shown, note=note), encoding="utf-8")
+    target.write_text(template.render(title=title, sections=sections, note=note), encoding="utf-8")
     return target
 
 
-def _cards(hits: Hits, storage: Storage) -> list[_Card]:
+def _cards(hits: Hits, storage: Storage) -> list[Card]:
     rows = hits.to_list()
     captions = hits.pictures[CAPTION].to_pylist()
     pictures = _pictures(hits, storage)
     return [
-        _Card(
+        Card(
             row_id=str(row[ROW_ID]),
             caption=caption,
             score=f"{row[SCORE]:.3f}",

@@ -47,6 +47,13 @@ def test_rows_in_are_rows_written_and_rejected_with_the_right_reasons(tmp_path: 
     listed = rejects(RejectsConfig(table=str(tmp_path / "db/t"), limit=ROWS))
     assert {row["row_id"]: row["reason"] for row in listed.rows} == expected
     assert all(row["message"] and row["stage"] == "decode" for row in listed.rows)
+    page = rejects(RejectsConfig(table=str(tmp_path / "db/t"), limit=40, html=tmp_path / "page.html")).page
+    assert page is not None
+    shown = Path(page).read_text()
+    assert all(f"<h2>{reason}</h2>" in shown for reason in report.rejected)
+    assert shown.count("data:image/jpeg;base64,") >= 1, "what a browser can make of half a picture"
+    assert "it looks like an HTML page" in shown
+    assert "<!DOCTYPE html><html><body>404" not in shown, "what a file holds is not markup here"
     written = lance.dataset(str(tmp_path / "db/t.lance")).to_table(columns=["row_id"])["row_id"].to_pylist()
     assert sorted(written) == sorted({str(i) for i in range(ROWS)} - set(expected))
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import lance
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import watched
 from corpora import WORDS, picture
 
-_POLL_S = 0.4
 _DISTINCT = 500
 
 
@@ -33,22 +28,11 @@ def write_corpus(path: Path, rows: int) -> Path:
 
 def peaks(corpus: Path, table: Path) -> tuple[int, int]:
     """Peak private memory, in bytes, of the driver and of the largest worker."""
-    command = [sys.executable, "-m", "jobs.cli", "embed", str(corpus), "--table", str(table), "--encoder", "fake",
-               "--columns.key", "id", "--commit-rows", "8192", "--fragment-rows", "4096"]  # fmt: skip
-    process = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.DEVNULL)
-    driver, workers = 0, 0
-    while process.poll() is None:
-        try:
-            root = psutil.Process(process.pid)
-            driver = max(driver, root.memory_full_info().uss)
-            for child in root.children(recursive=True):
-                if child.name().startswith(("ray::MapWorker", "ray::Read", "ray::Map", "ray::stage", "ray::IDLE")):
-                    workers = max(workers, child.memory_full_info().uss)
-        except psutil.Error:
-            pass
-        time.sleep(_POLL_S)
-    assert process.returncode == 0
-    return driver, workers
+    done = watched(
+        "embed", corpus, "--table", table, "--encoder", "fake", "--columns.key", "id", "--commit-rows", 8192,
+        "--fragment-rows", 4096,
+    )  # fmt: skip
+    return done.driver_bytes, done.worker_bytes
 
 
 @pytest.mark.heavy

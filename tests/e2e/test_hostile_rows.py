@@ -1,0 +1,121 @@
+"""Rows made to do harm, or that nobody thought of: each is a row or a reject, and no other row suffers."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpora import pairs, picture
+from PIL import Image
+
+from jobs.embed import EmbedConfig
+from jobs.embed import run as embed
+from jobs.search import SearchConfig
+from jobs.search import run as search
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+KEYS = {
+    "nul": "a\0b",
+    "quote": "x'); DROP TABLE t; --",
+    "markup": "<script>alert(1)</script>",
+    "traversal": "../../../etc/passwd",
+    "right to left": "\u202egnp.exe",
+    "zero width": "a\u200bb\ufeffc",
+    "long": "k" * 100_000,
+    "newline": "one\ntwo\r\nthree",
+    "emoji": "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "number": "1e309",
+}
+CAPTIONS = {
+    "zero width only": "\u200b\u200b\ufeff",
+    "right to left": "\u202eשלום עולם مرحبا",
+    "ten megabytes": "word " * 2_000_000,
+    "one word of a megabyte": "w" * 1_000_000,
+    "nul": "a\0caption",
+    "control": "".join(map(chr, range(1, 32))),
+    "combining": "e" + "\u0301" * 5_000,
+    "template": "{{ 7 * 7 }} ${jndi:ldap://x} %s%n",
+}
+
+
+def _size(width: int, height: int, mode: str = "L") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURES = {
+    "one pixel": (_size(1, 1), None),
+    "one line": (_size(5_000, 1), None),
+    "one column": (_size(1, 5_000), None),
+    "bits": (_size(64, 64, "1"), None),
+    "palette": (_size(64, 64, "P"), None),
+    "alpha": (_size(64, 64, "RGBA"), None),
+    "sixteen bits": (_size(64, 64, "I;16"), None),
+    "30,000 x 30,000": (_size(30_000, 30_000, "1"), "too_many_pixels"),
+}
+
+
+def test_hostile_keys_captions_and_pictures_cost_nobody_else(tmp_path: Path) -> None:
+    plain = pairs(20)
+    keys = [*(p.key for p in plain), *KEYS.values(), *(f"c-{n}" for n in CAPTIONS), *(f"p-{n}" for n in PICTURES)]
+    hostile = len(KEYS) + len(CAPTIONS)
+    images = [
+        *(p.image for p in plain),
+        *(picture(500 + i) for i in range(hostile)),
+        *(d for d, _ in PICTURES.values()),
+    ]
+    captions = [*(p.caption for p in plain), *("a thing" for _ in KEYS), *CAPTIONS.values(), *("it" for _ in PICTURES)]
+    table = pa.table({"id": keys, "image": pa.array(images, pa.binary()), "caption": captions})
+    pq.write_table(table, tmp_path / "c.parquet", row_group_size=8)
+    where = str(tmp_path / "db" / "t")
+    given = {"corpus": str(tmp_path / "c.parquet"), "table": where, "encoder": "fake", "columns": {"key": "id"}}
+
+    report = embed(EmbedConfig(**given, actors=1))  # type: ignore[arg-type]
+    rejects = lance.dataset(f"{where}_rejects.lance").to_table().to_pylist()
+    wanted = {f"p-{name}": reason for name, (_, reason) in PICTURES.items() if reason}
+    # Nothing can be seen of it: as good as none.
+    unseen = {"c-zero width only": "missing_caption"}
+    assert {row["row_id"]: row["reason"] for row in rejects} in (wanted, wanted | unseen)
+    rows = lance.dataset(f"{where}.lance").to_table(columns=["row_id", "caption"]).to_pylist()
+    assert {row["row_id"] for row in rows} == set(keys) - {row["row_id"] for row in rejects}
+    assert {row["caption"] for row in rows} >= {CAPTIONS["ten megabytes"], CAPTIONS["nul"]}
+    assert embed(EmbedConfig(**given)).skipped == report.rows_in == len(keys)  # type: ignore[arg-type]
+
+    page = tmp_path / "page.html"
+    for key in (KEYS["quote"], KEYS["nul"], KEYS["markup"], KEYS["traversal"]):
+        found = search(SearchConfig(table=where, like=key, k=len(keys), html=str(page)))
+        assert found.hits.rows.num_rows >= len(rows) - 1, key
+    assert "<script>alert(1)" not in page.read_text()
+
+
+def test_members_that_leave_their_tar_are_names_and_write_nothing(tmp_path: Path) -> None:
+    names = ["../../evil", "/tmp/isthmus-evil", "a/../../b", "normal", "dir/normal"]
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        for i, name in enumerate(names):
+            for suffix, data in ((".jpg", picture(i)), (".txt", b"a caption")):
+                member = tarfile.TarInfo(name + suffix)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        device = tarfile.TarInfo("device.jpg")
+        device.type = tarfile.CHRTYPE
+        tar.addfile(device)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    report = embed(
+        EmbedConfig(corpus=str(tmp_path / "tars"), table=str(tmp_path / "db" / "t"), encoder="fake", actors=1)
+    )
+    assert report.written == len(names)
+    rows = lance.dataset(str(tmp_path / "db" / "t.lance")).to_table(columns=["image_uri"]).to_pylist()
+    assert all(str(row["image_uri"]).startswith(str(tmp_path / "tars" / "0.tar")) for row in rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "db"])
+    assert not Path("/tmp/isthmus-evil.jpg").exists()
