@@ -55,16 +55,21 @@ def _cards(rows: Sequence[dict[str, Any]], storage: Storage) -> list[Card]:
     return [_card(row, read.get(source)) for row, source in zip(rows, sources, strict=True)]
 
 
+def _short(source: str | None) -> str:
+    """The last part of a path: the folder is the same for most."""
+    return source.rsplit("/", 1)[-1] if source else "none"
+
+
 def _card(row: dict[str, Any], data: bytes | Exception | None) -> Card:
     shown, missing = None, None
-    facts = [("stage", str(row["stage"])), ("attempts", str(row["attempt"])), ("source", str(row["source"] or "none"))]
+    facts = [("stage", str(row["stage"])), ("attempts", str(row["attempt"])), ("source", _short(row["source"]))]
     if isinstance(data, bytes):
         kind = container(data)
-        facts.append(("file", f"{len(data):,} bytes, {kind or looks_like(data)}"))
+        facts.append(("file", f"{len(data):,} bytes" + (f", {kind}" if kind else "")))
         if kind in _MIME and len(data) <= _MOST_BYTES and row["reason"] not in _NOT_SHOWN:
             shown = f"data:image/{_MIME[kind]};base64," + base64.b64encode(data).decode()
         else:
-            missing = "not shown"
+            missing = f"{kind}, not shown" if kind else looks_like(data)
     elif isinstance(data, Exception):
         missing = f"not readable: {type(data).__name__}"
     return Card(
