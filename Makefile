@@ -14,7 +14,7 @@ demo: $(VENV)/.demo ## Embed real pictures, index them, search them in English a
 	$(BIN)/isthmus demo --folder $(DEMO) $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests (not the heavy ones)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-heavy: $(VENV)/.dev ## Run the heavy tests: kills, many rows, a real S3 server
 	$(BIN)/python -m pytest -m heavy $(ARGS)
