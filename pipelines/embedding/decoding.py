@@ -15,6 +15,7 @@ from encoders.images import ImageError, ImageTransform, prepare, thumbnail
 from encoders.protocol import Preprocessing
 from pipelines.blocks import HEIGHT, KNOWN_PREFIX, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
 from pipelines.contract import IMAGE, PICTURE, THUMBNAIL, Stage
+from pipelines.embedding.recent import recent_vectors
 from pipelines.faults import fault
 
 
@@ -69,7 +70,8 @@ def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
             return decode_apart(data, picture, settings)
         return decode_guarded(data, picture, settings, journal)
 
-    return wrap(decode_block(unwrap_one(envelope), settings, decode))
+    block = recent_vectors().attach(unwrap_one(envelope), keep_pictures=settings.thumbnail_px > 0)
+    return wrap(decode_block(block, settings, decode))
 
 
 def decode_block(block: pa.Table, settings: DecodeSettings, decode: Decode = decode_picture) -> pa.Table:

@@ -28,6 +28,7 @@ from pipelines.blocks import (
 )
 from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, PICTURE, TEXT_VECTOR, Reason, Stage
 from pipelines.embedding.decoding import read_pixels
+from pipelines.embedding.recent import recent_vectors
 from pipelines.faults import fault
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class EncodeBlocks:
         # Arrow's own allocators keep what was freed; the system's can be told to give it back.
         pa.set_memory_pool(pa.system_memory_pool())
         self._settings = settings
+        self._recent = recent_vectors()
+        self._recent.clear()
         self._encoder: Encoder = load(settings.spec, settings.options)
         if self._encoder.card.fingerprint != settings.fingerprint:
             # A worker node with other weights under the same name would poison the table.
@@ -65,7 +68,9 @@ class EncodeBlocks:
 
     def __call__(self, envelope: pa.Table) -> pa.Table:
         """The block with `image_vector` and `text_vector`, pixels dropped."""
-        encoded = wrap(encode_block(unwrap_one(envelope), self._encoder, self._settings))
+        block = encode_block(self._recent.attach(unwrap_one(envelope)), self._encoder, self._settings)
+        self._recent.remember(block)
+        encoded = wrap(block)
         _return_freed_memory()
         return encoded
 

@@ -30,7 +30,7 @@ class EmbedReport:
         files_changed: files whose older rows this run replaced.
         files_gone: files of the corpus that are gone, and whose rows this run removed.
         redone: rows that were staged a second time because their first commit's fate was not known.
-        reused_vectors: vectors that the table held already, of the same picture or the same words.
+        reused_vectors: vectors of pictures and words that the table held already, or that the actor had just made.
         overlong: captions longer than the text tower reads (dealt with by the text policy).
         shards: shards of the corpus, and how many of them were complete before this run.
         read_tasks: tasks that read.

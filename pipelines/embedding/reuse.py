@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 
 from pipelines.blocks import (
     KNOWN_PREFIX,
-    PICTURE,
     REASON,
-    TEXT,
     set_column,
 )
 from pipelines.contract import IMAGE, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL
+from pipelines.embedding.recent import DIGESTS
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.provenance import Provenance
 from pipelines.sink.tables import open_dataset
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 # The setting of a run on which a modality's vectors depend, besides the encoder.
 _DEPENDS_ON = {IMAGE_VECTOR: "preprocessing", TEXT_VECTOR: "text_policy"}
-_DIGESTS = {IMAGE_VECTOR: PICTURE, TEXT_VECTOR: TEXT}
 _OFFSET = "_rowoffset"
 _REMEMBERED = 16_384
 _FEW_ROWS = 4_096
@@ -61,7 +59,7 @@ class KnownVectors:
     def attach(self, block: pa.Table) -> pa.Table:
         """The block of a read task with `_known_…` columns, and without the pictures whose vectors are known."""
         for vector, columns in self.columns.items():
-            name = _DIGESTS[vector]
+            name = DIGESTS[vector]
             digests = pc.if_else(pc.is_valid(block[REASON]), None, block[name]).to_pylist()
             found = self._look_up(name, sorted({d for d in digests if d}), columns)
             for column in columns:
@@ -109,7 +107,7 @@ def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | No
     for modality, vector in (("image", IMAGE_VECTOR), ("text", TEXT_VECTOR)):
         setting = _DEPENDS_ON[vector]
         fits = modality in settings.modalities and made_with.get(setting) == getattr(settings.options, setting)
-        if fits and {vector, _DIGESTS[vector]} <= set(dataset.schema.names):
+        if fits and {vector, DIGESTS[vector]} <= set(dataset.schema.names):
             columns[vector] = (vector,)
     if settings.thumbnail_px and IMAGE_VECTOR in columns and THUMBNAIL in dataset.schema.names:
         columns[IMAGE_VECTOR] += (THUMBNAIL,)
@@ -121,7 +119,7 @@ def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | No
 def index_digests(table: TableRef) -> None:
     """Keep the indexes by which digests are looked up: made when the table has some rows, caught up when it grew."""
     dataset = open_dataset(table)
-    names = [name for name in _DIGESTS.values() if name in dataset.schema.names]
+    names = [name for name in DIGESTS.values() if name in dataset.schema.names]
     rows = dataset.count_rows()
     if rows < _FEW_ROWS or not names:
         return

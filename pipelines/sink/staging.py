@@ -52,7 +52,7 @@ class StagedGroup:
         blocks: how many blocks they came in.
         seconds: worker seconds of each stage, summed over the group's rows.
         overlong: captions longer than the text tower reads.
-        reused: vectors that the table held already.
+        reused: vectors that the table held already, or that an actor had just made.
         started: when the first file may have been written, Unix seconds.
         files: file id → uri of the files that its shards belong to.
         successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
