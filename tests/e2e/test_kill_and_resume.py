@@ -4,80 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-import lance
 import psutil
-import pyarrow as pa
 import pytest
 from corpora import pairs, write_parquet
+from killing import COMMIT_ROWS, assert_same, kill, rows, settled, start, victims, write_corpus
 
-KILLS, TWICE, ROWS, COMMIT_ROWS = 100, 20, 3_000, 64
-_KEPT = ["row_id", "item_id", "caption", "year", "image_vector", "text_vector"]
-
-
-def command(corpus: Path, table: Path) -> list[str]:
-    return [
-        sys.executable, "-m", "jobs.cli", "embed", str(corpus), "--table", str(table), "--encoder", "fake",
-        "--columns.key", "id", "--block-rows", "16", "--commit-rows", str(COMMIT_ROWS), "--fragment-rows", "32",
-        "--json",
-    ]  # fmt: skip
-
-
-def start(corpus: Path, table: Path, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            command(corpus, table), stdout=subprocess.PIPE, stderr=stream, env=os.environ | {"RAY_ADDRESS": "local"}
-        )
-
-
-def rows(table: Path) -> pa.Table:
-    return lance.dataset(f"{table}.lance").to_table(columns=_KEPT).sort_by("row_id")
-
-
-def rejects(table: Path) -> pa.Table:
-    return lance.dataset(f"{table}_rejects.lance").to_table().sort_by("reject_id")
-
-
-def settled(table: Path) -> int:
-    try:
-        return lance.dataset(f"{table}.lance").count_rows()
-    except ValueError:
-        return 0
-
-
-def is_agent(process: psutil.Process) -> bool:
-    try:
-        return "agent" in " ".join([process.name(), *process.cmdline()]).lower()
-    except psutil.NoSuchProcess:
-        return True
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the driver alone; its Ray must go with it."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    gone, alive = psutil.wait_procs(children, timeout=15)
-    # Ray's own agents look for their parent every minute or so; all that could touch the table must be gone.
-    alive = [process for process in alive if not is_agent(process)]
-    assert not alive, f"processes outlive their driver: {[p.name() for p in alive]} ({len(gone)} gone)"
+KILLS, TWICE = 100, 20
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3,000 rows, every thirtieth without a picture that can be read."""
-    items = pairs(ROWS)
-    for i in range(0, ROWS, 30):
-        items[i] = type(items[i])(items[i].key, b"not a picture", items[i].caption, items[i].year)
-    return write_parquet(tmp_path_factory.mktemp("corpus") / "c.parquet", items, row_group_rows=50)
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "c.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +31,6 @@ def calm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     process.communicate(timeout=300)
     assert process.returncode == 0, (folder / "log").read_text()
     return folder / "db" / "t"
-
-
-def assert_same(table: Path, calm: Path) -> None:
-    assert rows(table).equals(rows(calm))
-    assert rejects(table).equals(rejects(calm))
-
-
-def victims(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Processes of tasks and actors; Ray's own die with the driver, or with the machine."""
-    try:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if child.name().startswith("ray::")]
-    except psutil.Error:
-        return []
 
 
 @pytest.mark.heavy

@@ -1,0 +1,88 @@
+"""Embed jobs that are killed, and what is left of them: for tests of recovery."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lance
+import psutil
+import pyarrow as pa
+from corpora import pairs, write_parquet
+
+ROWS, COMMIT_ROWS = 3_000, 64
+_KEPT = ["row_id", "item_id", "caption", "year", "image_vector", "text_vector"]
+
+
+def command(corpus: Path, table: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "jobs.cli", "embed", str(corpus), "--table", str(table), "--encoder", "fake",
+        "--columns.key", "id", "--block-rows", "16", "--commit-rows", str(COMMIT_ROWS), "--fragment-rows", "32",
+        "--json",
+    ]  # fmt: skip
+
+
+def write_corpus(path: Path) -> Path:
+    """3,000 rows, every thirtieth without a picture that can be read."""
+    items = pairs(ROWS)
+    for i in range(0, ROWS, 30):
+        items[i] = type(items[i])(items[i].key, b"not a picture", items[i].caption, items[i].year)
+    return write_parquet(path, items, row_group_rows=50)
+
+
+def start(corpus: Path, table: Path, log: Path, ray: str = "local") -> subprocess.Popen[bytes]:
+    """The job, on a Ray of its own or on the one of that address; what it says goes to the log."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            command(corpus, table), stdout=subprocess.PIPE, stderr=stream, env=os.environ | {"RAY_ADDRESS": ray}
+        )
+
+
+def rows(table: Path) -> pa.Table:
+    return lance.dataset(f"{table}.lance").to_table(columns=_KEPT).sort_by("row_id")
+
+
+def rejects(table: Path) -> pa.Table:
+    return lance.dataset(f"{table}_rejects.lance").to_table().sort_by("reject_id")
+
+
+def settled(table: Path) -> int:
+    try:
+        return lance.dataset(f"{table}.lance").count_rows()
+    except ValueError:
+        return 0
+
+
+def is_agent(process: psutil.Process) -> bool:
+    try:
+        return "agent" in " ".join([process.name(), *process.cmdline()]).lower()
+    except psutil.NoSuchProcess:
+        return True
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver alone; its Ray must go with it."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=15)
+    # Ray's own agents look for their parent every minute or so; all that could touch the table must be gone.
+    alive = [process for process in alive if not is_agent(process)]
+    assert not alive, f"processes outlive their driver: {[p.name() for p in alive]} ({len(gone)} gone)"
+
+
+def assert_same(table: Path, calm: Path) -> None:
+    assert rows(table).equals(rows(calm))
+    assert rejects(table).equals(rejects(calm))
+
+
+def victims(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Processes of tasks and actors; Ray's own die with the driver, or with the machine."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if child.name().startswith("ray::")]
+    except psutil.Error:
+        return []
