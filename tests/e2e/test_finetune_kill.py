@@ -152,18 +152,16 @@ def kill_driver_after(config: FinetuneConfig, step: int, log: Path) -> int:
     """Start the command, and SIGKILL its process group once the checkpoint of `step` is there; the step it reached."""
     process = start(config, log)
     folder = Path(f"{config.out}.run")
-    children: list[psutil.Process] = []
     deadline = time.monotonic() + 200
     while latest_step(folder) < step and process.poll() is None:
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     reached = latest_step(folder)
     # What is left of its Ray ends by itself; the next start does not wait for that.
-    assert children or process.returncode == 0
+    assert process.returncode in (0, -signal.SIGKILL), log.read_text()
     return reached
 
 
