@@ -12,9 +12,11 @@ import errno
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import TypeVar
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from pipelines.storage import is_remote
 
 T = TypeVar("T")
 _ENDED = "isthmus_retries_ended"
+_MANY_DENIED = 8
 
 
 class Fault(StrEnum):
@@ -32,6 +35,7 @@ class Fault(StrEnum):
     TRANSIENT = "transient"
     NOT_FOUND = "not_found"
     DENIED = "denied"
+    BAD_CREDENTIALS = "bad_credentials"
     EXPIRED = "expired"
     OTHER = "other"
 
@@ -65,9 +69,9 @@ class RetryPolicy:
 DEFAULT = RetryPolicy()
 # For a job's first requests: an endpoint that is spelled wrongly is to be told soon.
 CONTACT = RetryPolicy(attempts=6)
-_DENIED_CODES = {
-    *("AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
-    *("Forbidden", "403", "401", "RequestTimeTooSkewed", "InvalidToken"),
+_DENIED_CODES = {"AccessDenied", "AllAccessDisabled", "Forbidden", "403", "401"}
+_BAD_CREDENTIALS_CODES = {
+    *("AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidToken"),
 }
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _MISSING_CODES = {"NoSuchKey", "404", "NoSuchVersion"}
@@ -96,7 +100,7 @@ _MISSING_TEXT = re.compile(r"LanceError\(NotFound\)|\bNot found: |was not found|
 def classify(error: BaseException) -> Fault:
     """What kind of failure an error is, by itself and by its causes; a refusal outweighs what came of it."""
     kinds = {_kind(link) for link in _causes(error)}
-    order = (Fault.EXPIRED, Fault.DENIED, Fault.NOT_FOUND, Fault.TRANSIENT)
+    order = (Fault.EXPIRED, Fault.BAD_CREDENTIALS, Fault.DENIED, Fault.NOT_FOUND, Fault.TRANSIENT)
     return next((kind for kind in order if kind in kinds), Fault.OTHER)
 
 
@@ -178,9 +182,46 @@ def has_ended(error: BaseException) -> bool:
     return _ENDED in vars(error)
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether a store refuses the credentials: no other request would fare better."""
-    return classify(error) in (Fault.DENIED, Fault.EXPIRED)
+def is_of_the_store(error: BaseException) -> bool:
+    """Whether a store failed or refused, rather than said that something is not there."""
+    return classify(error) in (Fault.TRANSIENT, Fault.DENIED, Fault.BAD_CREDENTIALS, Fault.EXPIRED)
+
+
+class Refusals:
+    """Tells a store that refuses the credentials from one that refuses single objects.
+
+    Expired or unknown credentials stop a job: no other request would fare better. "Access denied" is also what a store
+    says of an object with rights of its own, or, to those who may not list, of one that is not there; such an object
+    is its row's loss alone. It stops a job only where a bucket gave nothing yet and refused several objects.
+    """
+
+    def __init__(self) -> None:
+        self._served: set[str] = set()
+        self._denied: Counter[str] = Counter()
+
+    def served(self, uri: str) -> None:
+        """An object was read."""
+        self._served.add(_bucket(uri))
+
+    def stops(self, uri: str, error: BaseException) -> bool:
+        """Whether a job should end with this error, rather than go on without the object."""
+        if not is_remote(uri):
+            return False
+        fault = classify(error)
+        if fault is not Fault.DENIED:
+            return fault in (Fault.EXPIRED, Fault.BAD_CREDENTIALS)
+        self._denied[_bucket(uri)] += 1
+        return _bucket(uri) not in self._served and self._denied[_bucket(uri)] >= _MANY_DENIED
+
+
+def _bucket(uri: str) -> str:
+    return "/".join(uri.split("/", 3)[:3])
+
+
+@cache
+def refusals() -> Refusals:
+    """Those of this process."""
+    return Refusals()
 
 
 def _may_help(policy: RetryPolicy) -> Callable[[tenacity.RetryCallState], bool]:
@@ -201,7 +242,7 @@ def _final(error: Exception, uri: str, attempts: int) -> Exception:
     final: Exception
     if fault is Fault.EXPIRED:
         final = PermissionError(f"{uri}: the credentials have expired; renew them and run the same command again")
-    elif fault is Fault.DENIED:
+    elif fault in (Fault.DENIED, Fault.BAD_CREDENTIALS):
         final = PermissionError(
             f"{uri}: the store refuses these credentials; check AWS_ACCESS_KEY_ID, its rights to read and write, "
             "and whether it has expired"
@@ -280,6 +321,7 @@ def _skip(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 _CODES = {
     Fault.EXPIRED: _EXPIRED_CODES,
+    Fault.BAD_CREDENTIALS: _BAD_CREDENTIALS_CODES,
     Fault.DENIED: _DENIED_CODES,
     Fault.NOT_FOUND: _MISSING_CODES,
     Fault.TRANSIENT: _TRANSIENT_CODES,

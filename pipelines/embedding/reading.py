@@ -31,10 +31,10 @@ from pipelines.contract import (
 )
 from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest, text_digest
 from pipelines.faults import fault
-from pipelines.retries import is_refusal, read_again
+from pipelines.retries import read_again, refusals
 from pipelines.sources.base import Shard, Source
 from pipelines.sources.locate import read_images
-from pipelines.storage import Storage, is_remote
+from pipelines.storage import Storage
 
 _CHUNK_ROWS = 32
 
@@ -152,18 +152,22 @@ def _fetch(records: list[dict[str, Any]], settings: ReadSettings, storage: Stora
     """Read the pictures that records name by URI, in place; a failure marks its record.
 
     Raises:
-        PermissionError: the store refuses the credentials: it would refuse every other picture as well.
+        PermissionError: the store refuses the credentials: see `Refusals`.
     """
     missing = [r for r in records if r["image"] is None and r["image_uri"] and r["reason"] is None]
     uris = list(dict.fromkeys(r["image_uri"] for r in missing))
     found = dict(zip(uris, read_images(uris, storage, threads=settings.fetch_threads), strict=True))
+    for uri, data in found.items():
+        if isinstance(data, bytes):
+            refusals().served(uri)
+    for uri, data in found.items():
+        if isinstance(data, Exception) and refusals().stops(uri, data):
+            raise data
     for record in missing:
         data = found[record["image_uri"]]
         if isinstance(data, bytes):
             record["image"] = data
             continue
-        if is_remote(record["image_uri"]) and is_refusal(data):
-            raise data
         lost = isinstance(data, FileNotFoundError)
         record["reason"] = (Reason.IMAGE_NOT_FOUND if lost else Reason.FETCH_FAILED).value
         record["message"] = storage.redact(f"{record['image_uri']}: {data}")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import POSITION, SHARD
-from pipelines.retries import Fault, classify, retry
+from pipelines.retries import is_of_the_store, retry
 from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of, file_of
 from pipelines.sink.tables import append_rows, open_dataset
 from pipelines.storage import TableRef
@@ -91,7 +91,7 @@ class Ledger:
             try:
                 properties = retry(partial(transaction_properties, dataset, version), self._table.uri)
             except (OSError, ValueError) as error:
-                if classify(error) in (Fault.TRANSIENT, Fault.DENIED, Fault.EXPIRED):
+                if is_of_the_store(error):
                     raise
                 # The version, and its transaction, were cleaned away before anyone recorded it.
                 found = [(int(dataset.version), self._rebuild(dataset))]

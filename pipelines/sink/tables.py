@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipelines.contract import PICTURE, TEXT
 from pipelines.provenance import Provenance
-from pipelines.retries import CONTACT, Fault, classify, has_ended, retry
+from pipelines.retries import CONTACT, has_ended, is_of_the_store, retry
 from pipelines.storage import TableRef, is_remote
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def is_conflict(error: Exception) -> bool:
 
 
 def _is_missing(error: Exception) -> bool:
-    if classify(error) in (Fault.EXPIRED, Fault.DENIED, Fault.TRANSIENT):
+    if is_of_the_store(error):
         return False
     text = str(error).lower()
     return "was not found" in text or ("not found" in text and "bucket" not in text)

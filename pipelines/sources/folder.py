@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contract import Columns, Reason
-from pipelines.retries import is_refusal, retry
+from pipelines.retries import refusals, retry
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, relative_to
 from pipelines.sources.pictures import PICTURE_SUFFIXES
 from pipelines.sources.records import as_key, bad_record, records_table
-from pipelines.storage import Storage, is_remote
+from pipelines.storage import Storage
 
 _FIELDS = ("path", "stem")
 _SCHEMA = pa.schema([pa.field("path", pa.string())])
@@ -74,10 +74,11 @@ class FolderSource:
         try:
             files = self.storage.filesystem(uri)
             text = bytes(retry(lambda: files.cat_file(uri), uri)).decode("utf-8-sig")
+            refusals().served(uri)
         except UnicodeDecodeError as error:
             return bad_record(f"{uri} is not UTF-8: {error}", shard.uri)
         except OSError as error:
-            if is_remote(uri) and is_refusal(error):
+            if refusals().stops(uri, error):
                 raise
             return bad_record(f"{uri}: {error}", shard.uri, Reason.FETCH_FAILED)
         return {"captions": [line.strip() for line in text.splitlines() if line.strip()]}

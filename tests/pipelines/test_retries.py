@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
-from pipelines.retries import Fault, RetryPolicy, classify, has_ended, read_again, retry
+from pipelines.retries import Fault, Refusals, RetryPolicy, classify, has_ended, read_again, retry
 from pipelines.storage import Storage
 
 URI = "s3://bucket/some/file"
@@ -39,6 +39,7 @@ def from_lance(status: str, code: str) -> OSError:
         (from_s3("NoSuchKey", FileNotFoundError), Fault.NOT_FOUND),
         (from_s3("AccessDenied", PermissionError), Fault.DENIED),
         (from_s3("403", PermissionError), Fault.DENIED),
+        (from_s3("InvalidAccessKeyId", PermissionError), Fault.BAD_CREDENTIALS),
         (from_s3("ExpiredToken", PermissionError), Fault.EXPIRED),
         (from_s3("InvalidRange"), Fault.OTHER),
         (ReadTimeoutError(endpoint_url="http://h"), Fault.TRANSIENT),
@@ -154,3 +155,15 @@ def test_secrets_are_taken_out_of_what_servers_quote() -> None:
 def test_timeouts_that_are_none_are_refused(value: str) -> None:
     with pytest.raises(ValueError, match=f"request_timeout '{value}'"):
         Storage.from_options({"request_timeout": value})
+
+
+def test_one_object_that_is_refused_stops_no_job_and_wrong_credentials_do() -> None:
+    denied, unknown = from_s3("AccessDenied", PermissionError), from_s3("SignatureDoesNotMatch", PermissionError)
+    seen = Refusals()
+    seen.served("s3://open/a.jpg")
+    assert not any(seen.stops(f"s3://open/{i}.jpg", denied) for i in range(100)), "the bucket gives others"
+    assert [seen.stops(f"s3://closed/{i}.jpg", denied) for i in range(9)] == [False] * 7 + [True] * 2
+    assert seen.stops("s3://open/a.jpg", unknown)
+    assert seen.stops("s3://open/a.jpg", from_s3("ExpiredToken", PermissionError))
+    assert not seen.stops("/disk/a.jpg", PermissionError("a file of somebody else's"))
+    assert not seen.stops("s3://closed/a.jpg", from_s3("NoSuchKey", FileNotFoundError))
