@@ -35,7 +35,10 @@ class EvaluateConfig(JobConfig):
     compare: str | None = Field(default=None, description="A second table of the same rows: the paired test.")
     where: str | None = Field(default=None, description="SQL filter of the rows to evaluate.")
     split: str | None = Field(default=None, description="Short for --where \"split = '…'\" (Karpathy's splits).")
-    gallery_where: str | None = Field(default=None, description="SQL filter of rows that are in the gallery besides.")
+    gallery_where: str | None = Field(
+        default=None,
+        description="SQL filter of rows that are in the gallery besides; a picture or a caption alone will do.",
+    )
     relevant: str = Field(default="item_id", description="Rows of equal values in this column answer each other.")
     slice: list[str] = Field(default_factory=list, description="Columns by whose values the metrics are given too.")
     folds: int = Field(default=1, ge=1, description="Parts to evaluate apart and average: 5 gives COCO's 1K × 5.")
@@ -213,9 +216,12 @@ def _without_leaks(
 
 def _asking_less(settings: EvaluationSettings, where: str | None) -> EvaluationSettings:
     """Other rows ask, the gallery stays: it would be easier to be found in without the rows that were left out."""
+    from pipelines.evaluation.selection import HAS_BOTH
+
     if where == settings.where:
         return settings
-    wheres = [f"({w})" for w in (settings.where or "true", settings.gallery_where) if w]
+    whole = f"({settings.where or 'true'}) AND {HAS_BOTH}"
+    wheres = [f"({w})" for w in (whole, settings.gallery_where) if w]
     return replace(settings, where=where, gallery_where=" OR ".join(wheres))
 
 

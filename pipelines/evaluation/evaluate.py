@@ -12,7 +12,7 @@ from pipelines.contract import IMAGE_VECTOR, ITEM_ID, TEXT_VECTOR
 from pipelines.evaluation.bootstrap import interval
 from pipelines.evaluation.metrics import Ranks, chance_recall, per_query, summary
 from pipelines.evaluation.ranking import joined, positive_ranks
-from pipelines.evaluation.selection import Gallery, Index, Rows, first_of, read_rows, read_vectors
+from pipelines.evaluation.selection import Gallery, Index, Rows, first_of, gallery_of, read_rows, read_vectors
 from pipelines.provenance import Provenance
 from pipelines.storage import TableRef
 
@@ -30,7 +30,7 @@ class EvaluationSettings:
     Attributes:
         version: of the table, a number or a tag; None is the latest.
         where: SQL filter of the rows that ask, and whose pictures and captions answer.
-        gallery_where: SQL filter of rows that are in the gallery besides.
+        gallery_where: SQL filter of rows that are in the gallery besides; a picture or a caption alone will do.
         relevant: rows of equal values here answer each other.
         slices: columns by whose values the metrics are given too.
         folds: how many parts, of the items in order, are evaluated each by itself and averaged.
@@ -186,7 +186,7 @@ def _text_to_image(rows: Rows) -> _Task:
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(_paired(rows.text[asking], rows.item[asking]))
     queries = asking[kept]
-    gallery, entry_of = first_of(rows.item)
+    gallery, entry_of = gallery_of(rows.item, rows.has_image)
     relevant = joined(rows.relevant[queries], rows.relevant)
     said = joined(rows.text[queries], rows.text)
     query = np.concatenate([relevant[0], said[0]])
@@ -199,7 +199,7 @@ def _image_to_text(rows: Rows) -> _Task:
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(rows.item[asking])
     queries = asking[kept]
-    gallery, entry_of = first_of(rows.text)
+    gallery, entry_of = gallery_of(rows.text, rows.has_text)
     relevant = joined(rows.relevant[queries], rows.relevant)
     own = joined(rows.item[queries], rows.item)
     query = np.concatenate([relevant[0], own[0]])
@@ -209,7 +209,7 @@ def _image_to_text(rows: Rows) -> _Task:
 
 def _image_to_image(rows: Rows) -> _Task:
     """Each picture that shares its value with another asks; the others answer."""
-    gallery, _ = first_of(rows.item)
+    gallery, _ = gallery_of(rows.item, rows.has_image)
     query, entry = joined(rows.relevant[gallery], rows.relevant[gallery])
     other = (query != entry) & rows.asks[gallery[query]]
     query, entry = query[other], entry[other]
@@ -223,7 +223,8 @@ def _image_to_image(rows: Rows) -> _Task:
 def _task(
     queries: Index, gallery: Index, asks: str, answers: str, query: Index, entry: Index, own_entry: Index | None = None
 ) -> _Task:
-    """A direction, its positives each once."""
+    """A direction, its positives each once; what is in no gallery is none."""
+    query, entry = query[entry >= 0], entry[entry >= 0]
     pairs = np.unique(np.stack([query, entry], axis=1), axis=0) if len(query) else np.zeros((0, 2), np.int64)
     return _Task(
         queries=queries,
@@ -326,6 +327,8 @@ def _subset(rows: Rows, places: Index) -> Rows:
         text=rows.text[places],
         relevant=rows.relevant[places],
         asks=rows.asks[places],
+        has_image=rows.has_image[places],
+        has_text=rows.has_text[places],
         row_id=rows.row_id.take(places),
         slices={name: column.take(places) for name, column in rows.slices.items()},
     )

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     import lance
 
 Index = NDArray[np.int64]
+_HAS_IMAGE, _HAS_TEXT = "_has_image", "_has_text"
+_IMAGE = f"{IMAGE_VECTOR} IS NOT NULL"
+_TEXT = f"{CAPTION} IS NOT NULL AND {TEXT_VECTOR} IS NOT NULL"
+HAS_BOTH, _EITHER = f"{_IMAGE} AND {_TEXT}", f"{_IMAGE} OR ({_TEXT})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of a table that have both vectors, in its order.
+    """Rows of a table, in its order: those that ask have both vectors, others at least one.
 
     Attributes:
         offset: (n,), where they stand in the table.
@@ -33,6 +37,8 @@ class Rows:
         text: (n,), code of the caption.
         relevant: (n,), code of what makes two rows answer each other.
         asks: bool (n,), whether they are queries, or are only in the gallery.
+        has_image: bool (n,), whether they have a picture's vector.
+        has_text: bool (n,), whether they have a caption and its vector.
         row_id: (n,) strings.
         slices: values of the columns to slice by.
     """
@@ -42,6 +48,8 @@ class Rows:
     text: Index
     relevant: Index
     asks: NDArray[np.bool_]
+    has_image: NDArray[np.bool_]
+    has_text: NDArray[np.bool_]
     row_id: pa.Array
     slices: dict[str, pa.Array]
 
@@ -70,12 +78,12 @@ def read_rows(
     for condition in (where, gallery_where):
         if condition is not None:
             check_filter(condition, dataset)
-    asking = _scan(dataset, where, relevant, slices)
+    asking = _scan(dataset, HAS_BOTH, where, relevant, slices)
     if asking.num_rows == 0:
         raise ValueError(f"table {table}: no row with a picture and a caption" + (f" where {where}" if where else ""))
     found = asking
     if gallery_where is not None:
-        others = _scan(dataset, gallery_where, relevant, slices)
+        others = _scan(dataset, _EITHER, gallery_where, relevant, slices)
         new = ~np.isin(others[OFFSET].to_numpy(), asking[OFFSET].to_numpy())
         found = pa.concat_tables([asking, others.filter(pa.array(new))]).sort_by(OFFSET)
     codes = {name: hashed(found[name]) for name in dict.fromkeys((ITEM_ID, CAPTION, relevant))}
@@ -88,6 +96,8 @@ def read_rows(
         text=codes[CAPTION],
         relevant=codes[relevant],
         asks=np.isin(found[OFFSET].to_numpy(), asking[OFFSET].to_numpy()),
+        has_image=found[_HAS_IMAGE].to_numpy(),
+        has_text=found[_HAS_TEXT].to_numpy(),
         row_id=found[ROW_ID].combine_chunks(),
         slices={name: found[name].combine_chunks() for name in slices},
     )
@@ -143,8 +153,25 @@ def first_of(codes: Index) -> tuple[Index, Index]:
     return first[order].astype(np.int64), place[inverse]
 
 
-def _scan(dataset: lance.LanceDataset, where: str | None, relevant: str, slices: tuple[str, ...]) -> pa.Table:
-    conditions = [f"{name} IS NOT NULL" for name in (CAPTION, IMAGE_VECTOR, TEXT_VECTOR)]
-    conditions += [f"({where})"] if where else []
-    columns = [*dict.fromkeys((ROW_ID, ITEM_ID, CAPTION, relevant, *slices)), OFFSET]
-    return dataset.scanner(columns=columns, filter=" AND ".join(conditions)).to_table()
+def gallery_of(codes: Index, has: NDArray[np.bool_]) -> tuple[Index, Index]:
+    """The rows that stand for each value in a gallery, ascending; and for each row the entry of its value, -1 for none.
+
+    Args:
+        codes: (n,), a value for each row.
+        has: bool (n,), whether the row may stand for its value.
+
+    >>> [found.tolist() for found in gallery_of(np.array([7, 3, 7]), np.array([False, True, True]))]
+    [[1, 2], [-1, 0, 1]]
+    """
+    places = np.flatnonzero(has)
+    kept, entry = first_of(codes[places])
+    entry_of = np.full(len(codes), -1, np.int64)
+    entry_of[places] = entry
+    return places[kept], entry_of
+
+
+def _scan(dataset: lance.LanceDataset, has: str, where: str | None, relevant: str, slices: tuple[str, ...]) -> pa.Table:
+    columns = {name: f"`{name}`" for name in (ROW_ID, ITEM_ID, CAPTION, relevant, *slices)}
+    columns |= {OFFSET: OFFSET, _HAS_IMAGE: _IMAGE, _HAS_TEXT: _TEXT}
+    condition = f"({has})" + (f" AND ({where})" if where else "")
+    return dataset.scanner(columns=columns, filter=condition).to_table()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,6 +136,28 @@ def test_a_table_with_several_captions_and_equal_ones(tmp_path: Path) -> None:
     other = evaluate_table(ref, EvaluationSettings(where="caption != 'y'", gallery_where="caption = 'y'"))
     assert other.directions["text_to_image"].queries == 2
     assert other.directions["text_to_image"].gallery == 3
+
+
+def test_pictures_of_which_nothing_is_said_stand_in_the_way_too(tmp_path: Path) -> None:
+    e = np.eye(4, dtype=np.float32)
+    near = (0.9 * e[0] + 0.1 * e[1]) / np.linalg.norm(0.9 * e[0] + 0.1 * e[1])
+    ref = write_table(
+        tmp_path / "t", [near, e[1], e[0]], [e[0], e[1], e[2]], items=list("abc"), captions=["x", "y", "z"],
+        encoder=card(4),
+    )  # fmt: skip
+    rows = lance.dataset(ref.uri).to_table()
+    texts = [*rows["text_vector"].to_pylist()[:2], None]
+    for name, values in (("caption", ["x", "y", None]), ("text_vector", texts)):
+        index = rows.schema.get_field_index(name)
+        rows = rows.set_column(index, rows.schema.field(index), pa.array(values, rows.schema.field(index).type))
+    lance.write_dataset(rows, ref.uri, mode="overwrite")
+
+    alone = evaluate_table(ref, EvaluationSettings()).directions
+    assert (alone["text_to_image"].gallery, alone["text_to_image"].metrics["R@1"]) == (2, 1.0)
+    found = evaluate_table(ref, EvaluationSettings(gallery_where="true")).directions
+    assert (found["text_to_image"].queries, found["text_to_image"].gallery) == (2, 3)
+    assert found["text_to_image"].metrics["R@1"] == 0.5, "the third picture is nearer to x than its own"
+    assert (found["image_to_text"].queries, found["image_to_text"].gallery) == (2, 2)
 
 
 def test_folds_slices_and_pairs_of_tables(tmp_path: Path) -> None:
