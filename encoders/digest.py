@@ -12,18 +12,18 @@ _DIGEST_BYTES = 8
 _CHUNK_BYTES = 1 << 22
 
 
-def digest_bytes(*parts: bytes) -> str:
-    """BLAKE2b over the length-prefixed parts, 16 hex digits."""
-    state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+def digest_bytes(*parts: bytes, size: int = _DIGEST_BYTES) -> str:
+    """BLAKE2b over the length-prefixed parts, two hex digits for each of `size` bytes."""
+    state = hashlib.blake2b(digest_size=size)
     for part in parts:
         state.update(len(part).to_bytes(8, "little"))
         state.update(part)
     return state.hexdigest()
 
 
-def digest_json(data: Any) -> str:
-    """Digest of JSON-ready data, independent of the order of keys."""
-    return digest_bytes(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+def digest_json(data: Any, size: int = _DIGEST_BYTES) -> str:
+    """Digest of JSON-ready data, of `size` bytes, independent of the order of keys."""
+    return digest_bytes(json.dumps(data, sort_keys=True, separators=(",", ":")).encode(), size=size)
 
 
 def digest_files(paths: Iterable[Path]) -> str:

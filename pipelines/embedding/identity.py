@@ -9,6 +9,8 @@ from pipelines.sources.base import Shard
 from pipelines.storage import absolute
 
 _GLOB = "*?["
+# Of a billion pictures, captions or rows two with equal digests of 64 bits are likely enough to be met.
+_CONTENT_BYTES = 16
 
 
 def corpus_root(corpus: str, uris: Iterable[str]) -> str:
@@ -50,12 +52,12 @@ def file_id(shard: Shard, job_digest: str) -> str:
 
 def picture_digest(data: bytes) -> str:
     """Identity of a picture's bytes."""
-    return digest_bytes(data)
+    return digest_bytes(data, size=_CONTENT_BYTES)
 
 
 def text_digest(caption: str) -> str:
     """Identity of a caption."""
-    return digest_bytes(caption.encode())
+    return digest_bytes(caption.encode(), size=_CONTENT_BYTES)
 
 
 def derived_row_id(relative_uri: str, index: int, picture: str | None, caption: str | None) -> str:
@@ -67,7 +69,7 @@ def derived_row_id(relative_uri: str, index: int, picture: str | None, caption: 
         picture: the picture's digest.
         caption: the caption.
     """
-    return digest_json([relative_uri, index, picture, caption])
+    return digest_json([relative_uri, index, picture, caption], size=_CONTENT_BYTES)
 
 
 def nth_row_id(key: str, n: int) -> str:
