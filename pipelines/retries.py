@@ -256,7 +256,7 @@ def _final(error: Exception, uri: str, attempts: int) -> Exception:
         )
     else:
         return error
-    vars(final)[_ENDED] = True
+    vars(final)[_ENDED] = fault
     return final
 
 
@@ -277,6 +277,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _kind(error: BaseException) -> Fault:
+    if has_ended(error):
+        return Fault(vars(error)[_ENDED])  # its cause, and so the store's code, was left behind
     for code in _codes(error):
         for kind, codes in _CODES.items():
             if code in codes:

@@ -67,7 +67,7 @@ def test_a_row_finds_its_neighbours_without_a_model(table: Path) -> None:
 def test_info_and_rejects_are_json_too(table: Path) -> None:
     info = json.loads(isthmus("info", table, "--json").stdout)
     assert (info["rows"], info["encoder"]["name"]) == (60, "fake")
-    assert json.loads(isthmus("rejects", table, "--json").stdout) == {"by_reason": {}, "rows": []}
+    assert json.loads(isthmus("rejects", table, "--json").stdout) == {"by_reason": {}, "rows": [], "page": None}
 
 
 def test_a_config_file_gives_the_options_and_flags_win(corpus: Path, tmp_path: Path) -> None:

@@ -167,3 +167,16 @@ def test_one_object_that_is_refused_stops_no_job_and_wrong_credentials_do() -> N
     assert seen.stops("s3://open/a.jpg", from_s3("ExpiredToken", PermissionError))
     assert not seen.stops("/disk/a.jpg", PermissionError("a file of somebody else's"))
     assert not seen.stops("s3://closed/a.jpg", from_s3("NoSuchKey", FileNotFoundError))
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "SignatureDoesNotMatch", "ExpiredToken", "NoSuchKey", "SlowDown"])
+def test_what_ends_the_tries_is_still_told_apart(code: str) -> None:
+    first = from_s3(code)
+
+    def step() -> None:
+        raise first
+
+    with pytest.raises(OSError, match="some") as caught:
+        retry(step, URI, POLICY, sleep=lambda _: None)
+    assert classify(caught.value) is classify(first) is not Fault.OTHER
+    assert classify(pickle.loads(pickle.dumps(caught.value))) is classify(first), "also from a worker"
