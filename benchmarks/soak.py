@@ -1,18 +1,21 @@
-"""An hour of faults against a corpus that grows, changes and shrinks: after every round the table must be what a clean
-run over the corpus of that moment gives.
+"""An hour of faults against corpora that grow, change and shrink: after every round the table must be what a clean run
+over the corpus of that moment gives.
 
     python benchmarks/soak.py --minutes 60 --folder /tmp/soak
 
-A round changes the corpus, disturbs one or more runs of `isthmus sync` in a way drawn by chance (SIGKILL to the driver,
-to an actor or worker, several of them; a fault point; two drivers at once; a kill while the corpus changes again), lets
-one run end, and compares rows, vectors, digests and rejects with a table made from nothing. Now and then `isthmus
-maintain` and `isthmus rejects retry` run in between. Needs the package `psutil`; prints one JSON object, and exits 1 at
-the first difference, leaving the folder as it is.
+There are two of them, one on disk, one in a real S3 server behind a proxy that fails a share of all requests in every
+way a store does; corpus and table have stores of their own. A round changes a corpus, disturbs one or more runs of
+`isthmus sync` in a way drawn by chance (SIGKILL to the driver, to an actor or worker, several of them; a fault point;
+two drivers at once; `isthmus maintain` beside it; a kill while the corpus changes again), lets one run end, and
+compares rows, vectors, digests and rejects with a table made from nothing. Now and then `isthmus rejects retry` runs
+in between.
+Needs the `dev` extra; prints one JSON object, and exits 1 at the first difference, leaving the folder as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -22,6 +25,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +38,107 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers that the tests use
+from faulty_store import TRANSIENT, FaultyStore, faulty
+from stores import BUCKET, OTHER_BUCKET, client, options, other_options, seaweedfs
+
 from pipelines.faults import ONCE_VARIABLE, POINTS, VARIABLE
 
 _ROUND_LIMIT_S = 240.0
-_WAYS = ("driver", "worker", "many", "point", "two", "moving")
+_WAYS = ("driver", "worker", "many", "point", "two", "maintain", "moving")
+_TIMEOUTS = {"request_timeout": "1s", "connect_timeout": "1s"}
+
+
+@dataclass
+class Place:
+    """Where a corpus and its table are.
+
+    Attributes:
+        name: "disk" or "store".
+        corpus: its URI.
+        table: the table's URI, without ".lance".
+        corpus_storage: options that reach the corpus past all faults.
+        storage: options that reach the table past all faults.
+        faulty: flags that reach both through what fails.
+        files: names of the corpus' files.
+    """
+
+    name: str
+    corpus: str
+    table: str
+    corpus_storage: dict[str, str] = field(default_factory=dict)
+    storage: dict[str, str] = field(default_factory=dict)
+    faulty: tuple[str, ...] = ()
+    files: set[str] = field(default_factory=set)
+
+    @property
+    def calm(self) -> tuple[str, ...]:
+        """Flags that reach both past all faults."""
+        return (*_flags("corpus-storage-options", self.corpus_storage), *_flags("storage-options", self.storage))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write or replace a file of the corpus, whole at once."""
+        if self.storage:
+            self._client().put_object(Bucket=BUCKET, Key=f"soak/{name}", Body=data)
+        else:
+            part = Path(self.corpus, f"{name}.part")
+            part.write_bytes(data)
+            part.replace(Path(self.corpus, name))
+        self.files.add(name)
+
+    def get(self, name: str) -> bytes:
+        """A file of the corpus."""
+        if self.storage:
+            return bytes(self._client().get_object(Bucket=BUCKET, Key=f"soak/{name}")["Body"].read())
+        return Path(self.corpus, name).read_bytes()
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the corpus."""
+        if self.storage:
+            self._client().delete_object(Bucket=BUCKET, Key=f"soak/{name}")
+        else:
+            Path(self.corpus, name).unlink()
+        self.files.remove(name)
+
+    def dataset(self, uri: str) -> lance.LanceDataset | None:
+        """A table of the place, None where there is none."""
+        try:
+            return lance.dataset(uri, storage_options=self.storage)
+        except ValueError as error:
+            if "not found" in str(error):
+                return None
+            raise
+
+    def _client(self) -> Any:
+        return client(self.corpus_storage["aws_endpoint"])
+
+
+def _flags(option: str, values: dict[str, str]) -> tuple[str, ...]:
+    return tuple(part for name, value in values.items() for part in (f"--{option}.{name}", value))
+
+
+@contextmanager
+def places(folder: Path, rate: float, seed: int) -> Iterator[tuple[list[Place], tuple[FaultyStore, FaultyStore]]]:
+    """Both places, and the proxies before the store."""
+    (folder / "corpus").mkdir(parents=True)
+    disk = Place("disk", str(folder / "corpus"), str(folder / "db" / "t"))
+    rates = dict.fromkeys(TRANSIENT, rate)
+    with (
+        seaweedfs(folder / "weed") as endpoint,
+        faulty(endpoint, rates, seed=seed) as reads,
+        faulty(endpoint, rates, seed=seed + 1) as writes,
+    ):
+        through = (
+            *_flags("corpus-storage-options", options(reads.endpoint) | _TIMEOUTS),
+            *_flags("storage-options", other_options(writes.endpoint) | _TIMEOUTS),
+        )
+        corpus, table = f"s3://{BUCKET}/soak", f"s3://{OTHER_BUCKET}/db/t"
+        store = Place("store", corpus, table, options(endpoint), other_options(endpoint), through)
+        yield [disk, store], (reads, writes)
 
 
 def picture(rng: random.Random) -> bytes:
     """A small PNG, one of a few hundred: pictures recur."""
-    import io
-
     colours = np.random.default_rng(rng.randrange(300)).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(colours).resize((24, 24)).save(buffer, "PNG")
@@ -49,31 +146,33 @@ def picture(rng: random.Random) -> bytes:
     return data[: rng.randrange(40, len(data))] if rng.random() < 0.04 else data
 
 
-def write_file(path: Path, rng: random.Random) -> None:
+def parquet_file(stem: str, rng: random.Random) -> bytes:
     """A Parquet file of up to 400 rows, keys of its own, some pictures broken."""
     n = rng.randrange(1, 400)
     rows = {
-        "id": [f"{path.stem}-{i:04d}" for i in range(n)],
+        "id": [f"{stem}-{i:04d}" for i in range(n)],
         "image": pa.array([picture(rng) for _ in range(n)], pa.binary()),
         "caption": [f"thing {rng.randrange(200)}" for _ in range(n)],
     }
-    whole = path.with_suffix(".tmp")
-    pq.write_table(pa.table(rows), whole, row_group_size=40)
-    whole.replace(path)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(rows), buffer, row_group_size=40)
+    return buffer.getvalue()
 
 
-def change(corpus: Path, rng: random.Random, round_number: int) -> str:
+def change(place: Place, rng: random.Random, number: int) -> str:
     """One change of the corpus: what it was."""
-    files = sorted(corpus.glob("*.parquet"))
+    files = sorted(place.files)
     kind = "add" if len(files) < 3 else rng.choice(["add", "replace", "replace", "remove", "touch"])
     if kind == "add":
-        write_file(corpus / f"f{round_number}.parquet", rng)
-    elif kind == "replace":
-        write_file(rng.choice(files), rng)
+        place.put(f"f{number}.parquet", parquet_file(f"f{number}", rng))
+        return kind
+    name = rng.choice(files)
+    if kind == "replace":
+        place.put(name, parquet_file(Path(name).stem, rng))
     elif kind == "remove":
-        rng.choice(files).unlink()
+        place.remove(name)
     else:
-        os.utime(rng.choice(files))
+        place.put(name, place.get(name))
     return kind
 
 
@@ -89,13 +188,21 @@ def isthmus(*arguments: str, environment: dict[str, str] | None = None, log: Pat
         )
 
 
-def sync(corpus: Path, table: str, log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """`isthmus sync` with small commits."""
+def sync(
+    place: Place, log: Path, *, table: str | None = None, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """`isthmus sync` with small commits; of another table than the place's, past all faults."""
     return isthmus(
-        "sync", str(corpus), "--table", table, "--encoder", "fake", "--columns.key", "id", "--max-delete-rate", "1",
-        "--block-rows", "16", "--fragment-rows", "32", "--commit-rows", "64",
-        environment=environment, log=log,
+        "sync", place.corpus, "--table", table or place.table, "--encoder", "fake", "--columns.key", "id",
+        "--max-delete-rate", "1", "--block-rows", "16", "--fragment-rows", "32", "--commit-rows", "64",
+        *(place.calm if table else place.faulty), environment=environment, log=log,
     )  # fmt: skip
+
+
+def maintain(place: Place, log: Path) -> subprocess.Popen[bytes]:
+    """`isthmus maintain`, past all faults."""
+    flags = ("--keep-versions", "2", "--wait-s", "60", *_flags("storage-options", place.storage))
+    return isthmus("maintain", place.table, *flags, log=log)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -115,19 +222,18 @@ def _kill(process: psutil.Process) -> None:
         return
 
 
-def disturb(way: str, corpus: Path, table: str, log: Path, rng: random.Random, marker: Path) -> int:
+def disturb(way: str, place: Place, log: Path, rng: random.Random, marker: Path) -> int:
     """Run, and disturb; how many processes were killed, or faults made."""
     if way == "point":
         point, action = rng.choice(sorted(POINTS)), rng.choice(["raise", "kill"])
         fault = {VARIABLE: f"{point}:{rng.randrange(1, 4)}:{action}", ONCE_VARIABLE: str(marker)}
-        sync(corpus, table, log, fault).wait(_ROUND_LIMIT_S)
+        sync(place, log, environment=fault).wait(_ROUND_LIMIT_S)
         return int(marker.exists())
-    if way == "two":
-        both = [sync(corpus, table, log) for _ in range(2)]
-        for process in both:
+    if way in ("two", "maintain"):
+        for process in (sync(place, log), maintain(place, log) if way == "maintain" else sync(place, log)):
             process.wait(_ROUND_LIMIT_S)
         return 1
-    process = sync(corpus, table, log)
+    process = sync(place, log)
     kills = 0
     for _ in range(rng.randrange(2, 5) if way == "many" else 1):
         deadline = time.monotonic() + rng.uniform(0.5, 9.0)
@@ -153,12 +259,12 @@ def disturb(way: str, corpus: Path, table: str, log: Path, rng: random.Random, m
     return kills
 
 
-def contents(table: str) -> tuple[pa.Table, list[dict[str, Any]]]:
+def contents(place: Place, table: str) -> tuple[pa.Table, list[dict[str, Any]]]:
     """Rows and rejects, sorted; attempts aside, which a retry counts."""
-    rows = lance.dataset(f"{table}.lance").to_table().sort_by("row_id")
-    path = Path(f"{table}_rejects.lance")
-    rejects = lance.dataset(str(path)).to_table().drop_columns(["attempt"]) if path.exists() else None
-    return rows, rejects.sort_by("reject_id").to_pylist() if rejects is not None else []
+    rows, rejects = place.dataset(f"{table}.lance"), place.dataset(f"{table}_rejects.lance")
+    assert rows is not None
+    lost = rejects.to_table().drop_columns(["attempt"]).sort_by("reject_id").to_pylist() if rejects else []
+    return rows.to_table().sort_by("row_id"), lost
 
 
 def difference(found: tuple[pa.Table, list[Any]], wanted: tuple[pa.Table, list[Any]]) -> str | None:
@@ -175,51 +281,56 @@ def difference(found: tuple[pa.Table, list[Any]], wanted: tuple[pa.Table, list[A
     return None
 
 
-def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
+def soak(folder: Path, minutes: float, rate: float, seed: int) -> dict[str, Any]:
     """Rounds until the time is over, or something differs; the report."""
-    rng = random.Random(seed)
-    corpus, table, log = folder / "corpus", str(folder / "db" / "t"), folder / "log"
-    corpus.mkdir(parents=True)
-    change(corpus, rng, 0)
+    rng, log = random.Random(seed), folder / "log"
     ways, changes, kills, rounds, retried = Counter[str](), Counter[str](), 0, 0, 0
     started = time.monotonic()
     problem = None
-    while problem is None and (time.monotonic() - started) / 60 < minutes:
-        rounds += 1
-        way = rng.choice(_WAYS)
-        ways[way] += 1
-        changes[change(corpus, rng, rounds)] += 1
-        kills += disturb(way, corpus, table, log, rng, folder / f"marker{rounds}")
-        if way == "moving":
-            changes[change(corpus, rng, 10_000 + rounds)] += 1
-        if Path(f"{table}.lance").exists() and rng.random() < 0.15:
-            retried += 1
-            isthmus("rejects", "retry", table, "--reason", "truncated_image", log=log).wait(_ROUND_LIMIT_S)
-        code = sync(corpus, table, log).wait(_ROUND_LIMIT_S)
-        if code != 0:
-            problem = f"round {rounds} ({way}): the last run ended with {code}; see {log}"
-            break
-        clean = str(folder / "clean" / "t")
-        if sync(corpus, clean, log).wait(_ROUND_LIMIT_S) != 0:
-            problem = f"round {rounds}: the clean run failed; see {log}"
-            break
-        if found := difference(contents(table), contents(clean)):
-            problem = f"round {rounds} ({way}, {dict(changes)}): {found}"
-            break
-        shutil.rmtree(folder / "clean")
-        sys.stderr.write(f"round {rounds}: {way}, {kills} kills and faults so far\n")
-    return {
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "rounds": rounds,
-        "ways": dict(ways),
-        "changes": dict(changes),
-        "kills_and_faults": kills,
-        "retries": retried,
-        "rows": lance.dataset(f"{table}.lance").count_rows(),
-        "versions": lance.dataset(f"{table}.lance").version,
-        "seed": seed,
-        "problem": problem,
-    }
+    with places(folder, rate, seed) as (both, proxies):
+        while problem is None and (time.monotonic() - started) / 60 < minutes:
+            rounds += 1
+            place, way = both[rounds % 2], rng.choice(_WAYS)
+            ways[f"{place.name}: {way}"] += 1
+            changes[change(place, rng, rounds)] += 1
+            kills += disturb(way, place, log, rng, folder / f"marker{rounds}")
+            if way == "moving":
+                changes[change(place, rng, 10_000 + rounds)] += 1
+            if rng.random() < 0.15 and place.dataset(f"{place.table}.lance"):
+                retried += 1
+                flags = ("--reason", "truncated_image", *place.faulty)
+                isthmus("rejects", "retry", place.table, *flags, log=log).wait(_ROUND_LIMIT_S)
+            problem = check(place, folder, rounds, log)
+            sys.stderr.write(f"round {rounds}: {place.name}, {way}; {kills} kills and faults so far\n")
+        tables = {place.name: place.dataset(f"{place.table}.lance") for place in both}
+        return {
+            "minutes": round((time.monotonic() - started) / 60, 1),
+            "rounds": rounds,
+            "ways": dict(sorted(ways.items())),
+            "changes": dict(changes),
+            "kills_and_faults": kills,
+            "requests": sum(sum(proxy.requests.values()) for proxy in proxies),
+            "requests_failed": dict(sum((proxy.faults for proxy in proxies), Counter[str]())),
+            "retries": retried,
+            "rows": {name: dataset.count_rows() for name, dataset in tables.items() if dataset},
+            "versions": {name: dataset.version for name, dataset in tables.items() if dataset},
+            "seed": seed,
+            "problem": problem,
+        }
+
+
+def check(place: Place, folder: Path, number: int, log: Path) -> str | None:
+    """What is wrong after a run that nothing kills, compared with a clean one; None if nothing is."""
+    if (code := sync(place, log).wait(_ROUND_LIMIT_S)) != 0:
+        return f"round {number}, {place.name}: the last run ended with {code}; see {log}"
+    clean = f"{place.table.rsplit('/', 1)[0]}/clean{number}/t"
+    if sync(place, log, table=clean).wait(_ROUND_LIMIT_S) != 0:
+        return f"round {number}, {place.name}: the clean run failed; see {log}"
+    if found := difference(contents(place, place.table), contents(place, clean)):
+        return f"round {number}, {place.name}: {found}"
+    if not place.storage:
+        shutil.rmtree(folder / "db" / f"clean{number}")
+    return None
 
 
 def main() -> int:
@@ -228,8 +339,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--folder", type=Path, required=True, help="must not be there")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=0.02, help="chance of each fault per request")
     given = parser.parse_args()
-    report = soak(given.folder, given.minutes, given.seed)
+    report = soak(given.folder, given.minutes, given.rate, given.seed)
     sys.stdout.write(json.dumps(report) + "\n")
     return int(report["problem"] is not None)
 
