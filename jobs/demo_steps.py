@@ -139,7 +139,8 @@ class Loop:
         from pipelines.contract import CAPTION
         from pipelines.corpora.openmoji import ATTRIBUTION
         from pipelines.retrieval.gallery import Section, write_page
-        from pipelines.retrieval.search import Query, search
+        from pipelines.retrieval.queries import Query
+        from pipelines.retrieval.search import search
         from pipelines.storage import Storage
 
         say("searching")

@@ -1,10 +1,10 @@
-"""`isthmus search`: the rows of a table that answer words, a picture, or a row."""
+"""`isthmus search`: the rows of a table that answer words, pictures, rows or a vector, alone or composed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pipelines.retrieval.queries import Query
     from pipelines.retrieval.search import Hits
 
 
@@ -23,13 +24,30 @@ class SearchConfig(JobConfig):
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     words: str | None = Field(default=None, description="What to look for, in words.")
-    image: Path | None = Field(default=None, description="What to look for, as a picture's file.")
-    like: str | None = Field(default=None, description="What to look for, as a row's id.")
+    image: list[Path] = Field(default_factory=list, description="What to look for, as a picture's file; repeat it.")
+    like: list[str] = Field(default_factory=list, description="What to look for, as a row's id; repeat it.")
+    query_vector: Path | None = Field(default=None, description="What to look for, as a vector: a .npy file.")
+    not_words: list[str] = Field(default_factory=list, description="What it should be unlike, in words.")
+    not_image: list[Path] = Field(default_factory=list, description="What it should be unlike, as a picture's file.")
+    not_like: list[str] = Field(default_factory=list, description="What it should be unlike, as a row's id.")
+    not_weight: float = Field(
+        default=0.5, gt=0, description="How much what it should be unlike counts, against 1 for each of the others."
+    )
     k: Annotated[int, Parameter(name=("--k", "-k"))] = Field(default=10, ge=1, description="How many rows.")
+    skip: int = Field(default=0, ge=0, description="Leave out this many of the best rows, for the next page.")
     where: str | None = Field(default=None, description="SQL filter on the table's columns, applied first.")
     columns: str | None = Field(default=None, description="Columns to show, a,b,c; default: all but vectors.")
-    vector: str | None = Field(default=None, description="Vector column to search: image_vector or text_vector.")
+    vector: str | None = Field(
+        default=None, description="Vector column to search: image_vector, text_vector, or both, a,b, fused."
+    )
     full_text: bool = Field(default=False, description="Search the captions' words (BM25), without a model.")
+    hybrid: bool = Field(default=False, description="Fuse what the vectors find with what the captions' words find.")
+    fusion: Literal["rank", "score"] = Field(
+        default="rank", description="Fuse by reciprocal ranks, or by scores stretched to 0 … 1."
+    )
+    diversity: float = Field(
+        default=0.0, ge=0, le=1, description="0: the best rows; towards 1: rows unlike those before them (MMR)."
+    )
     distinct: bool = Field(default=False, description="At most one row of each item.")
     encoder: str | None = Field(default=None, description="Must be the table's own; default: the one it names.")
     original: bool = Field(default=False, description="Ask the table itself, though another was promoted.")
@@ -40,10 +58,9 @@ class SearchConfig(JobConfig):
     )
 
     @model_validator(mode="after")
-    def _one_query(self) -> Self:
-        asked = [name for name in ("words", "image", "like") if getattr(self, name) is not None]
-        if len(asked) != 1:
-            raise ValueError(f"give one of WORDS, --image and --like; got {' and '.join(asked) or 'none'}")
+    def _asks_for_something(self) -> Self:
+        if self.words is None and not (self.image or self.like or self.query_vector):
+            raise ValueError("asks for nothing; give WORDS, --image, --like or --query-vector, alone or together")
         return self
 
 
@@ -87,31 +104,71 @@ def run(config: SearchConfig) -> SearchReport:
         FileNotFoundError: there is no such table, or no such picture.
         ValueError: the query does not fit the table.
     """
-    from pipelines.retrieval.search import Query, search
+    from pipelines.retrieval.search import search
     from pipelines.storage import Storage, TableRef
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
-    picture = config.image.read_bytes() if config.image is not None else None
-    query = Query(
-        words=config.words,
-        image=picture,
-        like=config.like,
-        k=config.k,
-        where=config.where,
-        columns=tuple(name.strip() for name in config.columns.split(",")) if config.columns else None,
-        vector_column=config.vector,
-        full_text=config.full_text,
-        distinct=config.distinct,
-        encoder=config.encoder,
-        original=config.original,
-    )
-    hits = search(table, query)
-    title = config.words or (f"like {config.like}" if config.like else str(config.image))
+    hits = search(table, _query(config))
     page = None
     if config.html is not None:
         from pipelines.retrieval.gallery import Section, write_page
 
-        section = Section(title=title, hits=hits, picture=picture)
+        picture = config.image[0].read_bytes() if config.image else None
+        section = Section(title=_title(config), hits=hits, picture=picture)
         storage = Storage.from_options(config.corpus_storage_options)
-        page = str(write_page(config.html, f"{table.name}: {title}", [section], storage))
-    return SearchReport(table=str(table), query=title, hits=hits, page=page)
+        page = str(write_page(config.html, f"{table.name}: {_title(config)}", [section], storage))
+    return SearchReport(table=str(table), query=_title(config), hits=hits, page=page)
+
+
+def _query(config: SearchConfig) -> Query:
+    from pipelines.retrieval.queries import Query, Term
+
+    away = -config.not_weight
+    terms = (
+        *(Term(image=path.read_bytes()) for path in config.image),
+        *(Term(like=row_id) for row_id in config.like),
+        *(Term(words=words, weight=away) for words in config.not_words),
+        *(Term(image=path.read_bytes(), weight=away) for path in config.not_image),
+        *(Term(like=row_id, weight=away) for row_id in config.not_like),
+    )
+    return Query(
+        words=config.words,
+        vector=_read_vector(config.query_vector) if config.query_vector is not None else None,
+        terms=terms,
+        k=config.k,
+        skip=config.skip,
+        where=config.where,
+        columns=tuple(name.strip() for name in config.columns.split(",")) if config.columns else None,
+        vector_column=config.vector,
+        full_text=config.full_text,
+        hybrid=config.hybrid,
+        fusion=config.fusion,
+        diversity=config.diversity,
+        distinct=config.distinct,
+        encoder=config.encoder,
+        original=config.original,
+    )
+
+
+def _read_vector(path: Path) -> tuple[float, ...]:
+    import numpy as np
+
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"query_vector {path}: not a .npy file ({error}); write it with numpy.save") from None
+    if vector.ndim != 1 or vector.dtype.kind != "f":
+        raise ValueError(f"query_vector {path}: {vector.dtype} of shape {vector.shape}; needs one row of floats")
+    return tuple(float(value) for value in vector)
+
+
+def _title(config: SearchConfig) -> str:
+    """The query in words."""
+    towards = [
+        *([config.words] if config.words else []),
+        *(str(path) for path in config.image),
+        *(f"like {row_id}" for row_id in config.like),
+        *([str(config.query_vector)] if config.query_vector else []),
+    ]
+    away = [*config.not_words, *(str(path) for path in config.not_image), *(f"like {row}" for row in config.not_like)]
+    return " + ".join(towards) + "".join(f" − {name}" for name in away)

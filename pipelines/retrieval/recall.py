@@ -74,7 +74,7 @@ def make_probes(dataset: lance.LanceDataset, column: str, provenance: Provenance
     sources = [c for c, tower in towers.items() if tower.space == towers[column].space]
     probes = []
     for source in sources:
-        for row_id, vector in _sample(dataset, source):
+        for row_id, vector in sample_vectors(dataset, source, _QUERIES):
             own_id = row_id if source == column else None
             exact = _distances(dataset, column, vector, own_id, {"use_index": False})
             probes.append(Probe(source=source, vector=vector, own_id=own_id, exact=exact))
@@ -97,18 +97,18 @@ def measure(dataset: lance.LanceDataset, column: str, probes: list[Probe], neare
     return min(recalls)
 
 
-def _sample(dataset: lance.LanceDataset, column: str) -> list[tuple[str, NDArray[np.float32]]]:
-    """Ids and vectors of some rows that have one, however rare they are."""
+def sample_vectors(dataset: lance.LanceDataset, column: str, most: int) -> list[tuple[str, NDArray[np.float32]]]:
+    """Ids and vectors of up to `most` rows that have one, however rare they are; the same each time."""
     count, rows = dataset.count_rows(), dataset.count_rows(f"{column} IS NOT NULL")
     if rows == 0:
         return []
-    size = min(count, math.ceil(_QUERIES * count / rows * 3), _MOST_ROWS_SAMPLED)
+    size = min(count, math.ceil(most * count / rows * 3), _MOST_ROWS_SAMPLED)
     places = np.random.default_rng(0).choice(count, size=size, replace=False)
     found = dataset.take(np.sort(places).tolist(), columns=[ROW_ID, column])
     found = found.filter(found[column].is_valid())
     if found.num_rows == 0:
-        found = dataset.to_table(columns=[ROW_ID, column], filter=f"{column} IS NOT NULL", limit=_QUERIES)
-    chosen = np.linspace(0, found.num_rows - 1, min(_QUERIES, found.num_rows)).astype(int)
+        found = dataset.to_table(columns=[ROW_ID, column], filter=f"{column} IS NOT NULL", limit=most)
+    chosen = np.linspace(0, found.num_rows - 1, min(most, found.num_rows)).astype(int)
     found = found.take(chosen)
     vectors = [np.array(vector, np.float32) for vector in found[column].to_pylist()]
     return list(zip(found[ROW_ID].to_pylist(), vectors, strict=True))

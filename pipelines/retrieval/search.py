@@ -1,4 +1,4 @@
-"""Search: by words, by a picture, by a row, or by full text; exact or through the index; filtered by SQL.
+"""Search: by words, pictures, rows, vectors or full text, alone or composed; exact or by index; filtered by SQL.
 
 Only words and pictures need the encoder; a row is found by its own vectors and full text by its words, so those
 never load a model.
@@ -7,6 +7,7 @@ never load a model.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from encoders.protocol import EncoderOptions, Modality
 from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
 from pipelines.provenance import Provenance
+from pipelines.retrieval.composing import choose_columns, encode_terms, query_vector, row_of
 from pipelines.retrieval.filters import check_filter, quote
+from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
 from pipelines.retrieval.index import read_parameters
 from pipelines.retrieval.publishing import answering
+from pipelines.retrieval.queries import Query, Term
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef
 
@@ -29,40 +32,12 @@ if TYPE_CHECKING:
 
 SCORE = "score"
 _HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL)
-_MOST_DISTINCT_ROUNDS = 6
+_MOST_ROUNDS = 6
+_ORDER = [(SCORE, "descending"), (ROW_ID, "ascending")]
+# How deep rankings are read before they are fused or varied; the same for every page of an answer.
+_FUSED_DEPTH, _VARIED_DEPTH = 200, 400
 # An index answers badly where a filter leaves few rows; up to this many are compared one by one.
 _EXACT_UP_TO_MATCHES = 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """What is asked: exactly one of `words`, `image` and `like`.
-
-    Attributes:
-        words: a caption, or the words of a full-text search.
-        image: a picture's bytes.
-        like: a row id.
-        k: how many rows.
-        where: an SQL filter, applied before the search.
-        columns: columns to return besides the id and the score; None for all but vectors and thumbnails.
-        vector_column: the vectors to search; None chooses.
-        full_text: search the captions' words (BM25) and not the vectors.
-        distinct: at most one row an item.
-        encoder: a spec that must be the table's own encoder; None takes what the table names.
-        original: ask the table itself, where another was promoted to its place.
-    """
-
-    words: str | None = None
-    image: bytes | None = None
-    like: str | None = None
-    k: int = 10
-    where: str | None = None
-    columns: tuple[str, ...] | None = None
-    vector_column: str | None = None
-    full_text: bool = False
-    distinct: bool = False
-    encoder: str | None = None
-    original: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +45,8 @@ class Hits:
     """What was found, best first.
 
     Attributes:
-        rows: `row_id`, `score` (cosine, or BM25 for full text), and the columns asked for.
-        column: the column that was searched.
+        rows: `row_id`, `score` (cosine; BM25 for full text; the fused one of several rankings), the columns asked for.
+        column: the column that was searched; several joined by " + ".
         exact: whether every row was compared.
         pictures: `caption`, `image_uri` and, where there are any, `thumbnail` of the same rows, for a page.
     """
@@ -93,102 +68,83 @@ def search(table: TableRef, query: Query) -> Hits:
     Raises:
         FileNotFoundError: there is no such table.
         EncoderMismatchError: the query's encoder is not the table's.
-        ValueError: the query asks for nothing, for two things, or for what the table has not got.
+        ValueError: the query asks for nothing, contradicts itself, or asks for what the table has not got.
     """
-    asked = [name for name in ("words", "image", "like") if getattr(query, name) is not None]
-    if len(asked) != 1:
-        raise ValueError(
-            f"search: give one of words, an image and a row to be like; got {' and '.join(asked) or 'none'}"
-        )
-    if query.full_text and query.words is None:
-        raise ValueError("search: full text needs words")
+    terms = query.all_terms()
     table, dataset = (table, open_dataset(table)) if query.original else answering(table)
     if query.where is not None:
         check_filter(query.where, dataset)
     _check_columns(query, dataset)
-    if query.full_text:
-        return _full_text(dataset, query)
-    provenance = Provenance.from_schema(dataset.schema, str(table))
-    column = choose_column(provenance, asked[0], query.vector_column, str(table))
-    if query.like is not None:
-        vector, own = _vector_of(dataset, query.like, column, table)
-        others = f"{ITEM_ID} != {quote(own)}" if query.distinct and own else f"{ROW_ID} != {quote(query.like)}"
-        return _nearest(dataset, query, column, vector, also=others)
-    return _nearest(dataset, query, column, _encode(query, provenance, column, table))
+    rankings, likeness = _rankings(table, dataset, query, terms)
+    return _hits(_take(rankings, likeness, query), query, rankings)
 
 
-def choose_column(provenance: Provenance, asked: str, wanted: str | None, table: str) -> str:
-    """The vector column that a query searches.
+@dataclass(frozen=True, kw_only=True)
+class _Ranking:
+    """One way to rank the rows.
 
-    Args:
-        provenance: of the table.
-        asked: `words`, `image` or `like`.
-        wanted: a column that was named.
-        table: for messages.
-
-    Raises:
-        ValueError: the table has no such vectors, or none that such a query can be compared with.
+    Attributes:
+        column: what is searched.
+        exact: whether every row is compared.
+        fetch: the best rows, as many as are asked for, with their scores.
     """
-    there = list(provenance.vector_columns())
-    if wanted is not None and wanted not in there:
-        raise ValueError(f"table {table}: has no vector column {wanted!r}; it has {', '.join(there)}")
-    if asked == "like":
-        return wanted or there[0]
-    modality: Modality = "text" if asked == "words" else "image"
-    tower = provenance.encoder.tower(modality)
-    comparable = [c for c, t in provenance.vector_columns().items() if tower is not None and t.space == tower.space]
-    if (wanted is not None and wanted not in comparable) or not comparable:
-        raise ValueError(
-            f"table {table}: {asked} cannot be compared with {wanted or ' or '.join(there)}: encoder "
-            f"{provenance.encoder.name!r} has no {modality} tower in that space"
-            + (f"; search {', '.join(comparable)}" if comparable else "")
-        )
-    return wanted or comparable[0]
+
+    column: str
+    exact: bool
+    fetch: Callable[[int], pa.Table]
 
 
-def _encode(query: Query, provenance: Provenance, column: str, table: TableRef) -> NDArray[np.float32]:
-    """The query's vector, made by the very encoder that made the table's."""
-    from encoders.images import prepare
-    from encoders.registry import describe, load
-
-    spec = query.encoder or provenance.encoder.spec
-    description = describe(spec)
-    provenance.check_same_encoder(description.card, str(table))
-    encoder = load(spec, EncoderOptions(text_policy="truncate"))
-    if query.image is not None:
-        assert description.image_transform is not None
-        mode = provenance.settings.get("preprocessing", "fast")
-        return encoder.encode_images([prepare(query.image, description.image_transform, mode)])[0]
-    assert query.words is not None
-    return encoder.encode_texts([query.words]).vectors[0]
-
-
-def _vector_of(
-    dataset: lance.LanceDataset, row_id: str, column: str, table: TableRef
-) -> tuple[NDArray[np.float32], str | None]:
-    rows = dataset.scanner(columns=[column, ITEM_ID], filter=f"{ROW_ID} = {quote(row_id)}", limit=1).to_table()
-    if rows.num_rows == 0:
-        raise ValueError(f"table {table}: no row with {ROW_ID} {row_id!r}")
-    vector = rows[column][0].as_py()
-    if vector is None:
-        raise ValueError(f"table {table}: row {row_id!r} has no {column}")
-    return np.array(vector, np.float32), rows[ITEM_ID][0].as_py()
+def _rankings(
+    table: TableRef, dataset: lance.LanceDataset, query: Query, terms: tuple[Term, ...]
+) -> tuple[list[_Ranking], str | None]:
+    """The rankings that a query asks for, and the vectors by which rows are found alike where it asks for variety."""
+    if query.full_text and not query.diversity:
+        return [_by_words(dataset, query, None)], None
+    provenance = Provenance.from_schema(dataset.schema, str(table))
+    if query.full_text:
+        (alike, *_) = choose_columns(provenance, (), query.asked_columns(), str(table))
+        return [_by_words(dataset, query, alike)], alike
+    columns = choose_columns(provenance, [term.kind for term in terms], query.asked_columns(), str(table))
+    others = _others(dataset, query, terms, str(table))
+    likeness = columns[0] if query.diversity else None
+    encoded = encode_terms(query, terms, provenance, str(table))
+    rankings = [
+        _by_vector(dataset, query, column, query_vector(dataset, column, terms, encoded, str(table)), others, likeness)
+        for column in columns
+    ]
+    return [*rankings, *([_by_words(dataset, query, likeness, others)] if query.hybrid else [])], likeness
 
 
-def _nearest(
-    dataset: lance.LanceDataset, query: Query, column: str, vector: NDArray[np.float32], also: str | None = None
-) -> Hits:
+def _others(dataset: lance.LanceDataset, query: Query, terms: tuple[Term, ...], table: str) -> list[str]:
+    """Conditions by which the rows that a query names are no answers to it; with `distinct`, their items neither."""
+    conditions = []
+    for term in terms:
+        if term.like is None:
+            continue
+        own = row_of(dataset, term.like, [], table)[ITEM_ID] if query.distinct else None
+        conditions.append(f"{ITEM_ID} != {quote(own)}" if own else f"{ROW_ID} != {quote(term.like)}")
+    return conditions
+
+
+def _by_vector(
+    dataset: lance.LanceDataset,
+    query: Query,
+    column: str,
+    vector: NDArray[np.float32],
+    others: list[str],
+    likeness: str | None,
+) -> _Ranking:
     parameters = read_parameters(dataset, column)
     extra = parameters.nearest() if parameters else {"use_index": False}
     if query.where is not None and parameters and _few_match(dataset, query.where):
         parameters, extra = None, {"use_index": False}
     # No "IS NOT NULL": Lance leaves null vectors out, and the condition would read the whole column.
-    conditions = [f"({c})" for c in (query.where, also) if c]
+    conditions = [f"({c})" for c in (query.where, *others) if c]
 
     def fetch(k: int) -> pa.Table:
         rows = dataset.scanner(
             nearest={"column": column, "q": vector, "k": k, "metric": "cosine", **extra},
-            columns=[*_fetched(query, dataset), "_distance"],
+            columns=[*_fetched(query, dataset, likeness), "_distance"],
             filter=" AND ".join(conditions) or None,
             prefilter=True,
             disable_scoring_autoprojection=True,
@@ -196,63 +152,101 @@ def _nearest(
         scores = 1.0 - np.asarray(rows["_distance"].to_numpy(), np.float64)
         return rows.drop_columns(["_distance"]).add_column(1, SCORE, pa.array(scores))
 
-    return _hits(_take(fetch, query), query, column, exact=parameters is None)
+    return _Ranking(column=column, exact=parameters is None, fetch=fetch)
 
 
 def _few_match(dataset: lance.LanceDataset, where: str) -> bool:
     return bool(dataset.count_rows(f"({where})") <= _EXACT_UP_TO_MATCHES)
 
 
-def _full_text(dataset: lance.LanceDataset, query: Query) -> Hits:
+def _by_words(dataset: lance.LanceDataset, query: Query, likeness: str | None, others: Sequence[str] = ()) -> _Ranking:
     if not any(list(index.field_names) == [CAPTION] for index in dataset.describe_indices()):
         raise ValueError("search: the captions have no full-text index; run `isthmus index` first")
+    conditions = [f"({c})" for c in (query.where, *others) if c]
 
     def fetch(k: int) -> pa.Table:
         rows = dataset.scanner(
-            full_text_query={"query": query.words, "columns": [CAPTION]},
-            columns=[*_fetched(query, dataset), "_score"],
-            filter=f"({query.where})" if query.where is not None else None,
-            prefilter=query.where is not None,
+            full_text_query={"query": query.asked_words(), "columns": [CAPTION]},
+            columns=[*_fetched(query, dataset, likeness), "_score"],
+            filter=" AND ".join(conditions) or None,
+            prefilter=bool(conditions),
             limit=k,
             disable_scoring_autoprojection=True,
         ).to_table()
-        scores = rows["_score"]
+        scores = rows["_score"].cast(pa.float64())
         return rows.drop_columns(["_score"]).add_column(1, SCORE, scores)
 
-    return _hits(_take(fetch, query), query, CAPTION, exact=True)
+    return _Ranking(column=CAPTION, exact=True, fetch=fetch)
 
 
-def _take(fetch: Any, query: Query) -> pa.Table:
-    """k rows, best first, ties by id; of distinct items where asked, fetching more until there are enough."""
-    k = query.k
-    for _ in range(_MOST_DISTINCT_ROUNDS):
-        rows = fetch(k).sort_by([(SCORE, "descending"), (ROW_ID, "ascending")])
-        if not query.distinct:
-            return rows.slice(0, query.k)
-        items = rows[ITEM_ID].to_pylist()
-        first = sorted({item: i for i, item in reversed(list(enumerate(items)))}.values())
-        if len(first) >= query.k or rows.num_rows < k:
+def _take(rankings: list[_Ranking], likeness: str | None, query: Query) -> pa.Table:
+    """The rows of the page asked for; more are fetched until there are enough of distinct items."""
+    need = query.skip + query.k
+    depth = max(need, _FUSED_DEPTH if len(rankings) > 1 else 0, _VARIED_DEPTH if likeness else 0)
+    for _ in range(_MOST_ROUNDS):
+        found = [ranking.fetch(depth).sort_by(_ORDER) for ranking in rankings]
+        rows = _fused(found, query) if len(found) > 1 else found[0]
+        if query.distinct:
+            rows = _first_of_items(rows)
+        if rows.num_rows >= need or all(table.num_rows < depth for table in found):
             break
-        k *= 4
-    return rows.take(pa.array(first[: query.k], pa.int64()))
+        depth *= 4
+    return (_varied(rows, likeness, query.diversity, need) if likeness else rows).slice(query.skip, query.k)
 
 
-def _fetched(query: Query, dataset: lance.LanceDataset) -> list[str]:
+def _fused(found: list[pa.Table], query: Query) -> pa.Table:
+    if query.fusion == "rank":
+        scores = fuse_ranks([table[ROW_ID].to_pylist() for table in found])
+    else:
+        pairs = [zip(table[ROW_ID].to_pylist(), table[SCORE].to_pylist(), strict=True) for table in found]
+        scores = fuse_scores([dict(ranking) for ranking in pairs])
+    seen: set[str] = set()
+    pieces = []
+    for table in found:
+        ids = table[ROW_ID].to_pylist()
+        pieces.append(table.take(pa.array([i for i, row_id in enumerate(ids) if row_id not in seen], pa.int64())))
+        seen.update(ids)
+    rows = pa.concat_tables(pieces)
+    fused = pa.array([scores[row_id] for row_id in rows[ROW_ID].to_pylist()], pa.float64())
+    return rows.set_column(rows.column_names.index(SCORE), SCORE, fused).sort_by(_ORDER)
+
+
+def _first_of_items(rows: pa.Table) -> pa.Table:
+    items = rows[ITEM_ID].to_pylist()
+    first = {item: i for i, item in reversed(list(enumerate(items)))}
+    return rows.take(pa.array(sorted(first.values()), pa.int64()))
+
+
+def _varied(rows: pa.Table, likeness: str, diversity: float, count: int) -> pa.Table:
+    length = rows.schema.field(likeness).type.list_size
+    vectors = np.array([v or [0.0] * length for v in rows[likeness].to_pylist()], np.float32).reshape(-1, length)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.where(norms > 0, norms, 1.0)
+    return rows.take(pa.array(diversify(rows[SCORE].to_numpy(), vectors, diversity, count), pa.int64()))
+
+
+def _fetched(query: Query, dataset: lance.LanceDataset, likeness: str | None) -> list[str]:
     chosen = query.columns if query.columns is not None else [n for n in dataset.schema.names if n not in _HIDDEN]
     thumbnail = [THUMBNAIL] if THUMBNAIL in dataset.schema.names else []
-    wanted = dict.fromkeys([ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *chosen, *thumbnail])
+    alike = [likeness] if likeness else []
+    wanted = dict.fromkeys([ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *chosen, *thumbnail, *alike])
     return [name for name in wanted if name != SCORE]  # the corpus' own column of that name gives way
 
 
-def _hits(rows: pa.Table, query: Query, column: str, *, exact: bool) -> Hits:
+def _hits(rows: pa.Table, query: Query, rankings: list[_Ranking]) -> Hits:
     pictures = rows.select([name for name in (CAPTION, IMAGE_URI, THUMBNAIL) if name in rows.column_names])
-    return Hits(rows=_shown(rows, query), column=column, exact=exact, pictures=pictures)
+    return Hits(
+        rows=_shown(rows, query),
+        column=" + ".join(ranking.column for ranking in rankings),
+        exact=all(ranking.exact for ranking in rankings),
+        pictures=pictures,
+    )
 
 
 def _shown(rows: pa.Table, query: Query) -> pa.Table:
     """The columns asked for, with the id and the score."""
     if query.columns is None:
-        return rows.drop_columns([THUMBNAIL]) if THUMBNAIL in rows.column_names else rows
+        return rows.select([name for name in rows.column_names if name not in _HIDDEN])
     return rows.select([ROW_ID, SCORE, *(name for name in query.columns if name not in (ROW_ID, SCORE))])
 
 
@@ -261,8 +255,6 @@ def _check_columns(query: Query, dataset: lance.LanceDataset) -> None:
     for name in query.columns or ():
         if name not in names:
             raise ValueError(f"search: no column {name!r}; columns are {', '.join(names)}")
-    if query.k < 1:
-        raise ValueError(f"search: k {query.k}: at least 1")
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -12,7 +12,8 @@ from mining_tools import card, write_table
 
 from jobs.promote import PromoteConfig, run
 from pipelines.retrieval.publishing import answering, promote
-from pipelines.retrieval.search import Query, search
+from pipelines.retrieval.queries import Query
+from pipelines.retrieval.search import search
 from pipelines.storage import TableRef
 
 

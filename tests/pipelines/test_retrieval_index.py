@@ -20,8 +20,9 @@ from pipelines.retrieval.index import (
     plan_index,
     read_parameters,
 )
+from pipelines.retrieval.queries import Query
 from pipelines.retrieval.recall import make_probes, measure, recall_at_k
-from pipelines.retrieval.search import Query, search
+from pipelines.retrieval.search import search
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef
 

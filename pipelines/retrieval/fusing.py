@@ -1,0 +1,98 @@
+"""Several rankings made one, and a ranking made varied. Plain numpy, of what was found and not of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Of the paper; it keeps the first places of one ranking from deciding alone.
+_RANK_CONSTANT = 60
+
+
+def fuse_ranks(rankings: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Reciprocal rank fusion: sum over rankings of 1 / (60 + rank), ranks from 1.
+
+    Args:
+        rankings: ids, best first; an id may be in some of them only.
+
+    Returns:
+        A score for every id.
+
+    Source: Cormack, Clarke, Büttcher: Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods
+    (SIGIR 2009).
+
+    >>> sorted(fuse_ranks([["a", "b"], ["b", "c"]]))
+    ['a', 'b', 'c']
+    """
+    scores: dict[str, float] = {}
+    for ranking in rankings:
+        for rank, row_id in enumerate(ranking, start=1):
+            scores[row_id] = scores.get(row_id, 0.0) + 1.0 / (_RANK_CONSTANT + rank)
+    return scores
+
+
+def fuse_scores(rankings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over rankings of scores stretched to [0, 1] within each; an id that a ranking lacks has 0 there.
+
+    Args:
+        rankings: scores by id, the higher the better.
+
+    Returns:
+        A score in [0, 1] for every id.
+
+    Source: Fox, Shaw: Combination of Multiple Searches (TREC-2, 1994), CombSUM over min-max normalised scores.
+
+    >>> fuse_scores([{"a": 3.0, "b": 1.0}, {"b": 0.5}])
+    {'a': 0.5, 'b': 0.5}
+    """
+    scores: dict[str, float] = {}
+    for ranking in rankings:
+        stretched = stretch(np.fromiter(ranking.values(), np.float64, len(ranking)))
+        for row_id, score in zip(ranking, stretched, strict=True):
+            scores[row_id] = scores.get(row_id, 0.0) + float(score) / len(rankings)
+    return scores
+
+
+def stretch(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values mapped linearly so that the lowest is 0 and the highest 1; all 1 where they are equal."""
+    if len(values) == 0 or np.ptp(values) == 0:
+        return np.ones_like(values)
+    return np.asarray((values - values.min()) / np.ptp(values))
+
+
+def diversify(
+    relevance: NDArray[np.float64], vectors: NDArray[np.float32], diversity: float, count: int
+) -> NDArray[np.int64]:
+    """Maximal marginal relevance: greedily the row with the most (1 - d) · relevance - d · likeness to a chosen one.
+
+    Relevance and likeness are each stretched to [0, 1] first: cosines of words to pictures lie in a far narrower range
+    than those of pictures to pictures, and would otherwise never count.
+
+    Args:
+        relevance: (n,) the higher the better.
+        vectors: (n, dim) of the same rows, of length 1, or 0 where a row has none (it is then like no other).
+        diversity: d, from 0 to 1.
+        count: how many to choose.
+
+    Returns:
+        Positions of the chosen rows, in the order of their choice; ties go to the earlier row.
+
+    Source: Carbonell, Goldstein: The Use of MMR (SIGIR 1998).
+    """
+    n = len(relevance)
+    gain = (1.0 - diversity) * stretch(relevance)
+    cosines = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    others = cosines[~np.eye(n, dtype=bool)]
+    low, span = (others.min(), np.ptp(others) or 1.0) if n > 1 else (0.0, 1.0)
+    likeness = np.clip((cosines - low) / span, 0.0, 1.0)
+    nearest = np.zeros(n)
+    free = np.ones(n, bool)
+    chosen: list[int] = []
+    for _ in range(min(count, n)):
+        best = int(np.argmax(np.where(free, gain - diversity * nearest, -np.inf)))
+        chosen.append(best)
+        free[best] = False
+        nearest = np.maximum(nearest, likeness[best])
+    return np.asarray(chosen, np.int64)
