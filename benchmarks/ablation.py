@@ -24,7 +24,7 @@ from encoders.digest import digest_bytes
 from encoders.losses.weighted import parse_term
 from pipelines.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_table
 from pipelines.evaluation.paired import compare
-from pipelines.retrieval.filters import quote
+from pipelines.filters import quote
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import Storage, TableRef
 from pipelines.training.checkpoints import BEST, RunFolder

@@ -140,7 +140,7 @@ def run(config: EvaluateConfig) -> EvaluateReport:
 
 def _settings(config: EvaluateConfig) -> EvaluationSettings:
     from pipelines.evaluation.evaluate import EvaluationSettings
-    from pipelines.retrieval.filters import quote
+    from pipelines.filters import quote
 
     return EvaluationSettings(
         version=config.version if config.version is not None else config.tag,

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 from pydantic import Field
 
 from jobs.config import JobConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipelines.indexing.build import BuiltIndex
 
 
 @Parameter(name="*")
@@ -19,19 +25,50 @@ class IndexConfig(JobConfig):
     target_recall: float = Field(
         default=0.95, gt=0, le=1, description="recall@10 against exact search that a vector index must reach."
     )
+    plot: Path | None = Field(default=None, description="Draw recall against latency into this file (png, svg, …).")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexReport:
-    """The indexes of a table, with their measured recall."""
+    """The indexes of a table; those of vectors with their measured recall."""
 
     table: str
-    indexes: list[dict[str, Any]]
+    indexes: list[BuiltIndex]
+    plot: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready data."""
-        return asdict(self)
+        rows = [{**asdict(index), "recall_at_10": _recall(index)} for index in self.indexes]
+        return {"table": self.table, "indexes": rows, "plot": self.plot}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        from jobs.display import rows_table
+
+        rows = [
+            {
+                "column": index.column,
+                "index": index.type,
+                "recall@10": _recall(index),
+                "queried with": str(index.parameters) if index.parameters else None,
+                "ms": index.ms,
+                "exact ms": index.exact_ms,
+                "why": index.why,
+            }
+            for index in self.indexes
+        ]
+        return Group(
+            Text(f"table: {self.table}"), rows_table(rows), *([Text(f"plot: {self.plot}")] if self.plot else [])
+        )
+
+
+def _recall(index: BuiltIndex) -> float | None:
+    if index.type == "exact":
+        return 1.0
+    return index.parameters.recall if index.parameters else None
 
 
 def run(config: IndexConfig) -> IndexReport:
@@ -40,12 +77,20 @@ def run(config: IndexConfig) -> IndexReport:
     Raises:
         FileNotFoundError: there is no such table.
         RecallError: a vector index misses the target; it is not published.
+        ValueError: the plot's file is of no known type.
     """
     import psutil
 
-    from pipelines.retrieval.index import index_table
+    from pipelines.indexing.build import index_table
+    from pipelines.indexing.report import plot
+    from pipelines.plots import check_plot
     from pipelines.storage import Storage, TableRef
 
+    if config.plot is not None:
+        check_plot(config.plot)
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
     built = index_table(table, config.target_recall, psutil.virtual_memory().total)
-    return IndexReport(table=str(table), indexes=built)
+    drawn = config.plot if any(index.curve for index in built) else None
+    if drawn is not None:
+        plot(built, drawn)
+    return IndexReport(table=str(table), indexes=built, plot=str(drawn) if drawn else None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipelines.sink.maintenance import TableUpkeep
+    from pipelines.storage import TableRef
 
 _DEFAULT_KEEP_DAYS = 7.0
 _DAY_S = 86_400.0
@@ -42,12 +43,17 @@ class MaintainConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MaintainReport:
-    """What was done to a table and its siblings; the table itself comes first."""
+    """What was done to a table and its siblings; the table itself comes first.
+
+    `recalls` has, for each indexed vector column, the recall@10 measured now; None where it no longer reaches what was
+    promised at any parameters, and the column is searched exactly until `isthmus index` runs again.
+    """
 
     table: str
     dry_run: bool
     seconds: float
     tables: tuple[TableUpkeep, ...]
+    recalls: dict[str, float | None]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready data."""
@@ -76,7 +82,15 @@ class MaintainReport:
             f"{files:,}{after[0]} files, {size_text(size)}{after[1]}; "
             f"{sum(t.small_fragments for t in self.tables):,} fragments {could}merged, "
             f"{sum(t.versions_removed for t in self.tables):,} versions and "
-            f"{sum(t.orphans_removed for t in self.tables):,} orphaned files {could}removed; {indexes}"
+            f"{sum(t.orphans_removed for t in self.tables):,} orphaned files {could}removed; {indexes}{self._recalls()}"
+        )
+
+    def _recalls(self) -> str:
+        return "".join(
+            f"; recall@10 of {column} {recall:.3f}"
+            if recall is not None
+            else f"; the index of {column} no longer reaches its recall and is not used: run isthmus index"
+            for column, recall in self.recalls.items()
         )
 
 
@@ -103,5 +117,22 @@ def run(config: MaintainConfig) -> MaintainReport:
         min_age_s=config.min_age_hours * 3600,
     )
     done = dry_run(table, retention) if config.dry_run else maintain(table, retention, wait_s=config.wait_s)
+    recalls = {} if config.dry_run else _recheck(table)
     seconds = round(time.perf_counter() - started, 3)
-    return MaintainReport(table=str(table), dry_run=config.dry_run, seconds=seconds, tables=tuple(done))
+    return MaintainReport(
+        table=str(table), dry_run=config.dry_run, seconds=seconds, tables=tuple(done), recalls=recalls
+    )
+
+
+def _recheck(table: TableRef) -> dict[str, float | None]:
+    """The recall of each indexed vector column, measured now that the indexes hold all rows."""
+    from pipelines.indexing.build import recheck_vector_index
+    from pipelines.indexing.parameters import read_parameters
+    from pipelines.provenance import Provenance
+    from pipelines.sink.tables import open_dataset
+
+    dataset = open_dataset(table)
+    columns = Provenance.from_schema(dataset.schema, str(table)).vector_columns()
+    published = [column for column in columns if read_parameters(dataset, column)]
+    found = {column: recheck_vector_index(table, column) for column in published}
+    return {column: parameters.recall if parameters else None for column, parameters in found.items()}

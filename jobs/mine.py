@@ -61,8 +61,9 @@ def run(config: MineConfig) -> MiningReport:
         MiningRecallError: approximate search misses too much; nothing was changed.
     """
     from pipelines.mining.mine import mine
-    from pipelines.mining.report import check_plot, plot
+    from pipelines.mining.report import plot
     from pipelines.mining.settings import DIRECTIONS, MiningSettings
+    from pipelines.plots import check_plot
     from pipelines.storage import Storage, TableRef
 
     if config.plot is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.contract import CAPTION, IMAGE_VECTOR, ROW_ID
 from pipelines.evaluation.selection import Gallery, Index, read_vectors
-from pipelines.retrieval.filters import check_filter, quote
+from pipelines.filters import check_filter, quote
 from pipelines.training.joins import hashed
 from pipelines.training.selection import OFFSET
 

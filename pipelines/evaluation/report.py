@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
 from pipelines.evaluation.evaluate import Evaluation, open_at
-from pipelines.retrieval.filters import quote
+from pipelines.filters import quote
 from pipelines.storage import Storage, TableRef
 
 _METRICS = ("R@1", "R@5", "R@10", "MRR", "mAP", "nDCG@10", "mean_rank", "median_rank")

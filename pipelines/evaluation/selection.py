@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.contract import CAPTION, IMAGE_VECTOR, ITEM_ID, ROW_ID, TEXT_VECTOR
+from pipelines.filters import check_filter
 from pipelines.provenance import Provenance
-from pipelines.retrieval.filters import check_filter
 from pipelines.training.joins import hashed
 from pipelines.training.loading import as_matrix
 from pipelines.training.selection import OFFSET

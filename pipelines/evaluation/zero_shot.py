@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipelines.contract import IMAGE_VECTOR, ITEM_ID
 from pipelines.evaluation.selection import check_comparable, first_of, read_vectors
+from pipelines.filters import check_filter
 from pipelines.provenance import Provenance
-from pipelines.retrieval.filters import check_filter
 from pipelines.training.joins import hashed
 from pipelines.training.selection import OFFSET
 

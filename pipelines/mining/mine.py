@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contract import IMAGE_VECTOR, TEXT_VECTOR
+from pipelines.filters import check_filter
 from pipelines.mining.catalog import Catalog
 from pipelines.mining.margins import calibrate
 from pipelines.mining.mined import at_version, check_replaceable, mined_schema, publish
@@ -23,7 +24,6 @@ from pipelines.mining.report import DirectionReport, MiningReport, summarise
 from pipelines.mining.settings import Direction, MiningSettings
 from pipelines.mining.tasks import Job, MinedBlock, catalog_task, lists_task, mine_block
 from pipelines.provenance import Provenance
-from pipelines.retrieval.filters import check_filter
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef
 

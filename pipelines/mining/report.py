@@ -120,19 +120,6 @@ def summarise(
     )
 
 
-def check_plot(path: Path) -> None:
-    """Refuse a file that no plot can be drawn into, before the work is done.
-
-    Raises:
-        ValueError: matplotlib does not know the file's type.
-    """
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = sorted(FigureCanvasBase.get_supported_filetypes())
-    if path.suffix.removeprefix(".").lower() not in known:
-        raise ValueError(f"plot {str(path)!r}: give a file of one of the types {', '.join(known)}")
-
-
 def plot(report: MiningReport, path: Path) -> None:
     """Draw the score histograms of all directions into an image file.
 

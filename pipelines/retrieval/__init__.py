@@ -1,1 +1,1 @@
-"""Index, search, and the page that shows what was found."""
+"""Search, and the page that shows what was found."""

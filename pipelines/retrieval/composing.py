@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from encoders.protocol import Encoder, EncoderOptions, Modality
 from pipelines.contract import ITEM_ID, ROW_ID
+from pipelines.filters import quote
+from pipelines.indexing.recall import sample_vectors
 from pipelines.provenance import Provenance
-from pipelines.retrieval.filters import quote
 from pipelines.retrieval.queries import Kind, Query, Term
-from pipelines.retrieval.recall import sample_vectors
 
 if TYPE_CHECKING:
     import lance

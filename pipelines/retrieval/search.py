@@ -17,11 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
+from pipelines.filters import check_filter, quote
+from pipelines.indexing.parameters import read_parameters
 from pipelines.provenance import Provenance
 from pipelines.retrieval.composing import choose_columns, encode_terms, query_vector, row_of
-from pipelines.retrieval.filters import check_filter, quote
 from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
-from pipelines.retrieval.index import read_parameters
 from pipelines.retrieval.publishing import answering
 from pipelines.retrieval.queries import Query, Term
 from pipelines.sink.tables import open_dataset

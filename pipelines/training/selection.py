@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.contract import CAPTION, ITEM_ID
-from pipelines.retrieval.filters import check_filter
+from pipelines.filters import check_filter
 
 if TYPE_CHECKING:
     import lance

@@ -13,9 +13,9 @@ import pytest
 
 from encoders.registry import describe, load
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID
+from pipelines.indexing.build import build_text_index
 from pipelines.provenance import Provenance
 from pipelines.retrieval.fusing import fuse_ranks
-from pipelines.retrieval.index import build_text_index
 from pipelines.retrieval.queries import Query, Term
 from pipelines.retrieval.search import search
 from pipelines.storage import TableRef

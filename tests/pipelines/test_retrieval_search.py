@@ -18,8 +18,8 @@ from PIL import Image
 from encoders.images import prepare
 from encoders.registry import describe, load
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, POSITION, ROW_ID, SHARD, THUMBNAIL
+from pipelines.filters import check_filter
 from pipelines.provenance import EncoderMismatchError, Provenance
-from pipelines.retrieval.filters import check_filter
 from pipelines.retrieval.gallery import Section, write_page
 from pipelines.retrieval.queries import Query
 from pipelines.retrieval.search import search

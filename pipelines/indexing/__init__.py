@@ -1,0 +1,1 @@
+"""Indexes that keep a promised recall: which one, with which parameters, measured how."""

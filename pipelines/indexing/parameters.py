@@ -1,0 +1,126 @@
+"""Which index a column of vectors gets, and with which parameters it is queried."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import lance
+
+IndexType = Literal["exact", "IVF_HNSW_SQ", "IVF_RQ"]
+PARAMETERS_KEY = "isthmus.index."
+# Below this an exact scan takes milliseconds, and is right.
+_EXACT_BELOW_ROWS = 10_000
+# HNSW gives the best latency, but builds some ten times slower than IVF_RQ and wants the vectors in memory.
+_HNSW_BELOW_ROWS = 200_000
+_HNSW_MEMORY_FACTOR = 4
+_MOST_PARTITIONS = 65_536
+# (refine factor, list size) of HNSW, the fastest first.
+_HNSW_TRIES = ((2, 64), (4, 200), (10, 600), (20, 1_500))
+_REFINE_FACTORS = (5, 20, 60)
+_PROBES = (4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexPlan:
+    """Which vector index a column gets.
+
+    Attributes:
+        type: `exact` is no index.
+        partitions: IVF partitions.
+        reason: why, for the report.
+    """
+
+    type: IndexType
+    partitions: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryParameters:
+    """How an index is queried. Kept in the table's config; `search` uses them by default.
+
+    Attributes:
+        type: of the index.
+        nprobes: partitions searched; more where a filter leaves fewer than k rows in them.
+        refine_factor: candidates re-ranked exactly, as a multiple of k.
+        ef: HNSW's list size, None for other types.
+        recall: recall@10 against exact search at these parameters, on queries that did not choose them.
+        target: the recall that was asked for.
+        rows: vectors in the column when this was measured.
+    """
+
+    type: IndexType
+    nprobes: int
+    refine_factor: int
+    ef: int | None
+    recall: float
+    target: float = 0.0
+    rows: int = 0
+
+    def nearest(self) -> dict[str, Any]:
+        """As Lance's `nearest` takes them."""
+        values = {"minimum_nprobes": self.nprobes, "refine_factor": self.refine_factor, "ef": self.ef}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __str__(self) -> str:
+        ef = f", ef {self.ef}" if self.ef is not None else ""
+        return f"nprobes {self.nprobes}, refine {self.refine_factor}{ef}"
+
+
+def plan_index(rows: int, dim: int, memory_bytes: int) -> IndexPlan:
+    """The index type and its partitions, by size and memory.
+
+    Args:
+        rows: vectors in the column.
+        dim: their length.
+        memory_bytes: what this machine has.
+    """
+    if rows < _EXACT_BELOW_ROWS:
+        return IndexPlan(type="exact", partitions=0, reason=f"{rows:,} vectors: an exact scan is fast and right")
+    need = rows * dim * 4 * _HNSW_MEMORY_FACTOR
+    if rows < _HNSW_BELOW_ROWS and need < memory_bytes:
+        return IndexPlan(type="IVF_HNSW_SQ", partitions=1, reason=f"{rows:,} vectors fit in memory")
+    return _ivf_rq(rows)
+
+
+def fallback_plans(plan: IndexPlan, rows: int) -> list[IndexPlan]:
+    """What to try where `plan` misses its target: HNSW does among many equal vectors."""
+    return [_ivf_rq(rows)] if plan.type == "IVF_HNSW_SQ" else []
+
+
+def _ivf_rq(rows: int) -> IndexPlan:
+    partitions = max(1, min(_MOST_PARTITIONS, round(math.sqrt(rows))))
+    return IndexPlan(type="IVF_RQ", partitions=partitions, reason=f"{rows:,} vectors")
+
+
+def candidate_lines(plan: IndexPlan) -> list[list[QueryParameters]]:
+    """Query parameters to try: in each line they get slower and find more."""
+    if plan.type == "IVF_HNSW_SQ":
+        return [[_candidate(plan, plan.partitions, refine, ef) for refine, ef in _HNSW_TRIES]]
+    probes = [n for n in _PROBES if n < plan.partitions] + [plan.partitions]
+    return [[_candidate(plan, n, refine, None) for n in probes] for refine in _REFINE_FACTORS]
+
+
+def _candidate(plan: IndexPlan, nprobes: int, refine: int, ef: int | None) -> QueryParameters:
+    return QueryParameters(type=plan.type, nprobes=nprobes, refine_factor=refine, ef=ef, recall=0.0)
+
+
+def read_parameters(dataset: lance.LanceDataset, column: str) -> QueryParameters | None:
+    """The stored query parameters of a vector column, None where it has no index."""
+    raw = dataset.config().get(PARAMETERS_KEY + column)
+    return QueryParameters(**json.loads(raw)) if raw else None
+
+
+def write_parameters(dataset: lance.LanceDataset, column: str, parameters: QueryParameters) -> None:
+    """Store a column's query parameters with the table."""
+    dataset.update_config({PARAMETERS_KEY + column: json.dumps(asdict(parameters))})
+
+
+def forget_parameters(dataset: lance.LanceDataset, column: str) -> None:
+    """Take a column's query parameters away, if there are any; it is then searched exactly."""
+    if PARAMETERS_KEY + column in dataset.config():
+        dataset.delete_config_keys([PARAMETERS_KEY + column])
