@@ -108,7 +108,7 @@ def run(config: SearchConfig) -> SearchReport:
     from pipelines.storage import Storage, TableRef
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
-    hits = search(table, _query(config))
+    hits = search(table, _query(config), encoder=config.encoder, original=config.original)
     page = None
     if config.html is not None:
         from pipelines.retrieval.gallery import Section, write_page
@@ -145,8 +145,6 @@ def _query(config: SearchConfig) -> Query:
         fusion=config.fusion,
         diversity=config.diversity,
         distinct=config.distinct,
-        encoder=config.encoder,
-        original=config.original,
     )
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.description import Description
 from encoders.protocol import Encoder, EncoderOptions, Modality
 from pipelines.contract import ITEM_ID, ROW_ID
 from pipelines.filters import quote
 from pipelines.indexing.recall import sample_vectors
 from pipelines.provenance import Provenance
-from pipelines.retrieval.queries import Kind, Query, Term
+from pipelines.retrieval.queries import Kind, Term
 
 if TYPE_CHECKING:
     import lance
@@ -63,32 +65,42 @@ def _fits(provenance: Provenance, kind: Kind, column: str) -> bool:
     return tower is not None and tower.space == provenance.vector_columns()[column].space
 
 
-def encode_terms(query: Query, terms: Sequence[Term], provenance: Provenance, table: str) -> list[NDArray | None]:
-    """Vectors of words and pictures, made by the very encoder that made the table's; None for rows and raw vectors.
+class QueryEncoder:
+    """The encoder of a table, for its queries: checked and loaded at the first words or picture, then kept."""
 
-    Raises:
-        EncoderMismatchError: the query's encoder is not the table's.
-    """
-    if not any(term.kind in _MODALITY for term in terms):
-        return [None] * len(terms)
-    from encoders.registry import describe, load
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self._lock = threading.Lock()
+        self._encoder: Encoder | None = None
+        self._description: Description | None = None
 
-    spec = query.encoder or provenance.encoder.spec
-    provenance.check_same_encoder(describe(spec).card, table)
-    encoder = load(spec, EncoderOptions(text_policy="truncate"))
-    return [_encode(term, encoder, spec, provenance) for term in terms]
+    def encode(self, terms: Sequence[Term], provenance: Provenance, table: str) -> list[NDArray | None]:
+        """Vectors of words and pictures, made as the table's were; None for rows and raw vectors.
 
+        Raises:
+            EncoderMismatchError: this is not the table's encoder.
+            ImageError: a picture cannot be decoded.
+        """
+        if not any(term.kind in _MODALITY for term in terms):
+            return [None] * len(terms)
+        with self._lock:
+            from encoders.registry import describe, load
 
-def _encode(term: Term, encoder: Encoder, spec: str, provenance: Provenance) -> NDArray | None:
-    from encoders.images import prepare
-    from encoders.registry import describe
+            if self._description is None:
+                self._description = describe(self.spec)
+            provenance.check_same_encoder(self._description.card, table)
+            if self._encoder is None:
+                self._encoder = load(self.spec, EncoderOptions(text_policy="truncate"))
+            return [self._vector(term, self._encoder, self._description, provenance) for term in terms]
 
-    if term.image is not None:
-        transform = describe(spec).image_transform
-        assert transform is not None
-        mode = provenance.settings.get("preprocessing", "fast")
-        return np.asarray(encoder.encode_images([prepare(term.image, transform, mode)])[0])
-    return np.asarray(encoder.encode_texts([term.words]).vectors[0]) if term.words is not None else None
+    def _vector(self, term: Term, encoder: Encoder, description: Description, provenance: Provenance) -> NDArray | None:
+        if term.image is not None:
+            from encoders.images import prepare
+
+            assert description.image_transform is not None
+            mode = provenance.settings.get("preprocessing", "fast")
+            return np.asarray(encoder.encode_images([prepare(term.image, description.image_transform, mode)])[0])
+        return np.asarray(encoder.encode_texts([term.words]).vectors[0]) if term.words is not None else None
 
 
 def query_vector(

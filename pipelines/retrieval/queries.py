@@ -64,8 +64,6 @@ class Query:
         fusion: of rankings by `rank` (reciprocal ranks) or by `score` (each ranking's scores on a scale of 0 to 1).
         diversity: from 0 (the best rows) to 1 (rows unlike those before them): maximal marginal relevance.
         distinct: at most one row an item.
-        encoder: a spec that must be the table's own encoder; None takes what the table names.
-        original: ask the table itself, where another was promoted to its place.
     """
 
     words: str | None = None
@@ -83,8 +81,6 @@ class Query:
     fusion: Fusion = "rank"
     diversity: float = 0.0
     distinct: bool = False
-    encoder: str | None = None
-    original: bool = False
 
     def all_terms(self) -> tuple[Term, ...]:
         """Every part of the query.

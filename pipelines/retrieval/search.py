@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_
 from pipelines.filters import check_filter, quote
 from pipelines.indexing.parameters import read_parameters
 from pipelines.provenance import Provenance
-from pipelines.retrieval.composing import choose_columns, encode_terms, query_vector, row_of
+from pipelines.retrieval.composing import QueryEncoder, choose_columns, query_vector, row_of
 from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
 from pipelines.retrieval.publishing import answering
 from pipelines.retrieval.queries import Query, Term
@@ -29,6 +29,8 @@ from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
     import lance
+    import pandas
+    import polars
 
 SCORE = "score"
 _HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL)
@@ -56,27 +58,93 @@ class Hits:
     exact: bool
     pictures: pa.Table
 
+    def to_arrow(self) -> pa.Table:
+        """The rows as an Arrow table."""
+        return self.rows
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a pandas frame.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return self.rows.to_pandas()
+
+    def to_polars(self) -> polars.DataFrame:
+        """The rows as a polars frame.
+
+        Raises:
+            ModuleNotFoundError: polars is not installed.
+        """
+        import polars
+
+        return polars.DataFrame(self.rows)
+
     def to_list(self) -> list[dict[str, Any]]:
         """The rows as JSON-ready dictionaries; bytes are left out."""
         keep = [f.name for f in self.rows.schema if not _is_bytes(f.type)]
         return [{name: _plain(value) for name, value in row.items()} for row in self.rows.select(keep).to_pylist()]
 
 
-def search(table: TableRef, query: Query) -> Hits:
-    """The rows of a table that answer a query.
+class OpenTable:
+    """A table opened for queries, at the version of that moment; its encoder loads at the first query that needs it.
+
+    Several threads may ask at once.
+
+    Attributes:
+        table: the table that answers: the one that was opened, or one that was promoted to its place.
+        dataset: its Lance dataset.
+        provenance: how its vectors were made.
+        encoder: for words and pictures.
+    """
+
+    def __init__(self, table: TableRef, dataset: lance.LanceDataset, encoder: QueryEncoder | None = None) -> None:
+        self.table = table
+        self.dataset = dataset
+        self.provenance = Provenance.from_schema(dataset.schema, str(table))
+        self.encoder = encoder or QueryEncoder(self.provenance.encoder.spec)
+
+    @classmethod
+    def open(cls, table: TableRef, *, encoder: str | None = None, original: bool = False) -> OpenTable:
+        """Open a table.
+
+        Args:
+            table: by name.
+            encoder: a spec that must be the table's own encoder; None takes what the table names.
+            original: the table itself, where another was promoted to its place.
+
+        Raises:
+            FileNotFoundError: there is no such table.
+            ValueError: it was not made by isthmus.
+        """
+        table, dataset = (table, open_dataset(table)) if original else answering(table)
+        return cls(table, dataset, QueryEncoder(encoder) if encoder is not None else None)
+
+    def search(self, query: Query | None = None, /, **asked: Any) -> Hits:
+        """The rows that answer a query, given as a `Query` or as its fields: `table.search(words="a dog", k=5)`.
+
+        Raises:
+            EncoderMismatchError: the encoder is not the table's.
+            ValueError: the query asks for nothing, contradicts itself, or asks for what the table has not got.
+        """
+        query = replace(query, **asked) if query is not None else Query(**asked)
+        terms = query.all_terms()
+        if query.where is not None:
+            check_filter(query.where, self.dataset)
+        _check_columns(query, self.dataset)
+        rankings, likeness = _rankings(self, query, terms)
+        return _hits(_take(rankings, likeness, query), query, rankings)
+
+
+def search(table: TableRef, query: Query, *, encoder: str | None = None, original: bool = False) -> Hits:
+    """The rows of a table that answer one query; see `OpenTable` for the arguments and for several.
 
     Raises:
         FileNotFoundError: there is no such table.
-        EncoderMismatchError: the query's encoder is not the table's.
+        EncoderMismatchError: the encoder is not the table's.
         ValueError: the query asks for nothing, contradicts itself, or asks for what the table has not got.
     """
-    terms = query.all_terms()
-    table, dataset = (table, open_dataset(table)) if query.original else answering(table)
-    if query.where is not None:
-        check_filter(query.where, dataset)
-    _check_columns(query, dataset)
-    rankings, likeness = _rankings(table, dataset, query, terms)
-    return _hits(_take(rankings, likeness, query), query, rankings)
+    return OpenTable.open(table, encoder=encoder, original=original).search(query)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +162,18 @@ class _Ranking:
     fetch: Callable[[int], pa.Table]
 
 
-def _rankings(
-    table: TableRef, dataset: lance.LanceDataset, query: Query, terms: tuple[Term, ...]
-) -> tuple[list[_Ranking], str | None]:
+def _rankings(opened: OpenTable, query: Query, terms: tuple[Term, ...]) -> tuple[list[_Ranking], str | None]:
     """The rankings that a query asks for, and the vectors by which rows are found alike where it asks for variety."""
-    if query.full_text and not query.diversity:
-        return [_by_words(dataset, query, None)], None
-    provenance = Provenance.from_schema(dataset.schema, str(table))
+    dataset, provenance, name = opened.dataset, opened.provenance, str(opened.table)
     if query.full_text:
-        (alike, *_) = choose_columns(provenance, (), query.asked_columns(), str(table))
+        alike = choose_columns(provenance, (), query.asked_columns(), name)[0] if query.diversity else None
         return [_by_words(dataset, query, alike)], alike
-    columns = choose_columns(provenance, [term.kind for term in terms], query.asked_columns(), str(table))
-    others = _others(dataset, query, terms, str(table))
+    columns = choose_columns(provenance, [term.kind for term in terms], query.asked_columns(), name)
+    others = _others(dataset, query, terms, name)
     likeness = columns[0] if query.diversity else None
-    encoded = encode_terms(query, terms, provenance, str(table))
+    encoded = opened.encoder.encode(terms, provenance, name)
     rankings = [
-        _by_vector(dataset, query, column, query_vector(dataset, column, terms, encoded, str(table)), others, likeness)
+        _by_vector(dataset, query, column, query_vector(dataset, column, terms, encoded, name), others, likeness)
         for column in columns
     ]
     return [*rankings, *([_by_words(dataset, query, likeness, others)] if query.hybrid else [])], likeness

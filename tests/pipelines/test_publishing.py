@@ -37,7 +37,7 @@ def test_what_is_surely_better_answers_and_one_command_goes_back(tmp_path: Path)
     assert report.difference is not None
     assert report.difference["low"] > 0
     assert search(table, Query(like="r3", k=5)).to_list() == search(better, Query(like="r3", k=5)).to_list() != before
-    assert search(table, Query(like="r3", k=5, original=True)).to_list() == before
+    assert search(table, Query(like="r3", k=5), original=True).to_list() == before
     # The version that answers outlives a clean-up.
     lance.dataset(better.uri).delete("n = 3")
     lance.dataset(better.uri).cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)

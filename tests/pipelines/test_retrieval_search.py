@@ -177,7 +177,7 @@ def test_what_cannot_be_asked_is_refused(table: TableRef) -> None:
 
 def test_another_encoder_is_refused_by_both_names(table: TableRef) -> None:
     with pytest.raises(EncoderMismatchError, match=r"made by 'fake'.*not by 'fake-32'"):
-        search(table, Query(words="a", encoder="fake-32"))
+        search(table, Query(words="a"), encoder="fake-32")
 
 
 def test_unrelated_towers_are_not_compared(tmp_path: Path) -> None:
