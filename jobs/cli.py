@@ -39,6 +39,7 @@ from jobs.plan import PlanConfig
 from jobs.promote import PromoteConfig
 from jobs.rejects import RejectsConfig, RetryConfig
 from jobs.search import SearchConfig
+from jobs.serve import ServeConfig
 from jobs.sync import SyncConfig
 
 # Jobs whose every option has a default.
@@ -112,8 +113,16 @@ def index(config: IndexConfig) -> Report:
 
 @app.command
 def search(config: SearchConfig) -> Report:
-    """Search a table by words, by a picture, or by one of its rows."""
+    """Search a table by words, pictures, rows or a vector, alone or composed."""
     from jobs.search import run
+
+    return run(config)
+
+
+@app.command
+def serve(config: ServeConfig) -> Report:
+    """Serve a web page and an HTTP API over tables, until interrupted."""
+    from jobs.serve import run
 
     return run(config)
 

@@ -32,6 +32,12 @@ def range_locator(uri: str, offset: int, size: int) -> str:
     return f"{uri}#offset={offset}&size={size}"
 
 
+def file_of(image_uri: str) -> str:
+    """The file that a picture is, or lies in."""
+    match = _ROW.fullmatch(image_uri) or _RANGE.fullmatch(image_uri)
+    return match[1] if match else image_uri
+
+
 def range_end(image_uri: str) -> int | None:
     """The byte of its file at which the picture of a `range_locator` ends, None for other URIs."""
     match = _RANGE.fullmatch(image_uri)

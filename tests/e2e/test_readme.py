@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,17 @@ from corpora import pairs, picture
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def assert_serves(command: str, folder: Path, environment: dict[str, str]) -> None:
+    """The command says where it serves, and ends when it is interrupted."""
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command}"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert "serving" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) in (0, 130)
 
 
 @pytest.mark.timeout(600)
@@ -37,6 +49,9 @@ def test_the_readmes_commands_and_snippets_run(tmp_path: Path) -> None:
     commands = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.startswith("isthmus ")]
     assert len(commands) >= 7
     for command in commands:
+        if command.startswith("isthmus serve"):
+            assert_serves(command, tmp_path, environment)
+            continue
         done = subprocess.run(
             command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

@@ -41,7 +41,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("embed", "finetune", "mine", "evaluate", "promote", "corpus", "index", "search", "info", "demo"):
+    for command in ("embed", "finetune", "mine", "evaluate", "promote", "corpus", "index", "search", "serve", "info"):
         assert command in done.stdout
 
 
