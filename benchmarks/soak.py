@@ -60,6 +60,7 @@ class Place:
         corpus_storage: options that reach the corpus past all faults.
         storage: options that reach the table past all faults.
         faulty: flags that reach both through what fails.
+        faulty_storage: those of them that reach the table.
         files: names of the corpus' files.
     """
 
@@ -69,6 +70,7 @@ class Place:
     corpus_storage: dict[str, str] = field(default_factory=dict)
     storage: dict[str, str] = field(default_factory=dict)
     faulty: tuple[str, ...] = ()
+    faulty_storage: tuple[str, ...] = ()
     files: set[str] = field(default_factory=set)
 
     @property
@@ -128,12 +130,10 @@ def places(folder: Path, rate: float, seed: int) -> Iterator[tuple[list[Place], 
         faulty(endpoint, rates, seed=seed) as reads,
         faulty(endpoint, rates, seed=seed + 1) as writes,
     ):
-        through = (
-            *_flags("corpus-storage-options", options(reads.endpoint) | _TIMEOUTS),
-            *_flags("storage-options", other_options(writes.endpoint) | _TIMEOUTS),
-        )
+        through_table = _flags("storage-options", other_options(writes.endpoint) | _TIMEOUTS)
+        through = (*_flags("corpus-storage-options", options(reads.endpoint) | _TIMEOUTS), *through_table)
         corpus, table = f"s3://{BUCKET}/soak", f"s3://{OTHER_BUCKET}/db/t"
-        store = Place("store", corpus, table, options(endpoint), other_options(endpoint), through)
+        store = Place("store", corpus, table, options(endpoint), other_options(endpoint), through, through_table)
         yield [disk, store], (reads, writes)
 
 
@@ -200,8 +200,8 @@ def sync(
 
 
 def maintain(place: Place, log: Path) -> subprocess.Popen[bytes]:
-    """`isthmus maintain`, past all faults."""
-    flags = ("--keep-versions", "2", "--wait-s", "60", *_flags("storage-options", place.storage))
+    """`isthmus maintain` that keeps two versions."""
+    flags = ("--keep-versions", "2", "--wait-s", "60", *place.faulty_storage)
     return isthmus("maintain", place.table, *flags, log=log)
 
 

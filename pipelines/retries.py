@@ -16,14 +16,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
-from typing import TypeVar
+from functools import cache, partial, wraps
+from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
 import tenacity
 
 from pipelines.storage import is_remote
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _ENDED = "isthmus_retries_ended"
 _MANY_DENIED = 8
@@ -135,6 +136,16 @@ def retry(
         if (final := _final(error, uri, retrying.statistics.get("attempt_number", 1))) is error:
             raise
         raise final from None  # the cause may carry headers of the request
+
+
+def retried(step: Callable[P, T]) -> Callable[P, T]:
+    """A function tried again as by `retry`; its first argument is a table or dataset, and it can be done again."""
+
+    @wraps(step)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return retry(partial(step, *args, **kwargs), str(args[0].uri))  # type: ignore[attr-defined]
+
+    return call
 
 
 def read_again(

@@ -23,6 +23,7 @@ from pipelines.contract import IMAGE, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL
 from pipelines.embedding.recent import DIGESTS
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.provenance import Provenance
+from pipelines.retries import retried, retry
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef
 
@@ -81,19 +82,25 @@ class KnownVectors:
             seen.update({digest: {} for digest in unseen})
             # Offsets first: a picture that stands in a million rows has a million equal vectors.
             where = f"{name} IN ({', '.join(repr(digest) for digest in unseen)})"
-            hits = self._open().scanner(columns=[name, _OFFSET], filter=where).to_table()
-            one_each = sorted(dict(zip(hits[name].to_pylist(), hits[_OFFSET].to_pylist(), strict=True)).values())
-            for row in self._open().take(one_each, columns=[name, *columns]).to_pylist():
+            for row in retry(lambda: self._rows(name, where, columns), self.table.uri):
                 if all(row[column] is not None for column in columns):
                     seen[row[name]] = row
         return {digest: seen[digest] for digest in digests if seen[digest]}
 
+    def _rows(self, name: str, where: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+        hits = self._open().scanner(columns=[name, _OFFSET], filter=where).to_table()
+        one_each = sorted(dict(zip(hits[name].to_pylist(), hits[_OFFSET].to_pylist(), strict=True)).values())
+        return list(self._open().take(one_each, columns=[name, *columns]).to_pylist())
+
     def _open(self) -> lance.LanceDataset:
         if self._dataset is None:
-            import lance
-
-            self._dataset = lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
+            self._dataset = retry(self._open_once, self.table.uri)
         return self._dataset
+
+    def _open_once(self) -> lance.LanceDataset:
+        import lance
+
+        return lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
 
 
 def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | None:
@@ -111,11 +118,12 @@ def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | No
             columns[vector] = (vector,)
     if settings.thumbnail_px and IMAGE_VECTOR in columns and THUMBNAIL in dataset.schema.names:
         columns[IMAGE_VECTOR] += (THUMBNAIL,)
-    if not columns or not dataset.count_rows():
+    if not columns or not retry(dataset.count_rows, table.uri):
         return None
     return KnownVectors(table=table, version=int(dataset.version), columns=columns)
 
 
+@retried
 def index_digests(table: TableRef) -> None:
     """Keep the indexes by which digests are looked up: made when the table has some rows, caught up when it grew."""
     dataset = open_dataset(table)

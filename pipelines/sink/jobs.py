@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from encoders.digest import digest_json
+from pipelines.retries import retried
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef, absolute
 
 _PREFIX = "isthmus.job."
 
 
+@retried
 def remember_job(table: TableRef, corpus: str, options: Mapping[str, Any]) -> None:
     """Keep the options of a job, one job for each corpus; a version of the table is made where they are new.
 

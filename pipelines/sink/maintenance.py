@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.contract import POSITION, SHARD
+from pipelines.retries import retried
 from pipelines.sink.claims import Coverage
 from pipelines.sink.lease import Lease, LeaseHeldError
 from pipelines.sink.ledger import Ledger
@@ -100,7 +101,7 @@ def dry_run(table: TableRef, retention: Retention) -> list[TableUpkeep]:
         done.append(
             TableUpkeep(
                 table=ref.name,
-                rows=dataset.count_rows(),
+                rows=_count(dataset),
                 before=before,
                 after=None,
                 versions_removed=taken.versions,
@@ -126,7 +127,7 @@ def _acquire(table: TableRef, wait_s: float) -> Lease:
 
 def _maintain(table: TableRef, retention: Retention, lease: Lease) -> list[TableUpkeep]:
     settled = _record(table)
-    before = {ref.name: (folder_of(dataset), dataset.count_rows()) for ref, dataset in _tables(table)}
+    before = {ref.name: (folder_of(dataset), _count(dataset)) for ref, dataset in _tables(table)}
     merged = {ref.name: _rewrite(ref, before[ref.name][1], lease) for ref, _ in _tables(table)}
     if _record(table) != settled:
         raise RuntimeError(
@@ -202,9 +203,14 @@ def _rewrite(ref: TableRef, rows: int, lease: Lease) -> int:
     return merged
 
 
+@retried
+def _count(dataset: lance.LanceDataset) -> int:
+    return int(dataset.count_rows())
+
+
 def _check_rows(ref: TableRef, dataset: lance.LanceDataset, rows: int) -> int:
     # A ledger takes in the versions that maintenance itself makes: it may grow.
-    found = int(dataset.count_rows())
+    found = _count(dataset)
     if found != rows and not ref.name.endswith("_ledger"):
         raise RuntimeError(
             f"table {ref}: {rows} rows before maintenance and {found} after; another job writes to it without the "

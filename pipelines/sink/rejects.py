@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import CAPTION, POSITION, ROW_ID, SHARD
-from pipelines.retries import retry
+from pipelines.retries import retried, retry
 from pipelines.sink.claims import Claim
 from pipelines.sink.tables import create_dataset, open_dataset
 from pipelines.storage import TableRef
@@ -106,6 +106,7 @@ def rejected_shards(table: TableRef) -> frozenset[str]:
     return frozenset(pc.unique(retry(lambda: dataset.to_table(columns=[SHARD]), ref.uri)[SHARD]).to_pylist())
 
 
+@retried
 def begin_retry(table: TableRef, reasons: Collection[str], shards: Container[str]) -> list[tuple[str, int]]:
     """Count one more attempt for the rejected records of some reasons, and return them as (shard, position).
 
@@ -127,6 +128,7 @@ def begin_retry(table: TableRef, reasons: Collection[str], shards: Container[str
     return sorted(set(zip(rows[SHARD].to_pylist(), rows[POSITION].to_pylist(), strict=True)))
 
 
+@retried
 def delete_rejects(table: TableRef, is_leaving: Callable[[str], bool]) -> None:
     """Take the rejects of some shards out.
 
@@ -143,6 +145,7 @@ def delete_rejects(table: TableRef, is_leaving: Callable[[str], bool]) -> None:
         dataset.delete(f"{SHARD} IN ({shown})")
 
 
+@retried
 def read_rejects(table: TableRef, *, reason: str | None = None, limit: int = 20) -> RejectsSummary:
     """Counts by reason over all rejects, and the first `limit` rows (of `reason`, if given)."""
     dataset = _open(table.sibling("rejects"))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import POSITION, ROW_ID, SHARD
+from pipelines.retries import retry
 from pipelines.sink.claims import Coverage, Removal, removals_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class StaleRows:
 
     def find(self, dataset: lance.LanceDataset) -> None:
         """Look the rows up, by one pass over three columns."""
+        retry(lambda: self._find(dataset), str(dataset.uri))
+
+    def _find(self, dataset: lance.LanceDataset) -> None:
         self._by_record, self._by_row_id = {}, {}
         if not self.shards:
             return

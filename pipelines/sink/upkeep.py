@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.retries import retried
 from pipelines.sink.retention import Retention, StoredFile, Version, orphaned_files, removable_versions
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef
@@ -52,6 +53,7 @@ class Taken:
     orphan_bytes: int
 
 
+@retried
 def folder_of(dataset: lance.LanceDataset) -> Folder:
     """Files, bytes, fragments and versions of a dataset."""
     files = _stored_files(dataset)
@@ -63,6 +65,7 @@ def folder_of(dataset: lance.LanceDataset) -> Folder:
     )
 
 
+@retried
 def index_states(dataset: lance.LanceDataset) -> tuple[IndexState, ...]:
     """Each index of a dataset, with the rows that it holds and lacks."""
     # Lance otherwise returns all centroids of an index, and warns that it does.
@@ -81,6 +84,7 @@ def index_states(dataset: lance.LanceDataset) -> tuple[IndexState, ...]:
     return tuple(states)
 
 
+@retried
 def refresh_indexes(ref: TableRef) -> None:
     """Let the indexes take in the rows that they lack."""
     dataset = open_dataset(ref)
@@ -88,6 +92,7 @@ def refresh_indexes(ref: TableRef) -> None:
         dataset.optimize.optimize_indices()
 
 
+@retried
 def compact(ref: TableRef, *, dry_run: bool = False, progress: Callable[[], None] = lambda: None) -> int:
     """Merge small files in one commit; how many fragments were (or would be) merged.
 
@@ -109,6 +114,7 @@ def compact(ref: TableRef, *, dry_run: bool = False, progress: Callable[[], None
     return int(Compaction.commit(dataset, rewritten).fragments_removed)
 
 
+@retried
 def tidy(ref: TableRef, retention: Retention, *, recorded: int, dry_run: bool) -> Taken:
     """Remove the versions that retention does not keep, then the files that no version names.
 

@@ -9,6 +9,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from corpora import Pair, pairs, write_folder, write_parquet, write_webdataset
 from faulty_store import TRANSIENT, faulty
 from stores import BUCKET, OTHER_BUCKET, OTHER_SECRET, SECRET, client, options, other_options, seaweedfs, upload
 
+import jobs.sync
 from jobs.cli import _one_line
 from jobs.embed import EmbedConfig, run
+from jobs.sync import SyncConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 log = logging.getLogger(__name__)
@@ -47,7 +50,9 @@ def write_uris(folder: Path, items: list[Pair]) -> Path:
     return folder
 
 
-def embed(corpus: str, table: str, corpus_endpoint: str, table_endpoint: str, **more: Any):  # type: ignore[no-untyped-def]
+def embed(  # type: ignore[no-untyped-def]
+    corpus: str, table: str, corpus_endpoint: str, table_endpoint: str, sync: bool = False, **more: Any
+):
     """Corpus and table in different stores, each with credentials that the other one does not take."""
     config: dict[str, Any] = {
         "columns": {"key": "id"},
@@ -56,7 +61,17 @@ def embed(corpus: str, table: str, corpus_endpoint: str, table_endpoint: str, **
         "corpus_storage_options": options(corpus_endpoint) | TIMEOUTS,
         "storage_options": other_options(table_endpoint) | TIMEOUTS,
     }
-    return run(EmbedConfig(corpus=corpus, table=table, encoder="fake", actors=1, **(config | more)))
+    job = {"corpus": corpus, "table": table, "encoder": "fake", "actors": 1} | config | more
+    return jobs.sync.run(SyncConfig(**job)) if sync else run(EmbedConfig(**job))
+
+
+def copy_table(endpoint: str, name: str, to: str) -> None:
+    """Copy a table and its siblings within their store."""
+    files = client(endpoint, other=True)
+    for entry in files.list_objects_v2(Bucket=OTHER_BUCKET, Prefix=f"db/{name}")["Contents"]:
+        key = entry["Key"]
+        target = key.replace(f"db/{name}", f"db/{to}", 1)
+        files.copy_object(Bucket=OTHER_BUCKET, Key=target, CopySource={"Bucket": OTHER_BUCKET, "Key": key})
 
 
 def rows(endpoint: str, name: str) -> pa.Table:
@@ -182,6 +197,41 @@ def test_all_faults_together_cost_no_row_of_a_larger_corpus(store: str, tmp_path
     assert (report.written, report.rejected, set(faults)) == (n, {}, set(TRANSIENT))
     check_same(rows(store, f"large-{form}"), wanted)
     check_settled(store, uri, f"large-{form}", n, **columns)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+def test_any_single_request_of_a_run_that_changes_a_table_may_fail(store: str, tmp_path: Path) -> None:
+    """Rows stay, are replaced, re-used and removed, rejects settle; one request in turn fails, each in another way."""
+    items = pairs(ITEMS)
+    items[7] = replace(items[7], image=b"not a picture")
+    first = write_parquet(tmp_path / "c" / "a.parquet", items[:60], row_group_rows=20).parent
+    write_parquet(first / "b.parquet", items[60:], row_group_rows=20)
+    uri = upload(store, first, "turns")
+    embed(uri, f"s3://{OTHER_BUCKET}/db/base", store, store)
+    changed = [replace(item, caption=f"{item.caption}, changed") for item in items[60:100]]
+    write_parquet(first / "b.parquet", changed, row_group_rows=20)
+    upload(store, first, "turns")
+
+    def run_on_a_copy(name: str, endpoint: str) -> Any:
+        copy_table(store, "base", name)
+        return embed(uri, f"s3://{OTHER_BUCKET}/db/{name}", store, endpoint, sync=True, commit_rows=40)
+
+    with faulty(store) as counted:
+        calm = run_on_a_copy("calm", counted.endpoint)
+        requests = sum(counted.requests.values())
+    assert (calm.written, calm.replaced, calm.removed) == (40, 40, 20)
+    wanted = rows(store, "calm")
+    failed: Counter[str] = Counter()
+    for n in range(0, requests, 4):
+        with faulty(store) as writes:
+            writes.begin(TRANSIENT[(n // 4) % len(TRANSIENT)], after=n, times=1)
+            report = run_on_a_copy(f"turn{n}", writes.endpoint)
+        failed.update(writes.faults)
+        assert (report.written, report.rejected) == (calm.written, calm.rejected), (n, writes)
+        check_same(rows(store, f"turn{n}"), wanted)
+    log.info("one of %s requests failed at a time: %s", requests, dict(failed))
+    assert set(failed) == set(TRANSIENT)
 
 
 def searched_for_secrets(text: str) -> None:
