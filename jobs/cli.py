@@ -30,6 +30,7 @@ from jobs.demo import DemoConfig
 from jobs.embed import EmbedConfig
 from jobs.encoders import EncodersConfig
 from jobs.evaluate import EvaluateConfig
+from jobs.exchange import ExportConfig, ImportConfig
 from jobs.finetune import FinetuneConfig
 from jobs.index import IndexConfig
 from jobs.info import InfoConfig
@@ -125,6 +126,22 @@ def serve(config: ServeConfig) -> Report:
     from jobs.serve import run
 
     return run(config)
+
+
+@app.command
+def export(config: ExportConfig) -> Report:
+    """Write a table as arrays beside Parquet (clip-retrieval, embedding-reader), or as Parquet."""
+    from jobs.exchange import run_export
+
+    return run_export(config)
+
+
+@app.command(name="import")
+def import_(config: ImportConfig) -> Report:
+    """Make a table of embeddings that clip-retrieval or `isthmus export` wrote."""
+    from jobs.exchange import run_import
+
+    return run_import(config)
 
 
 @app.command

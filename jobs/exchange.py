@@ -1,0 +1,96 @@
+"""`isthmus export` and `isthmus import`: tables to other tools' files and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from jobs.config import JobConfig
+
+
+@Parameter(name="*")
+class ExportConfig(JobConfig):
+    """Config of `isthmus export`."""
+
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    out: str = Field(description="An empty folder, local or s3://….")
+    format: Literal["npy", "parquet"] = Field(
+        default="npy", description="npy: arrays beside Parquet, as clip-retrieval and embedding-reader have them."
+    )
+    vectors: str | None = Field(default=None, description="Vector columns, a,b; default: all.")
+    where: str | None = Field(default=None, description="SQL filter on the table's columns.")
+    rows_per_file: int = Field(default=100_000, ge=1, description="Rows of a file; one file's rows are in memory.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the table.")
+    out_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach OUT.")
+
+
+@Parameter(name="*")
+class ImportConfig(JobConfig):
+    """Config of `isthmus import`."""
+
+    folder: str = Field(description="With img_emb and/or text_emb beside metadata, or with Parquet; local or s3://….")
+    table: str = Field(description="The new table: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    encoder: str = Field(description="The encoder that made the vectors; queries are encoded by it.")
+    key: str | None = Field(default=None, description="Column of row ids; default: row_id or key, else numbers.")
+    check: bool = Field(default=True, description="Encode a few captions and pictures, and compare.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the table.")
+    folder_storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="How to reach the folder."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeReport:
+    """What was written or read."""
+
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        return self.facts
+
+
+def run_export(config: ExportConfig) -> ExchangeReport:
+    """Write a table's rows as files.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: a column is not there, the filter is none, or the folder is not empty.
+    """
+    from pipelines.exchange.exporting import export_table
+    from pipelines.storage import Storage, TableRef
+
+    done = export_table(
+        TableRef.parse(config.table, Storage.from_options(config.storage_options)),
+        config.out,
+        format=config.format,
+        storage=Storage.from_options(config.out_storage_options),
+        vectors=[name.strip() for name in config.vectors.split(",")] if config.vectors else (),
+        where=config.where,
+        rows_per_file=config.rows_per_file,
+    )
+    return ExchangeReport(facts={"table": config.table, **asdict(done)})
+
+
+def run_import(config: ImportConfig) -> ExchangeReport:
+    """Make a table of embeddings that are there already.
+
+    Raises:
+        FileNotFoundError: the folder holds nothing of the kind.
+        ValueError: the vectors are another encoder's, do not fit their metadata, or the table is there already.
+    """
+    from pipelines.exchange.importing import import_folder
+    from pipelines.storage import Storage, TableRef
+
+    done = import_folder(
+        config.folder,
+        TableRef.parse(config.table, Storage.from_options(config.storage_options)),
+        config.encoder,
+        storage=Storage.from_options(config.folder_storage_options),
+        key=config.key,
+        check=config.check,
+    )
+    return ExchangeReport(facts=asdict(done))
