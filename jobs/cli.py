@@ -41,6 +41,7 @@ from jobs.promote import PromoteConfig
 from jobs.rejects import RejectsConfig, RetryConfig
 from jobs.search import SearchConfig
 from jobs.serve import ServeConfig
+from jobs.sql import SqlConfig
 from jobs.sync import SyncConfig
 
 # Jobs whose every option has a default.
@@ -116,6 +117,14 @@ def index(config: IndexConfig) -> Report:
 def search(config: SearchConfig) -> Report:
     """Search a table by words, pictures, rows or a vector, alone or composed."""
     from jobs.search import run
+
+    return run(config)
+
+
+@app.command
+def sql(config: SqlConfig) -> Report:
+    """Run one SQL statement over tables, with similarity to words, pictures and rows as functions."""
+    from jobs.sql import run
 
     return run(config)
 

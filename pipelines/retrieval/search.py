@@ -82,8 +82,13 @@ class Hits:
 
     def to_list(self) -> list[dict[str, Any]]:
         """The rows as JSON-ready dictionaries; bytes are left out."""
-        keep = [f.name for f in self.rows.schema if not _is_bytes(f.type)]
-        return [{name: _plain(value) for name, value in row.items()} for row in self.rows.select(keep).to_pylist()]
+        return plain_rows(self.rows)
+
+
+def plain_rows(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows as JSON-ready dictionaries; bytes are left out."""
+    keep = [f.name for f in rows.schema if not _is_bytes(f.type)]
+    return [{name: _plain(value) for name, value in row.items()} for row in rows.select(keep).to_pylist()]
 
 
 class OpenTable:

@@ -1,0 +1,107 @@
+"""`isthmus sql`: one statement over tables, with similarity as functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+from pydantic import Field, field_validator
+
+from jobs.config import JobConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.console import RenderableType
+
+_SHOWN_ROWS = 100
+_WRITERS = (".parquet", ".csv", ".arrow")
+
+
+@Parameter(name="*")
+class SqlConfig(JobConfig):
+    """Config of `isthmus sql`."""
+
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; the statement calls it NAME.")
+    statement: str = Field(
+        description="SQL (DuckDB's), with similar_to_words(image_vector, 'red shoes'), similar_to_picture(…, 'FILE') "
+        "and similar_to_row(…, 'ROW ID')."
+    )
+    also: list[str] = Field(default_factory=list, description="More tables that the statement names.")
+    out: Path | None = Field(default=None, description="Write all rows to a .parquet, .csv or .arrow file.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
+
+    @field_validator("out")
+    @classmethod
+    def _known_suffix(cls, out: Path | None) -> Path | None:
+        if out is not None and out.suffix not in _WRITERS:
+            raise ValueError(f"is {out}; give a file that ends in {', '.join(_WRITERS)}")
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqlReport:
+    """What the statement gave."""
+
+    rows: pa.Table
+    out: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rows as JSON-ready data; bytes are left out."""
+        from pipelines.retrieval.search import plain_rows
+
+        return {"rows": plain_rows(self.rows) if self.out is None else self.rows.num_rows, "out": self.out}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        from jobs.display import rows_table
+        from pipelines.retrieval.search import plain_rows
+
+        if self.out is not None:
+            return Text(f"{self.rows.num_rows:,} rows: {self.out}")
+        if not self.rows.num_rows:
+            return Text("no rows")
+        shown = rows_table(plain_rows(self.rows.slice(0, _SHOWN_ROWS)))
+        more = self.rows.num_rows - _SHOWN_ROWS
+        return Group(shown, *([Text(f"… and {more:,} more; --out FILE writes them all")] if more > 0 else []))
+
+
+def run(config: SqlConfig) -> SqlReport:
+    """Run a statement.
+
+    Raises:
+        FileNotFoundError: a table is not there.
+        ModuleNotFoundError: the extra `sql` is not installed.
+        ValueError: the statement is wrong, or two tables have one name.
+    """
+    from pipelines.retrieval.search import OpenTable
+    from pipelines.retrieval.sql import run_sql
+    from pipelines.storage import Storage, TableRef
+
+    storage = Storage.from_options(config.storage_options)
+    refs = [TableRef.parse(name, storage) for name in (config.table, *config.also)]
+    names = [ref.name for ref in refs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"also: two tables have the name {max(names, key=names.count)}")
+    rows = run_sql({ref.name: OpenTable.open(ref) for ref in refs}, config.statement)
+    if config.out is not None:
+        _write(rows, config.out)
+    return SqlReport(rows=rows, out=str(config.out) if config.out else None)
+
+
+def _write(rows: pa.Table, out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".parquet":
+        pa.parquet.write_table(rows, out)
+    elif out.suffix == ".csv":
+        pa.csv.write_csv(rows, out)
+    else:
+        with pa.OSFile(str(out), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+            writer.write_table(rows)
