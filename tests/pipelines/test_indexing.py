@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from pipelines.indexing.recall import K, Measurement, Probe, exact_distances, ma
 from pipelines.indexing.tuning import tune
 from pipelines.provenance import Provenance
 from pipelines.retrieval.queries import Query
-from pipelines.retrieval.search import search
+from pipelines.retrieval.search import OpenTable, search
 from pipelines.sink.tables import open_dataset
 from pipelines.storage import TableRef
 
 GIB = 1 << 30
+log = logging.getLogger(__name__)
 
 
 def clustered(n: int, dim: int = 64, seed: int = 0) -> np.ndarray:
@@ -120,6 +122,30 @@ def test_a_filter_that_leaves_few_rows_loses_none(tmp_path: Path, monkeypatch: p
     through_index = search(table, Query(like="r1", k=10, where="n % 600 = 0"))
     assert not through_index.exact
     assert through_index.rows.num_rows == 10
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("memory", [64 * GIB, 1 << 20], ids=["hnsw", "ivf_rq"])
+def test_filters_of_any_selectivity_keep_the_promise(memory: int, tmp_path: Path) -> None:
+    """Half of the rows, one in a hundred, one in ten thousand: recall@10, and never fewer rows than there are."""
+    n, asked = 150_000, 40
+    vectors = clustered(n)
+    table = make_table(tmp_path, n, vectors=vectors)
+    built = build_vector_index(table, "image_vector", 0.95, memory)
+    assert built.type == ("IVF_HNSW_SQ" if memory > GIB else "IVF_RQ")
+    opened = OpenTable.open(table)
+    queries = np.random.default_rng(5).choice(n, asked, replace=False)
+    for step in (2, 100, 10_000):
+        matching = np.arange(0, n, step)
+        found, exact = [], []
+        for i in queries:
+            hits = opened.search(vector=tuple(map(float, vectors[i])), k=10, where=f"n % {step} = 0", columns=())
+            assert hits.rows.num_rows == min(10, len(matching))
+            found.append([1 - score for score in hits.rows["score"].to_pylist()])
+            exact.append(sorted(1 - vectors[matching] @ vectors[i])[:10])
+        recall = recall_at_k(found, exact)
+        log.info("%s: one in %s: recall@10 %.4f", built.type, step, recall)
+        assert recall >= 0.95, (step, recall)
 
 
 @pytest.mark.parametrize("memory", [16 * GIB, 1 << 20], ids=["hnsw", "ivf_rq"])
