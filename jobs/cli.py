@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from jobs.calibrate import CalibrateConfig
 from jobs.config import Report
 from jobs.corpus import CorpusConfig
 from jobs.demo import DemoConfig
@@ -109,6 +110,14 @@ def evaluate(config: EvaluateConfig) -> Report:
 def index(config: IndexConfig) -> Report:
     """Build the vector, full-text and scalar indexes of a table."""
     from jobs.index import run
+
+    return run(config)
+
+
+@app.command
+def calibrate(config: CalibrateConfig) -> Report:
+    """Fit, on a table's own pairs, how likely a hit of some score is a match; search then says so."""
+    from jobs.calibrate import run
 
     return run(config)
 

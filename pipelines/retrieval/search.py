@@ -20,6 +20,7 @@ from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_
 from pipelines.filters import check_filter, quote
 from pipelines.indexing.parameters import read_parameters
 from pipelines.provenance import Provenance
+from pipelines.retrieval.calibration import Calibration, read_calibration
 from pipelines.retrieval.composing import QueryEncoder, choose_columns, query_vector, row_of
 from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
 from pipelines.retrieval.publishing import answering
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-SCORE = "score"
+SCORE, MATCH = "score", "match"
+# Of what kind a query is, as the column of that kind.
+_SOURCES = {"words": TEXT_VECTOR, "image": IMAGE_VECTOR}
 _HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL)
 _MOST_ROUNDS = 6
 _ORDER = [(SCORE, "descending"), (ROW_ID, "ascending")]
@@ -47,7 +50,8 @@ class Hits:
     """What was found, best first.
 
     Attributes:
-        rows: `row_id`, `score` (cosine; BM25 for full text; the fused one of several rankings), the columns asked for.
+        rows: `row_id`, `score` (cosine; BM25 for full text; the fused one of several rankings), `match` (its
+            probability, where the table is calibrated for such a query), the columns asked for.
         column: the column that was searched; several joined by " + ".
         exact: whether every row was compared.
         pictures: `caption`, `image_uri` and, where there are any, `thumbnail` of the same rows, for a page.
@@ -159,12 +163,16 @@ class _Ranking:
     Attributes:
         column: what is searched.
         exact: whether every row is compared.
+        vector: by which the column is searched, None for words alone.
+        calibration: from its scores to probabilities of match, if it has one.
         fetch: the best rows, as many as are asked for, with their scores.
     """
 
     column: str
     exact: bool
     fetch: Callable[[int], pa.Table]
+    vector: NDArray[np.float32] | None = None
+    calibration: Calibration | None = None
 
 
 def _rankings(opened: OpenTable, query: Query, terms: tuple[Term, ...]) -> tuple[list[_Ranking], str | None]:
@@ -181,6 +189,9 @@ def _rankings(opened: OpenTable, query: Query, terms: tuple[Term, ...]) -> tuple
         _by_vector(dataset, query, column, query_vector(dataset, column, terms, encoded, name), others, likeness)
         for column in columns
     ]
+    if len(rankings) == len(terms) == 1 and not query.hybrid and terms[0].kind in _SOURCES:
+        calibration = read_calibration(dataset, columns[0], _SOURCES[terms[0].kind])
+        return [replace(rankings[0], calibration=calibration)], likeness
     return [*rankings, *([_by_words(dataset, query, likeness, others)] if query.hybrid else [])], likeness
 
 
@@ -221,7 +232,7 @@ def _by_vector(
         scores = 1.0 - np.asarray(rows["_distance"].to_numpy(), np.float64)
         return rows.drop_columns(["_distance"]).add_column(1, SCORE, pa.array(scores))
 
-    return _Ranking(column=column, exact=parameters is None, fetch=fetch)
+    return _Ranking(column=column, exact=parameters is None, fetch=fetch, vector=vector)
 
 
 def _few_match(dataset: lance.LanceDataset, where: str) -> bool:
@@ -303,6 +314,11 @@ def _fetched(query: Query, dataset: lance.LanceDataset, likeness: str | None) ->
 
 
 def _hits(rows: pa.Table, query: Query, rankings: list[_Ranking]) -> Hits:
+    calibration, vector = rankings[0].calibration, rankings[0].vector
+    if calibration is not None and vector is not None:
+        chance = calibration.probability(rows[SCORE].to_numpy(), vector)
+        rows = rows.drop_columns([MATCH]) if MATCH in rows.column_names else rows
+        rows = rows.add_column(rows.column_names.index(SCORE) + 1, MATCH, pa.array(chance))
     pictures = rows.select([name for name in (CAPTION, IMAGE_URI, THUMBNAIL) if name in rows.column_names])
     return Hits(
         rows=_shown(rows, query),
@@ -316,7 +332,8 @@ def _shown(rows: pa.Table, query: Query) -> pa.Table:
     """The columns asked for, with the id and the score."""
     if query.columns is None:
         return rows.select([name for name in rows.column_names if name not in _HIDDEN])
-    return rows.select([ROW_ID, SCORE, *(name for name in query.columns if name not in (ROW_ID, SCORE))])
+    first = [name for name in (ROW_ID, SCORE, MATCH) if name in rows.column_names]
+    return rows.select([*first, *(name for name in query.columns if name not in first)])
 
 
 def _check_columns(query: Query, dataset: lance.LanceDataset) -> None:

@@ -26,7 +26,7 @@ from pipelines.contract import CAPTION, ITEM_ID, ROW_ID
 from pipelines.filters import check_filter
 from pipelines.retrieval.composing import QueryEncoder
 from pipelines.retrieval.queries import Query, Term
-from pipelines.retrieval.search import SCORE, OpenTable
+from pipelines.retrieval.search import MATCH, SCORE, OpenTable
 from pipelines.serving.facets import Chosen, condition, facets
 from pipelines.serving.guards import BodyLimit, SafeHeaders, TokenGate
 from pipelines.serving.pictures import BroughtPictures, corpus_root, row_picture
@@ -38,6 +38,7 @@ _MOST_BYTES = 12 * 1024 * 1024
 _MOST_PIXELS = 50_000_000
 _FRESH_S = 5.0
 _SLOTS, _WAITING = 4, 64
+_OWN_PLACE = (ROW_ID, SCORE, MATCH, CAPTION, ITEM_ID)
 Words = Annotated[str, Field(min_length=1, max_length=2_000)]
 Id = Annotated[str, Field(min_length=1, max_length=1_000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -238,9 +239,10 @@ def _search(opened: OpenTable, request: SearchRequest, brought: BroughtPictures)
         {
             "row_id": row[ROW_ID],
             "score": row[SCORE],
+            "match": row.get(MATCH),
             "caption": row.get(CAPTION),
             "item_id": row.get(ITEM_ID),
-            "fields": {k: v for k, v in row.items() if k not in (ROW_ID, SCORE, CAPTION, ITEM_ID) and v is not None},
+            "fields": {k: v for k, v in row.items() if k not in _OWN_PLACE and v is not None},
         }
         for row in hits.to_list()
     ]

@@ -138,7 +138,7 @@ function card(table, hit) {
     node("button", { type: "button", class: "small away", title: "away from this", onclick: () => add("not_like", hit.row_id) }, "−"));
   return node("li", { class: "card", tabIndex: 0, "data-row": hit.row_id }, picture,
     node("div", { class: "text" }, node("p", { class: "caption" }, hit.caption || ""),
-      node("p", { class: "about" }, node("b", {}, hit.score.toFixed(3)), ` ${hit.row_id}`),
+      node("p", { class: "about" }, node("b", { title: hit.score.toFixed(3) }, hit.match === null ? hit.score.toFixed(3) : `${(100 * hit.match).toFixed(0)} %`), ` ${hit.row_id}`),
       facts.length ? node("details", {}, node("summary", {}, "details"), ...facts.map(([name, value]) => node("div", {}, `${name}: ${value}`))) : null),
     acts);
 }
