@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.config import JobConfig
 
@@ -56,6 +56,11 @@ class SearchConfig(JobConfig):
     corpus_storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="The same for the corpus' pictures, for the page."
     )
+
+    @field_validator("image", "like", "not_words", "not_image", "not_like", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
