@@ -127,12 +127,8 @@ def run(config: MaintainConfig) -> MaintainReport:
 def _recheck(table: TableRef) -> dict[str, float | None]:
     """The recall of each indexed vector column, measured now that the indexes hold all rows."""
     from pipelines.indexing.build import recheck_vector_index
-    from pipelines.indexing.parameters import read_parameters
-    from pipelines.provenance import Provenance
+    from pipelines.indexing.parameters import published_columns
     from pipelines.sink.tables import open_dataset
 
-    dataset = open_dataset(table)
-    columns = Provenance.from_schema(dataset.schema, str(table)).vector_columns()
-    published = [column for column in columns if read_parameters(dataset, column)]
-    found = {column: recheck_vector_index(table, column) for column in published}
+    found = {column: recheck_vector_index(table, column) for column in published_columns(open_dataset(table))}
     return {column: parameters.recall if parameters else None for column, parameters in found.items()}

@@ -100,12 +100,12 @@ def import_folder(
     columns = _vector_columns(parts[0], root, storage)
     _check_sizes(columns, card, encoder)
     checked: dict[str, float | None] = dict.fromkeys(columns)
+    first = _read(parts[0], 0, columns, key, storage, root)
     if check:
-        checked = _check_sample(_read(parts[0], 0, columns, key, storage, root), columns, encoder, storage)
+        checked = _check_sample(first, columns, encoder, storage)
     modalities = tuple(modality for column, modality in _MODALITIES.items() if column in columns)
     settings = {"imported_from": root, "libraries": library_versions()}
     provenance = Provenance(encoder=card, modalities=modalities, settings=settings)
-    first = _read(parts[0], 0, columns, key, storage, root)
     schema = first.schema.with_metadata(provenance.to_metadata())
     batches = _Batches(_batches(parts, columns, key, storage, root, schema))
     try:

@@ -115,6 +115,11 @@ def read_parameters(dataset: lance.LanceDataset, column: str) -> QueryParameters
     return QueryParameters(**json.loads(raw)) if raw else None
 
 
+def published_columns(dataset: lance.LanceDataset) -> list[str]:
+    """The vector columns with a published index; none of a table that holds no vectors of ours."""
+    return sorted(key.removeprefix(PARAMETERS_KEY) for key in dataset.config() if key.startswith(PARAMETERS_KEY))
+
+
 def write_parameters(dataset: lance.LanceDataset, column: str, parameters: QueryParameters) -> None:
     """Store a column's query parameters with the table."""
     dataset.update_config({PARAMETERS_KEY + column: json.dumps(asdict(parameters))})

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from encoders.registry import describe
+from jobs.maintain import MaintainConfig, run
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, POSITION, ROW_ID, SHARD
 from pipelines.indexing.build import RecallError, build_vector_index, index_table, recheck_vector_index
 from pipelines.indexing.parameters import (
@@ -261,6 +262,28 @@ def test_an_index_is_measured_again_and_tuned_or_taken_out_of_use(tmp_path: Path
     assert search(table, Query(like="r1", k=3)).exact, "a promise that cannot be kept is not made"
     with pytest.raises(ValueError, match="has no published index; run `isthmus index`"):
         recheck_vector_index(table, "image_vector")
+
+
+def test_maintenance_measures_again_and_says_so(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 12_000)
+    built = build_vector_index(table, "image_vector", 0.95, 1 << 20)
+    assert built.parameters is not None
+    write_parameters(open_dataset(table), "image_vector", replace(built.parameters, nprobes=1, refine_factor=1))
+    report = run(MaintainConfig(table=f"{table.database}/{table.name}"))
+    (recall,) = report.recalls.values()
+    assert recall is not None
+    assert recall >= 0.95
+    assert f"recall@10 of image_vector {recall:.3f}" in report.summary()
+    write_parameters(open_dataset(table), "image_vector", replace(built.parameters, target=1.1))
+    report = run(MaintainConfig(table=f"{table.database}/{table.name}"))
+    assert report.recalls == {"image_vector": None}
+    assert "the index of image_vector no longer reaches its recall and is not used" in report.summary()
+
+
+def test_a_table_without_vectors_of_ours_is_maintained_too(tmp_path: Path) -> None:
+    lance.write_dataset(pa.table({"a": [1, 2]}), str(tmp_path / "db" / "plain.lance"))
+    report = run(MaintainConfig(table=str(tmp_path / "db" / "plain")))
+    assert (report.tables[0].rows, report.recalls) == (2, {})
 
 
 def test_all_indexes_are_built_and_built_again(tmp_path: Path) -> None:
