@@ -81,7 +81,8 @@ def is_within(uri: str, roots: Sequence[str]) -> bool:
             return False
         return any(f"s3://{bucket}/{key}".startswith(root.rstrip("/") + "/") for root in roots if is_remote(root))
     real = os.path.realpath(path)
-    return any(real.startswith(os.path.realpath(root) + os.sep) for root in roots if not is_remote(root))
+    # The root of a corpus that lies in "/" is "": neither all files nor those of the working directory are its own.
+    return any(real.startswith(os.path.realpath(root) + os.sep) for root in roots if root and not is_remote(root))
 
 
 def row_picture(dataset: lance.LanceDataset, row_id: str, roots: Sequence[str], storage: Storage) -> bytes:

@@ -147,6 +147,7 @@ def test_roots_hold_what_lies_in_them(tmp_path: Path) -> None:
         assert not is_within(uri, ["s3://b/corpus", "/nothing"])
     assert is_within(f"{tmp_path}/a.tar#offset=3&size=4", [str(tmp_path)])
     assert not is_within(f"{tmp_path}-other/a.tar", [str(tmp_path)])
+    assert not is_within("here.jpg", [corpus_root("/c*.parquet"), "/"]), "not the working directory, not the whole disk"
     assert not is_within(str(tmp_path / "x" / ".." / ".." / "y"), [str(tmp_path)])
 
 
