@@ -189,13 +189,18 @@ def isthmus(*arguments: str, environment: dict[str, str] | None = None, log: Pat
 
 
 def sync(
-    place: Place, log: Path, *, table: str | None = None, environment: dict[str, str] | None = None
+    place: Place,
+    log: Path,
+    *,
+    table: str | None = None,
+    environment: dict[str, str] | None = None,
+    engine: str = "auto",
 ) -> subprocess.Popen[bytes]:
     """`isthmus sync` with small commits; of another table than the place's, past all faults."""
     return isthmus(
         "sync", place.corpus, "--table", table or place.table, "--encoder", "fake", "--columns.key", "id",
         "--max-delete-rate", "1", "--block-rows", "16", "--fragment-rows", "32", "--commit-rows", "64",
-        *(place.calm if table else place.faulty), environment=environment, log=log,
+        "--engine", engine, *(place.calm if table else place.faulty), environment=environment, log=log,
     )  # fmt: skip
 
 
@@ -215,6 +220,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith("ray::") or any("engines.worker" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def _kill(process: psutil.Process) -> None:
     try:
         process.send_signal(signal.SIGKILL)
@@ -224,19 +236,21 @@ def _kill(process: psutil.Process) -> None:
 
 def disturb(way: str, place: Place, log: Path, rng: random.Random, marker: Path) -> int:
     """Run, and disturb; how many processes were killed, or faults made."""
+    engine = rng.choice(("auto", "ray"))
     if way == "point":
         point, action = rng.choice(sorted(POINTS)), rng.choice(["raise", "kill"])
         fault = {VARIABLE: f"{point}:{rng.randrange(1, 4)}:{action}", ONCE_VARIABLE: str(marker)}
-        sync(place, log, environment=fault).wait(_ROUND_LIMIT_S)
+        sync(place, log, environment=fault, engine=engine).wait(_ROUND_LIMIT_S)
         return int(marker.exists())
     if way in ("two", "maintain"):
-        for process in (sync(place, log), maintain(place, log) if way == "maintain" else sync(place, log)):
+        first = sync(place, log, engine=engine)
+        for process in (first, maintain(place, log) if way == "maintain" else sync(place, log)):
             process.wait(_ROUND_LIMIT_S)
         return 1
-    process = sync(place, log)
+    process = sync(place, log, engine=engine)
     kills = 0
     for _ in range(rng.randrange(2, 5) if way == "many" else 1):
-        deadline = time.monotonic() + rng.uniform(0.5, 9.0)
+        deadline = time.monotonic() + (rng.uniform(0.5, 9.0) if engine == "ray" else rng.uniform(0.3, 2.0))
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         if process.poll() is not None:
@@ -246,7 +260,7 @@ def disturb(way: str, place: Place, log: Path, rng: random.Random, marker: Path)
             process.wait()
             kills += 1
             break
-        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::")]
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if _is_worker(p)]
         if workers:
             _kill(rng.choice(workers))
             kills += 1
@@ -324,7 +338,7 @@ def check(place: Place, folder: Path, number: int, log: Path) -> str | None:
     if (code := sync(place, log).wait(_ROUND_LIMIT_S)) != 0:
         return f"round {number}, {place.name}: the last run ended with {code}; see {log}"
     clean = f"{place.table.rsplit('/', 1)[0]}/clean{number}/t"
-    if sync(place, log, table=clean).wait(_ROUND_LIMIT_S) != 0:
+    if sync(place, log, table=clean, engine="ray").wait(_ROUND_LIMIT_S) != 0:
         return f"round {number}, {place.name}: the clean run failed; see {log}"
     if found := difference(contents(place, place.table), contents(place, clean)):
         return f"round {number}, {place.name}: {found}"

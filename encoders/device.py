@@ -50,15 +50,20 @@ class Runtime:
     def run(self, forward: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[Any]) -> NDArray[np.float32]:
         """L2-normalised vectors (n, dim) of n >= 1 items, batch by batch; memory errors halve the batch for good."""
 
+        return self.run_plain(lambda part: torch.nn.functional.normalize(forward(part).float(), dim=-1), items)
+
+    def run_plain(self, forward: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[Any]) -> NDArray[np.float32]:
+        """What `forward` gives for n >= 1 items, (n, …), batch by batch; memory errors halve the batch for good."""
+
         def batch(part: Sequence[Any]) -> NDArray[np.float32]:
-            with torch.inference_mode(), self._autocast():
-                features = forward(part).float()
-            return torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
+            with torch.inference_mode(), self.autocast():
+                return forward(part).float().cpu().numpy()
 
         pieces, self.batch_size = run_halving(batch, items, self.batch_size)
         return np.concatenate(pieces)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision in which to compute."""
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)

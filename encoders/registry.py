@@ -100,6 +100,16 @@ def resolve(spec: str) -> tuple[str, str]:
     return str(getattr(module, "__name__", "")), resolved
 
 
+def model_directory(spec: str) -> Path:
+    """The directory of a model that is named by it, or by its hub id.
+
+    Raises:
+        ValueError: it is neither, or the hub has not got it or cannot be reached.
+    """
+    directory = Path(spec).expanduser()
+    return directory if directory.is_dir() else _from_hub(spec)
+
+
 def _halves(spec: str) -> tuple[str, str]:
     image, _, text = spec.partition("+")
     if not image or not text or "+" in text:
@@ -112,9 +122,7 @@ def _resolve(spec: str) -> tuple[EncoderModule, str]:
     name = "fake" if re.fullmatch(r"fake-\d+", spec) else spec
     if name in _REGISTRY:
         return importlib.import_module(_REGISTRY[name].module), spec
-    directory = Path(spec).expanduser()
-    if not directory.is_dir():
-        directory = _from_hub(spec)
+    directory = model_directory(spec)
     from encoders.directories import module_for
 
     return importlib.import_module(module_for(directory)), str(directory)

@@ -33,6 +33,7 @@ from jobs.encoders import EncodersConfig
 from jobs.evaluate import EvaluateConfig
 from jobs.exchange import ExportConfig, ImportConfig
 from jobs.finetune import FinetuneConfig
+from jobs.finetune_reranker import FinetuneRerankerConfig
 from jobs.index import IndexConfig
 from jobs.info import InfoConfig
 from jobs.maintain import MaintainConfig
@@ -96,6 +97,16 @@ def finetune(config: FinetuneConfig) -> Report:
 
     with training_table() as on_row:
         return run(config, on_row)
+
+
+@app.command
+def finetune_reranker(config: FinetuneRerankerConfig) -> Report:
+    """Fine-tune a cross-encoder on a table's pairs against mined negatives; started again, it goes on."""
+    from jobs.display import row_progress
+    from jobs.finetune_reranker import run
+
+    with row_progress("training") as progress:
+        return run(config, progress)
 
 
 @app.command

@@ -51,6 +51,11 @@ class EmbedConfig(JobConfig):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the encoder runs.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="auto: bf16 on CUDA.")
     batch_size: int = Field(default=64, ge=1, description="Inputs of a forward pass; halved when memory runs out.")
+    engine: Literal["auto", "ray", "process"] = Field(
+        default="auto",
+        description="What runs the stages. auto: one process beside this one where that is done before Ray would have "
+        "started, else Ray.",
+    )
     actors: int | None = Field(default=None, ge=1, description="Encode actors; default: one a GPU, else one a core.")
     num_gpus: float | None = Field(default=None, ge=0, description="GPUs of each actor; default: 1 if there are any.")
     threads: int | None = Field(default=None, ge=1, description="Torch threads of each actor on the CPU.")
@@ -81,6 +86,8 @@ class EmbedConfig(JobConfig):
     def _possible(self) -> Self:
         if self.device == "cpu" and self.num_gpus:
             raise ValueError(f"num_gpus {self.num_gpus} with device 'cpu': drop one of the two")
+        if self.engine == "process" and (self.actors or self.num_gpus):
+            raise ValueError("actors and num_gpus are Ray's: drop them, or --engine process")
         if self.thumbnails and self.embed == "text":
             raise ValueError("thumbnails need pictures: drop --thumbnails, or embed pictures too")
         return self
@@ -159,6 +166,7 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
         fragment_rows=config.fragment_rows,
         commit_rows=config.commit_rows,
         commit_interval_s=config.commit_interval_s,
+        engine=config.engine,
         actors=config.actors,
         gpus_per_actor=0.0 if config.device == "cpu" else config.num_gpus,
         block_rows=config.block_rows,

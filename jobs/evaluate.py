@@ -49,6 +49,14 @@ class EvaluateConfig(JobConfig):
     classes: str | None = Field(default=None, description="Zero-shot classes: a,b,c or a file with one a line.")
     class_column: str | None = Field(default=None, description="Column with each picture's class.")
     template: list[str] = Field(default_factory=lambda: ["a picture of {}"], description="Prompts of a class.")
+    rerank: str | None = Field(
+        default=None,
+        description="A cross-encoder as the second stage, as search takes: what it gains, both ways.",
+    )
+    rerank_depth: int = Field(default=100, ge=1, description="How many of a query's best entries it orders.")
+    rerank_queries: int = Field(
+        default=200, ge=2, description="The most queries of a direction; each costs rerank_depth forward passes."
+    )
     html: Path | None = Field(default=None, description="Write a page with plots and pictures.")
     markdown: Path | None = Field(default=None, description="Write the tables.")
     seed: int = Field(default=0, description="Of the bootstrap.")
@@ -128,6 +136,8 @@ def run(config: EvaluateConfig) -> EvaluateReport:
             }
         if config.classes is not None:
             extra["zero_shot"] = _zero_shot(config, table)
+        if config.rerank is not None:
+            extra[f"reranked by {Path(config.rerank).name}"] = _reranked(config, table, settings)
         page = report.Page(evaluation=evaluation, other=other, extra=extra)
         pages = []
         if config.markdown is not None:
@@ -242,6 +252,25 @@ def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
         table=str(table),
     )
     return found.to_dict()
+
+
+def _reranked(config: EvaluateConfig, table: TableRef, settings: EvaluationSettings) -> dict[str, Any]:
+    """Metrics, a row each, before and after the second stage, in both directions."""
+    from encoders.cross import load
+    from pipelines.reranking.evaluating import evaluate_reranked
+    from pipelines.reranking.pictures import reader
+    from pipelines.storage import Storage
+
+    assert config.rerank is not None
+    read = reader(Storage.from_options(config.corpus_storage_options))
+    found = evaluate_reranked(
+        table, settings, load(config.rerank), read, depth=config.rerank_depth, queries=config.rerank_queries
+    )
+    return {
+        f"{direction.replace('_', ' ')} {name}": value
+        for direction, result in found.items()
+        for name, value in result.to_rows().items()
+    }
 
 
 def _row(name: str, result: Any) -> dict[str, Any]:

@@ -141,11 +141,11 @@ def run(config: PlanConfig) -> PlanReport:
     from dataclasses import replace
 
     from pipelines.embedding import estimating
-    from pipelines.embedding.graph import rows_of_a_block
     from pipelines.embedding.incremental import make_plan
     from pipelines.embedding.planning import Resources, plan_work
     from pipelines.embedding.probing import probe
     from pipelines.embedding.run import table_schema
+    from pipelines.embedding.stages.settings import rows_of_a_block
     from pipelines.sink.ledger import Ledger
     from pipelines.sink.tables import check_schema, open_dataset
 

@@ -14,8 +14,8 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pipelines.retrieval.hits import Hits
     from pipelines.retrieval.queries import Query
-    from pipelines.retrieval.search import Hits
 
 
 @Parameter(name="*")
@@ -49,12 +49,17 @@ class SearchConfig(JobConfig):
         default=0.0, ge=0, le=1, description="0: the best rows; towards 1: rows unlike those before them (MMR)."
     )
     distinct: bool = Field(default=False, description="At most one row of each item.")
+    rerank: str | None = Field(
+        default=None,
+        description="A cross-encoder (BLIP, ViLT or BridgeTower: a directory or hub id) that orders the best again.",
+    )
+    rerank_depth: int = Field(default=100, ge=1, description="How many of the best rows it orders.")
     encoder: str | None = Field(default=None, description="Must be the table's own; default: the one it names.")
     original: bool = Field(default=False, description="Ask the table itself, though another was promoted.")
     html: Path | None = Field(default=None, description="Write a self-contained page with pictures.")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
     corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus' pictures, for the page."
+        default_factory=dict, repr=False, description="The same for the corpus' pictures."
     )
 
     @field_validator("image", "like", "not_words", "not_image", "not_like", mode="before")
@@ -113,14 +118,14 @@ def run(config: SearchConfig) -> SearchReport:
     from pipelines.storage import Storage, TableRef
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
-    hits = search(table, _query(config), encoder=config.encoder, original=config.original)
+    storage = Storage.from_options(config.corpus_storage_options)
+    hits = search(table, _query(config), encoder=config.encoder, original=config.original, corpus_storage=storage)
     page = None
     if config.html is not None:
         from pipelines.retrieval.gallery import Section, write_page
 
         picture = config.image[0].read_bytes() if config.image else None
         section = Section(title=_title(config), hits=hits, picture=picture)
-        storage = Storage.from_options(config.corpus_storage_options)
         page = str(write_page(config.html, f"{table.name}: {_title(config)}", [section], storage))
     return SearchReport(table=str(table), query=_title(config), hits=hits, page=page)
 
@@ -148,6 +153,8 @@ def _query(config: SearchConfig) -> Query:
         full_text=config.full_text,
         hybrid=config.hybrid,
         fusion=config.fusion,
+        rerank=config.rerank,
+        rerank_depth=config.rerank_depth,
         diversity=config.diversity,
         distinct=config.distinct,
     )

@@ -49,7 +49,7 @@ class SqlReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The rows as JSON-ready data; bytes are left out."""
-        from pipelines.retrieval.search import plain_rows
+        from pipelines.retrieval.hits import plain_rows
 
         return {"rows": plain_rows(self.rows) if self.out is None else self.rows.num_rows, "out": self.out}
 
@@ -58,7 +58,7 @@ class SqlReport:
         from rich.text import Text
 
         from jobs.display import rows_table
-        from pipelines.retrieval.search import plain_rows
+        from pipelines.retrieval.hits import plain_rows
 
         if self.out is not None:
             return Text(f"{self.rows.num_rows:,} rows: {self.out}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from killing import is_worker
 
 _POLL_S = 0.4
 _WORKERS = ("ray::MapWorker", "ray::Read", "ray::Map", "ray::stage", "ray::IDLE")
@@ -52,7 +53,7 @@ def watched(*arguments: object) -> Watched:
                 root = psutil.Process(process.pid)
                 driver = max(driver, root.memory_full_info().uss)
                 for child in root.children(recursive=True):
-                    if child.name().startswith(_WORKERS):
+                    if child.name().startswith(_WORKERS) or is_worker(child):
                         workers = max(workers, child.memory_full_info().uss)
             except psutil.Error:
                 pass

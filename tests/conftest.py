@@ -29,6 +29,15 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module", params=["ray", "process"])
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The module runs twice: jobs with the options `on_engine()` run on Ray, then in one process."""
+    from engines import turn_of
+
+    with turn_of(request.param):
+        yield request.param
+
+
 @pytest.fixture(scope="module")
 def shared_ray(ray_session: None) -> Iterator[None]:
     """Commands use the session's Ray: for modules that need not prove that a command starts its own."""

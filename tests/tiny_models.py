@@ -141,6 +141,42 @@ def tiny_dinov2(directory: Path) -> Path:
     return _save(directory, tf.Dinov2Model, tf.Dinov2Config(**vision), None, processor)
 
 
+def tiny_blip(directory: Path) -> Path:
+    """BLIP with its image-text matching head."""
+    tokenizer = wordpiece_tokenizer()
+    text = _TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 40, "encoder_hidden_size": 32}
+    text |= {"pad_token_id": 0, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    config = tf.BlipConfig(text_config=text, vision_config=dict(_VISION), image_text_hidden_size=24)
+    processor = tf.BlipImageProcessorPil(size={"height": _SIZE, "width": _SIZE})
+    return _save(directory, tf.BlipForImageTextRetrieval, config, tokenizer, processor)
+
+
+def tiny_vilt(directory: Path, words: tuple[str, ...] = (), **larger: Any) -> Path:
+    """ViLT with its retrieval head, with more words or more of anything, if wanted."""
+    tokenizer = wordpiece_tokenizer(words)
+    both = {**_VISION, "vocab_size": len(tokenizer), "max_position_embeddings": 40, **larger}
+    processor = tf.ViltImageProcessorPil(size={"shortest_edge": _SIZE}, size_divisor=8)
+    return _save(directory, tf.ViltForImageAndTextRetrieval, tf.ViltConfig(**both), tokenizer, processor)
+
+
+def tiny_bridgetower(directory: Path) -> Path:
+    """BridgeTower with its image-text matching head."""
+    tokenizer = bpe_tokenizer()
+    vision = {"hidden_size": 64, "num_hidden_layers": 2, "image_size": _SIZE, "patch_size": 8}
+    text = _TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 40, "pad_token_id": 1}
+    config = tf.BridgeTowerConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        text_config=text | {"hidden_size": 64},
+        vision_config=vision,
+    )
+    processor = tf.BridgeTowerImageProcessorPil(
+        size={"shortest_edge": _SIZE}, crop_size={"shortest_edge": _SIZE}, size_divisor=8
+    )
+    return _save(directory, tf.BridgeTowerForImageAndTextRetrieval, config, tokenizer, processor)
+
+
 def edit_json(path: Path, **entries: Any) -> None:
     """Set entries of a JSON file, made if it is not there."""
     data = json.loads(path.read_text()) if path.is_file() else {}
@@ -179,10 +215,10 @@ def bpe_tokenizer(*, max_length: int = 24, bos: bool = True) -> Any:
     )
 
 
-def wordpiece_tokenizer() -> Any:
-    """A WordPiece tokenizer of letters and some Chinese characters."""
+def wordpiece_tokenizer(more: tuple[str, ...] = ()) -> Any:
+    """A WordPiece tokenizer of letters, some Chinese characters and more words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*special, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *_CHINESE]
+    words = [*special, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *_CHINESE, *more]
     vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(WordPiece(vocab=vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()

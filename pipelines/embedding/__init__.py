@@ -1,1 +1,1 @@
-"""The embedding pipeline on Ray Data: plan, read, decode, encode, run."""
+"""The embedding pipeline: plan, read, decode, encode, stage, commit, report."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipelines.embedding.planning import PoolPlan
-from pipelines.embedding.reading import ShardWork
+from pipelines.embedding.stages.reading import ShardWork
 
 # What a run adds to the three timed stages: envelopes, staging, commits, Ray's own processes.
 _EFFICIENCY = 0.85

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from encoders.description import Description
 from encoders.digest import digest_json
 from pipelines.embedding.identity import file_id, shard_id
-from pipelines.embedding.reading import ShardWork
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.embedding.stages.reading import ShardWork
 from pipelines.sink.claims import Coverage, file_of
 from pipelines.sink.staging import Files
 from pipelines.sources.base import Source
@@ -74,11 +74,8 @@ def make_plan(source: Source, coverage: Coverage, description: Description, sett
     changed, gone = stale_shards(coverage, frozenset(ids), uris, settings.corpus)
     if not settings.delete_gone:
         gone = {}
-    work = [
-        ShardWork(shard=shard, shard_id=identity, done=tuple(coverage.ranges(identity)))
-        for shard, identity in zip(shards, ids, strict=True)
-        if not coverage.is_complete(identity, shard.rows)
-    ]
+    both = zip(shards, ids, strict=True)
+    work = remaining((ShardWork(shard=shard, shard_id=identity) for shard, identity in both), coverage)
     stale = frozenset(changed) | frozenset(gone)
     names = {file_of(item.shard_id) for item in work}
     return Plan(
@@ -93,6 +90,15 @@ def make_plan(source: Source, coverage: Coverage, description: Description, sett
         files=Files(uris={name: uris[name] for name in names}, bring_successors=bool(stale)),
         current=frozenset(ids),
     )
+
+
+def remaining(work: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
+    """What is left of some work, now that more of it is settled."""
+    return [
+        replace(item, done=tuple(coverage.ranges(item.shard_id)))
+        for item in work
+        if not coverage.is_complete(item.shard_id, item.shard.rows)
+    ]
 
 
 def stale_shards(
@@ -150,10 +156,10 @@ def check_deletions(plan: Plan, coverage: Coverage, settings: EmbedSettings, tab
         )
 
 
-def expected_rows(plan: Plan) -> int | None:
+def expected_rows(todo: Iterable[ShardWork]) -> int | None:
     """Records still to do where the listing knows them, else None."""
     total = 0
-    for work in plan.work:
+    for work in todo:
         if work.shard.rows is None:
             return None
         total += work.shard.rows - _settled(work.done)

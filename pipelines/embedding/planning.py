@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from encoders.protocol import Modality
-from pipelines.embedding.reading import ShardWork
+from pipelines.embedding.stages.reading import ShardWork
 
 _MIN_TASKS = 16
 _MAX_SMALL_TASKS = 64

@@ -15,13 +15,13 @@ from encoders.description import Description
 from encoders.protocol import Encoder
 from pipelines.blocks import REASON, timing_columns
 from pipelines.contract import IMAGE_URI, POSITION, SHARD
-from pipelines.embedding.decoding import decode_block
-from pipelines.embedding.encoding import EncodeSettings, encode_block
 from pipelines.embedding.estimating import Sample, spread
-from pipelines.embedding.graph import decode_settings, encode_settings, read_settings
 from pipelines.embedding.planning import PoolPlan
-from pipelines.embedding.reading import ShardWork, read_blocks
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.embedding.stages.decoding import decode_block
+from pipelines.embedding.stages.encoding import EncodeSettings, encode_block
+from pipelines.embedding.stages.reading import ShardWork, read_blocks
+from pipelines.embedding.stages.settings import decode_settings, encode_settings, read_settings
 from pipelines.sources.base import Source
 from pipelines.sources.locate import range_end
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from encoders.protocol import Modality
 from encoders.registry import describe
 from pipelines.contract import VECTOR_COLUMNS
-from pipelines.embedding.encoding import vector_type
+from pipelines.embedding.stages.encoding import vector_type
 from pipelines.provenance import Provenance, library_versions
 from pipelines.sink.tables import open_dataset, translate
 from pipelines.storage import TableRef

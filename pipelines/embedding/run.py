@@ -1,13 +1,11 @@
-"""The embed pipeline, end to end: plan, stream through Ray Data, stage, commit, report."""
+"""The embed pipeline, end to end: plan, run the stages, commit, report."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pyarrow as pa
-from ray.data import Dataset
 
 from encoders.description import Description
 from pipelines.contract import (
@@ -20,22 +18,25 @@ from pipelines.contract import (
     THUMBNAIL,
     VECTOR_COLUMNS,
 )
-from pipelines.embedding import session
-from pipelines.embedding.encoding import vector_type
-from pipelines.embedding.graph import build_dataset, rows_of_a_block
-from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan
-from pipelines.embedding.planning import PoolPlan, plan_pools, plan_work
+from pipelines.embedding.engines import one_process
+from pipelines.embedding.engines.job import Job, Ran
+from pipelines.embedding.engines.one_process import is_small, this_machine
+from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
+from pipelines.embedding.planning import Resources, plan_pools
 from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for
-from pipelines.embedding.reuse import index_digests, known_vectors
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.embedding.stages.encoding import vector_type
+from pipelines.embedding.stages.reading import ShardWork
+from pipelines.embedding.stages.reuse import index_digests
+from pipelines.embedding.stages.settings import rows_of_a_block
 from pipelines.faults import fault
 from pipelines.provenance import Provenance, library_versions
 from pipelines.sink.committing import Committer
 from pipelines.sink.jobs import remember_job
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
+from pipelines.sink.queueing import CommitQueue, SinkLimits
 from pipelines.sink.stale import StaleRows
-from pipelines.sink.streaming import STAGES_IN_FLIGHT, SinkLimits, StreamingSink
 from pipelines.sink.tables import check_schema, create_dataset, open_dataset
 from pipelines.sources.base import Source
 from pipelines.storage import TableRef
@@ -77,15 +78,15 @@ def embed(
     plan = make_plan(source, ledger.coverage, description, settings)
     if plan.is_empty and not settings.retry and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
-    session.ensure_ray()
-    session.configure_data_context(progress=False)
-    resources = session.cluster_resources()
+    small = is_small(expected_rows(plan.work), settings)
+    resources = this_machine() if small else _rays_resources()
     # What cannot be is refused before the table is made.
     plan_pools(resources, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
         create_dataset(table, schema)
     fault("before_lease")
     lease = Lease.acquire(table)
+    ran = None
     try:
         fault("after_lease")
         ledger.record_missing(open_dataset(table))
@@ -100,15 +101,13 @@ def embed(
         committer.forget_unsettled_rejects()
         if settings.retry and committer.reopen(settings.retry, plan.current):
             plan = make_plan(source, ledger.coverage, description, settings)
-        rows = rows_of_a_block(description, settings)
-        groups, pools = plan_work(
-            plan.work, resources, rows, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor
-        )
-        if groups:
-            dataset = build_dataset(source, groups, description, settings, pools, known_vectors(table, settings))
-            expected = expected_rows(plan)
-            with session.plain_errors():
-                _drain(dataset, committer, table, schema, settings, plan, rows, lambda n: progress(n, expected))
+        if plan.work:
+            job = Job(
+                source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
+            )
+            # A retry's rows are known only now.
+            small = small and is_small(expected_rows(plan.work), settings)
+            ran = _work_off(job, plan.work, committer, ledger, progress, small=small)
             _check_complete(plan, ledger, table)
         committer.sweep()
         ledger.compact()
@@ -116,16 +115,53 @@ def embed(
         fault("before_release")
     finally:
         lease.release()
-    return _report(
-        plan,
-        description,
-        table,
-        started,
-        version=int(open_dataset(table).version),
-        committer=committer,
-        pools=pools,
-        read_tasks=len(groups),
+    version = int(open_dataset(table).version)
+    return _report(plan, description, table, started, version=version, committer=committer, ran=ran)
+
+
+def _rays_resources() -> Resources:
+    """Those of the Ray that this process uses; it is started if need be."""
+    from pipelines.embedding.engines import session
+
+    session.ensure_ray()
+    return session.cluster_resources()
+
+
+def _work_off(
+    job: Job,
+    work: list[ShardWork],
+    committer: Committer,
+    ledger: Ledger,
+    progress: Progress,
+    *,
+    small: bool,
+) -> Ran:
+    """Run the stages over the work until all of it is committed.
+
+    Raises:
+        RuntimeError: processes died one after the other, and Ray was not to be used.
+    """
+    settings = job.settings
+    limits = SinkLimits(
+        fragment_rows=settings.fragment_rows,
+        commit_rows=settings.commit_rows,
+        commit_interval_s=settings.commit_interval_s,
+        block_rows=rows_of_a_block(job.description, settings),
     )
+    queue = CommitQueue(committer, limits)
+    expected = expected_rows(work)
+
+    def tell(rows: int) -> None:
+        progress(rows, expected)
+
+    if small:
+        ran = one_process.run_stages(job, work, ledger, queue, tell)
+        if ran is not None:
+            return ran
+        work = remaining(work, ledger.coverage)
+    from pipelines.embedding.engines import ray_data
+
+    return ray_data.run_stages(job, work, queue, tell)
 
 
 def table_schema(source: Source, description: Description, settings: EmbedSettings) -> pa.Schema:
@@ -159,37 +195,6 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
     return pa.schema(fields, metadata=provenance.to_metadata())
 
 
-def _drain(
-    dataset: Dataset,
-    committer: Committer,
-    table: TableRef,
-    schema: pa.Schema,
-    settings: EmbedSettings,
-    plan: Plan,
-    block_rows: int,
-    progress: Callable[[int], None],
-) -> None:
-    """Run the pipeline: the driver sees references and counts, never rows."""
-    limits = SinkLimits(
-        fragment_rows=settings.fragment_rows,
-        commit_rows=settings.commit_rows,
-        commit_interval_s=settings.commit_interval_s,
-        block_rows=block_rows,
-    )
-    sink = StreamingSink(committer, table, schema, limits, plan.files)
-    for refs, count in _encoded_blocks(dataset):
-        sink.add(refs, count)
-        progress(int(sink.rows))
-    sink.finish()
-    progress(int(sink.rows))
-
-
-def _encoded_blocks(dataset: Dataset) -> Iterator[tuple[list[Any], int]]:
-    """References to the output blocks as they come, with how many of ours they hold (an envelope is a row)."""
-    for bundle in dataset.iter_internal_ref_bundles():
-        yield list(bundle.block_refs), bundle.num_rows() or 0
-
-
 def _check_complete(plan: Plan, ledger: Ledger, table: TableRef) -> None:
     """A run that ends without having settled every record is an error, not a success."""
     lost = [w for w in plan.work if not ledger.coverage.is_complete(w.shard_id, w.shard.rows)]
@@ -208,17 +213,14 @@ def _report(
     *,
     version: int,
     committer: Committer | None = None,
-    pools: PoolPlan | None = None,
-    read_tasks: int = 0,
+    ran: Ran | None = None,
 ) -> EmbedReport:
     done = committer.done if committer else None
     rejected = dict(sorted(done.rejected.items())) if done else {}
     rows_in = (done.written if done else 0) + sum(rejected.values())
     seconds = time.perf_counter() - started
     stages = {name: round(value, 3) for name, value in (done.seconds if done else {}).items()}
-    cores = max(1, int(session.cluster_resources().cpus)) if pools else 1
-    workers = {"read": cores, "decode": cores, "encode": pools.actors if pools else 1, "stage": STAGES_IN_FLIGHT}
-    bottleneck = find_bottleneck(stages, workers)
+    bottleneck = find_bottleneck(stages, ran.workers if ran else {})
     return EmbedReport(
         table=str(table),
         encoder=description.card.name,
@@ -235,8 +237,9 @@ def _report(
         reused_vectors=done.reused if done else 0,
         shards=plan.shards,
         shards_skipped=plan.shards - len(plan.work),
-        read_tasks=read_tasks,
-        actors=pools.actors if pools else 0,
+        engine=ran.engine if ran else None,
+        read_tasks=ran.read_tasks if ran else 0,
+        actors=ran.actors if ran else 0,
         commits=done.commits if done else 0,
         version=version,
         seconds=round(seconds, 3),

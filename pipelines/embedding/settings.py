@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from encoders.protocol import EncoderOptions, Modality
 from pipelines.contract import Columns
 from pipelines.storage import Storage
+
+Engine = Literal["auto", "ray", "process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class EmbedSettings:
     fragment_rows: int = 16_384
     commit_rows: int = 65_536
     commit_interval_s: float = 60.0
+    engine: Engine = "auto"
     actors: int | None = None
     gpus_per_actor: float | None = None
     actor_memory_bytes: int | None = None

@@ -114,7 +114,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class Task:
     """One direction before it is ranked: queries, gallery and which answer which, as places among the rows."""
 
     queries: Index
@@ -133,6 +133,24 @@ def evaluate_table(ref: TableRef, settings: EvaluationSettings) -> Evaluation:
         FileNotFoundError: there is no such table, or version.
         ValueError: its vectors cannot be compared, or nothing is selected.
     """
+    dataset, rows = select(ref, settings)
+    parts = [_evaluate(dataset, part, settings) for part in _folds(rows, settings.folds)]
+    return Evaluation(
+        table=str(ref),
+        version=int(dataset.version),
+        encoder=Provenance.from_schema(dataset.schema, str(ref)).encoder.name,
+        settings=settings,
+        directions={name: _averaged([part[name] for part in parts], settings) for name in parts[0]},
+    )
+
+
+def select(ref: TableRef, settings: EvaluationSettings) -> tuple[lance.LanceDataset, Rows]:
+    """The table at its version, and the rows that ask and answer.
+
+    Raises:
+        FileNotFoundError: there is no such table, or version.
+        ValueError: its vectors cannot be compared, or nothing is selected.
+    """
     dataset = open_at(ref, settings.version)
     rows = read_rows(
         dataset,
@@ -142,14 +160,7 @@ def evaluate_table(ref: TableRef, settings: EvaluationSettings) -> Evaluation:
         slices=settings.slices,
         table=str(ref),
     )
-    parts = [_evaluate(dataset, part, settings) for part in _folds(rows, settings.folds)]
-    return Evaluation(
-        table=str(ref),
-        version=int(dataset.version),
-        encoder=Provenance.from_schema(dataset.schema, str(ref)).encoder.name,
-        settings=settings,
-        directions={name: _averaged([part[name] for part in parts], settings) for name in parts[0]},
-    )
+    return dataset, rows
 
 
 def open_at(ref: TableRef, version: int | str | None) -> lance.LanceDataset:
@@ -175,13 +186,13 @@ def open_at(ref: TableRef, version: int | str | None) -> lance.LanceDataset:
 
 
 def _evaluate(dataset: lance.LanceDataset, rows: Rows, settings: EvaluationSettings) -> dict[str, DirectionResult]:
-    tasks = {"text_to_image": _text_to_image(rows), "image_to_text": _image_to_text(rows)}
+    tasks = {"text_to_image": text_to_image(rows), "image_to_text": image_to_text(rows)}
     if settings.relevant != ITEM_ID:
         tasks["image_to_image"] = _image_to_image(rows)
     return {name: _rank(dataset, rows, task, settings) for name, task in tasks.items() if len(task.queries)}
 
 
-def _text_to_image(rows: Rows) -> _Task:
+def text_to_image(rows: Rows) -> Task:
     """Each caption of each picture asks; the pictures answer that share its value, or of which the same is said."""
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(_paired(rows.text[asking], rows.item[asking]))
@@ -194,7 +205,7 @@ def _text_to_image(rows: Rows) -> _Task:
     return _task(queries, gallery, TEXT_VECTOR, IMAGE_VECTOR, query, entry)
 
 
-def _image_to_text(rows: Rows) -> _Task:
+def image_to_text(rows: Rows) -> Task:
     """Each picture asks; the captions answer that are said of it, or of one that shares its value."""
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(rows.item[asking])
@@ -207,7 +218,7 @@ def _image_to_text(rows: Rows) -> _Task:
     return _task(queries, gallery, IMAGE_VECTOR, TEXT_VECTOR, query, entry)
 
 
-def _image_to_image(rows: Rows) -> _Task:
+def _image_to_image(rows: Rows) -> Task:
     """Each picture that shares its value with another asks; the others answer."""
     gallery, _ = gallery_of(rows.item, rows.has_image)
     query, entry = joined(rows.relevant[gallery], rows.relevant[gallery])
@@ -222,11 +233,11 @@ def _image_to_image(rows: Rows) -> _Task:
 
 def _task(
     queries: Index, gallery: Index, asks: str, answers: str, query: Index, entry: Index, own_entry: Index | None = None
-) -> _Task:
+) -> Task:
     """A direction, its positives each once; what is in no gallery is none."""
     query, entry = query[entry >= 0], entry[entry >= 0]
     pairs = np.unique(np.stack([query, entry], axis=1), axis=0) if len(query) else np.zeros((0, 2), np.int64)
-    return _Task(
+    return Task(
         queries=queries,
         gallery=gallery,
         query_column=asks,
@@ -237,7 +248,7 @@ def _task(
     )
 
 
-def _rank(dataset: lance.LanceDataset, rows: Rows, task: _Task, settings: EvaluationSettings) -> DirectionResult:
+def _rank(dataset: lance.LanceDataset, rows: Rows, task: Task, settings: EvaluationSettings) -> DirectionResult:
     queries = read_vectors(dataset, rows.offset[task.queries], task.query_column)
     gallery = Gallery(dataset, rows.offset[task.gallery], task.gallery_column, settings.block_rows)
     found = positive_ranks(queries, gallery, task.positive_query, task.positive_entry, task.own_entry)
@@ -259,7 +270,7 @@ def _rank(dataset: lance.LanceDataset, rows: Rows, task: _Task, settings: Evalua
     )
 
 
-def _named(dataset: lance.LanceDataset, rows: Rows, task: _Task) -> list[str]:
+def _named(dataset: lance.LanceDataset, rows: Rows, task: Task) -> list[str]:
     """Names of the queries; a picture's does not depend on which of its rows a table holds first."""
     row_ids = rows.row_id.take(task.queries).to_pylist()
     if task.query_column == TEXT_VECTOR:

@@ -24,7 +24,7 @@ from pipelines.contract import (
     SHARD,
     TEXT_VECTOR,
 )
-from pipelines.embedding.encoding import vector_type
+from pipelines.embedding.stages.encoding import vector_type
 from pipelines.exchange.exporting import matrix
 from pipelines.exchange.layout import FOLDERS, IMAGE_PATH, METADATA, PARQUET_PREFIX
 from pipelines.provenance import Provenance, library_versions

@@ -53,7 +53,7 @@ def mine(table: TableRef, out: TableRef, settings: MiningSettings) -> MiningRepo
             kind of table, or no negative was found. Nothing was changed.
         MiningRecallError: approximate search misses `settings.min_recall`. Nothing was changed.
     """
-    from pipelines.embedding.session import ensure_ray
+    from pipelines.embedding.engines.session import ensure_ray
 
     started = time.perf_counter()
     dataset = at_version(open_dataset(table), table, settings.tag if settings.tag is not None else settings.version)

@@ -10,7 +10,7 @@ from typing import Any
 
 from encoders.images import ImageError, thumbnail
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID, THUMBNAIL
-from pipelines.retrieval.search import SCORE, Hits
+from pipelines.retrieval.hits import SCORE, Hits
 from pipelines.sources.locate import read_images
 from pipelines.storage import Storage
 

@@ -64,6 +64,8 @@ class Query:
         fusion: of rankings by `rank` (reciprocal ranks) or by `score` (each ranking's scores on a scale of 0 to 1).
         diversity: from 0 (the best rows) to 1 (rows unlike those before them): maximal marginal relevance.
         distinct: at most one row an item.
+        rerank: a cross-encoder (a model directory or a hub id) that orders the best rows again.
+        rerank_depth: how many of them.
     """
 
     words: str | None = None
@@ -81,6 +83,8 @@ class Query:
     fusion: Fusion = "rank"
     diversity: float = 0.0
     distinct: bool = False
+    rerank: str | None = None
+    rerank_depth: int = 100
 
     def all_terms(self) -> tuple[Term, ...]:
         """Every part of the query.
@@ -97,6 +101,15 @@ class Query:
             raise ValueError(f"search: skip {self.skip}: at least 0")
         if not 0 <= self.diversity <= 1:
             raise ValueError(f"search: diversity {self.diversity}: between 0 (the best) and 1 (the most varied)")
+        if self.rerank is not None and (len(terms) != 1 or terms[0].kind not in ("words", "image")):
+            raise ValueError(
+                "search: rerank compares words with pictures, or one picture with captions, not "
+                f"{' and '.join(term.kind for term in terms)}; give words or a picture alone, or leave rerank out"
+            )
+        if self.rerank is not None and self.diversity:
+            raise ValueError("search: rerank and diversity are two orders of the same rows; ask for one")
+        if self.rerank_depth < 1:
+            raise ValueError(f"search: rerank_depth {self.rerank_depth}: at least 1")
         if self.full_text and any(term.kind != "words" or term.weight <= 0 for term in terms):
             raise ValueError("search: full text takes words alone; leave the other terms out, or ask for hybrid")
         if self.hybrid and not self.asked_words():

@@ -6,10 +6,9 @@ never load a model.
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,20 +19,22 @@ from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_
 from pipelines.filters import check_filter, quote
 from pipelines.indexing.parameters import read_parameters
 from pipelines.provenance import Provenance
+from pipelines.reranking.pictures import ReadPictures, reader
 from pipelines.retrieval.calibration import Calibration, read_calibration
+from pipelines.retrieval.comparing import FewRows, few_matches
 from pipelines.retrieval.composing import QueryEncoder, choose_columns, query_vector, row_of
 from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
+from pipelines.retrieval.hits import MATCH, RERANK, SCORE, Hits
 from pipelines.retrieval.publishing import answering
 from pipelines.retrieval.queries import Query, Term
 from pipelines.sink.tables import open_dataset
-from pipelines.storage import TableRef
+from pipelines.storage import Storage, TableRef
 
 if TYPE_CHECKING:
     import lance
-    import pandas
-    import polars
 
-SCORE, MATCH = "score", "match"
+    from pipelines.reranking.reranker import Reranker
+
 # Of what kind a query is, as the column of that kind.
 _SOURCES = {"words": TEXT_VECTOR, "image": IMAGE_VECTOR}
 _HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL)
@@ -41,58 +42,8 @@ _MOST_ROUNDS = 6
 _ORDER = [(SCORE, "descending"), (ROW_ID, "ascending")]
 # How deep rankings are read before they are fused or varied; the same for every page of an answer.
 _FUSED_DEPTH, _VARIED_DEPTH = 200, 400
-# An index answers badly where a filter leaves few rows; up to this many are compared one by one.
-_EXACT_UP_TO_MATCHES = 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hits:
-    """What was found, best first.
-
-    Attributes:
-        rows: `row_id`, `score` (cosine; BM25 for full text; the fused one of several rankings), `match` (its
-            probability, where the table is calibrated for such a query), the columns asked for.
-        column: the column that was searched; several joined by " + ".
-        exact: whether every row was compared.
-        pictures: `caption`, `image_uri` and, where there are any, `thumbnail` of the same rows, for a page.
-    """
-
-    rows: pa.Table
-    column: str
-    exact: bool
-    pictures: pa.Table
-
-    def to_arrow(self) -> pa.Table:
-        """The rows as an Arrow table."""
-        return self.rows
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """The rows as a pandas frame.
-
-        Raises:
-            ModuleNotFoundError: pandas is not installed.
-        """
-        return self.rows.to_pandas()
-
-    def to_polars(self) -> polars.DataFrame:
-        """The rows as a polars frame.
-
-        Raises:
-            ModuleNotFoundError: polars is not installed.
-        """
-        import polars
-
-        return polars.DataFrame(self.rows)
-
-    def to_list(self) -> list[dict[str, Any]]:
-        """The rows as JSON-ready dictionaries; bytes are left out."""
-        return plain_rows(self.rows)
-
-
-def plain_rows(rows: pa.Table) -> list[dict[str, Any]]:
-    """Rows as JSON-ready dictionaries; bytes are left out."""
-    keep = [f.name for f in rows.schema if not _is_bytes(f.type)]
-    return [{name: _plain(value) for name, value in row.items()} for row in rows.select(keep).to_pylist()]
+# Up to this many rows that meet a filter are compared one by one.
+_FEW = 20_000
 
 
 class OpenTable:
@@ -107,27 +58,53 @@ class OpenTable:
         encoder: for words and pictures.
     """
 
-    def __init__(self, table: TableRef, dataset: lance.LanceDataset, encoder: QueryEncoder | None = None) -> None:
+    def __init__(
+        self,
+        table: TableRef,
+        dataset: lance.LanceDataset,
+        encoder: QueryEncoder | None = None,
+        read: ReadPictures | None = None,
+    ) -> None:
+        """An opened table.
+
+        Args:
+            table: by name.
+            dataset: its dataset.
+            encoder: for words and pictures; None takes the table's own.
+            read: where rows' pictures come from, for cross-encoders; None asks the corpus, as the environment says.
+        """
         self.table = table
+        self._read = read or reader(Storage.from_options({}))
+        self._rerankers: dict[str, Reranker] = {}
+        self._lock = threading.Lock()
         self.dataset = dataset
         self.provenance = Provenance.from_schema(dataset.schema, str(table))
         self.encoder = encoder or QueryEncoder(self.provenance.encoder.spec)
 
     @classmethod
-    def open(cls, table: TableRef, *, encoder: str | None = None, original: bool = False) -> OpenTable:
+    def open(
+        cls,
+        table: TableRef,
+        *,
+        encoder: str | None = None,
+        original: bool = False,
+        corpus_storage: Storage | None = None,
+    ) -> OpenTable:
         """Open a table.
 
         Args:
             table: by name.
             encoder: a spec that must be the table's own encoder; None takes what the table names.
             original: the table itself, where another was promoted to its place.
+            corpus_storage: how to reach the rows' pictures, for cross-encoders.
 
         Raises:
             FileNotFoundError: there is no such table.
             ValueError: it was not made by isthmus.
         """
         table, dataset = (table, open_dataset(table)) if original else answering(table)
-        return cls(table, dataset, QueryEncoder(encoder) if encoder is not None else None)
+        read = reader(corpus_storage) if corpus_storage is not None else None
+        return cls(table, dataset, QueryEncoder(encoder) if encoder is not None else None, read)
 
     def search(self, query: Query | None = None, /, **asked: Any) -> Hits:
         """The rows that answer a query, given as a `Query` or as its fields: `table.search(words="a dog", k=5)`.
@@ -142,10 +119,34 @@ class OpenTable:
             check_filter(query.where, self.dataset)
         _check_columns(query, self.dataset)
         rankings, likeness = _rankings(self, query, terms)
-        return _hits(_take(rankings, likeness, query), query, rankings)
+        if query.rerank is None:
+            return _hits(_take(rankings, likeness, query), query, rankings)
+        first = _take(rankings, likeness, replace(query, skip=0, k=max(query.rerank_depth, query.skip + query.k)))
+        ordered = self.reranker(query.rerank).order(first, terms, query.rerank_depth)
+        return _hits(ordered.slice(query.skip, query.k), query, rankings)
+
+    def reranker(self, spec: str) -> Reranker:
+        """A cross-encoder for this table's rows, loaded once.
+
+        Raises:
+            ValueError: there is no such model, or it is of another kind.
+        """
+        with self._lock:
+            if spec not in self._rerankers:
+                from pipelines.reranking.reranker import Reranker
+
+                self._rerankers[spec] = Reranker(spec, self._read)
+            return self._rerankers[spec]
 
 
-def search(table: TableRef, query: Query, *, encoder: str | None = None, original: bool = False) -> Hits:
+def search(
+    table: TableRef,
+    query: Query,
+    *,
+    encoder: str | None = None,
+    original: bool = False,
+    corpus_storage: Storage | None = None,
+) -> Hits:
     """The rows of a table that answer one query; see `OpenTable` for the arguments and for several.
 
     Raises:
@@ -153,7 +154,8 @@ def search(table: TableRef, query: Query, *, encoder: str | None = None, origina
         EncoderMismatchError: the encoder is not the table's.
         ValueError: the query asks for nothing, contradicts itself, or asks for what the table has not got.
     """
-    return OpenTable.open(table, encoder=encoder, original=original).search(query)
+    opened = OpenTable.open(table, encoder=encoder, original=original, corpus_storage=corpus_storage)
+    return opened.search(query)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,18 +216,20 @@ def _by_vector(
     others: list[str],
     likeness: str | None,
 ) -> _Ranking:
-    parameters = read_parameters(dataset, column)
-    extra = parameters.nearest() if parameters else {"use_index": False}
-    if query.where is not None and parameters and _few_match(dataset, query.where):
-        parameters, extra = None, {"use_index": False}
     # No "IS NOT NULL": Lance leaves null vectors out, and the condition would read the whole column.
-    conditions = [f"({c})" for c in (query.where, *others) if c]
+    conditions = " AND ".join(f"({c})" for c in (query.where, *others) if c)
+    columns = _fetched(query, dataset, likeness)
+    if query.where is not None and (matches := few_matches(dataset, conditions, _FEW)) is not None:
+        few = FewRows(dataset, column, vector, matches)
+        return _Ranking(column=column, exact=True, fetch=lambda k: few.best(k, columns, SCORE), vector=vector)
+    parameters = read_parameters(dataset, column)
 
     def fetch(k: int) -> pa.Table:
+        extra = parameters.nearest() if parameters else {"use_index": False}
         rows = dataset.scanner(
             nearest={"column": column, "q": vector, "k": k, "metric": "cosine", **extra},
-            columns=[*_fetched(query, dataset, likeness), "_distance"],
-            filter=" AND ".join(conditions) or None,
+            columns=[*columns, "_distance"],
+            filter=conditions or None,
             prefilter=True,
             disable_scoring_autoprojection=True,
         ).to_table()
@@ -233,10 +237,6 @@ def _by_vector(
         return rows.drop_columns(["_distance"]).add_column(1, SCORE, pa.array(scores))
 
     return _Ranking(column=column, exact=parameters is None, fetch=fetch, vector=vector)
-
-
-def _few_match(dataset: lance.LanceDataset, where: str) -> bool:
-    return bool(dataset.count_rows(f"({where})") <= _EXACT_UP_TO_MATCHES)
 
 
 def _by_words(dataset: lance.LanceDataset, query: Query, likeness: str | None, others: Sequence[str] = ()) -> _Ranking:
@@ -332,7 +332,7 @@ def _shown(rows: pa.Table, query: Query) -> pa.Table:
     """The columns asked for, with the id and the score."""
     if query.columns is None:
         return rows.select([name for name in rows.column_names if name not in _HIDDEN])
-    first = [name for name in (ROW_ID, SCORE, MATCH) if name in rows.column_names]
+    first = [name for name in (ROW_ID, SCORE, MATCH, RERANK) if name in rows.column_names]
     return rows.select([*first, *(name for name in query.columns if name not in first)])
 
 
@@ -341,22 +341,3 @@ def _check_columns(query: Query, dataset: lance.LanceDataset) -> None:
     for name in query.columns or ():
         if name not in names:
             raise ValueError(f"search: no column {name!r}; columns are {', '.join(names)}")
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, at any depth; bytes, and floats that are no numbers, become null."""
-    if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, (datetime, date)):
-        return value.isoformat()
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return None
-    return value if isinstance(value, (str, int, bool, type(None))) else str(value)

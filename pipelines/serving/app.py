@@ -25,8 +25,9 @@ from starlette.responses import FileResponse
 from pipelines.contract import CAPTION, ITEM_ID, ROW_ID
 from pipelines.filters import check_filter
 from pipelines.retrieval.composing import QueryEncoder
+from pipelines.retrieval.hits import MATCH, SCORE
 from pipelines.retrieval.queries import Query, Term
-from pipelines.retrieval.search import MATCH, SCORE, OpenTable
+from pipelines.retrieval.search import OpenTable
 from pipelines.serving.facets import Chosen, condition, facets
 from pipelines.serving.guards import BodyLimit, SafeHeaders, TokenGate
 from pipelines.serving.pictures import BroughtPictures, corpus_root, row_picture

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipelines.embedding import session
+from pipelines.embedding.engines import session
 from pipelines.training.board import Board
 from pipelines.training.loop import Work
 from pipelines.training.process import train_process

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.contract import ROW_ID
-from pipelines.embedding import session
+from pipelines.embedding.engines import session
 from pipelines.sink.tables import open_dataset
 from pipelines.training.checkpoints import BEST, LATEST, claim_run
 from pipelines.training.executing import execute

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from broken import BROKEN
 from corpora import pairs, picture
+from engines import on_engine
 
 from jobs.embed import EmbedConfig, run
 from jobs.rejects import RejectsConfig
 from jobs.rejects import run as rejects
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "engine")
 ROWS, BAD = 5_000, 250
 
 
@@ -38,7 +39,11 @@ def test_rows_in_are_rows_written_and_rejected_with_the_right_reasons(tmp_path: 
     pq.write_table(table, tmp_path / "c.parquet", row_group_size=256)
     report = run(
         EmbedConfig(
-            corpus=str(tmp_path / "c.parquet"), table=str(tmp_path / "db/t"), encoder="fake", columns={"key": "id"}
+            corpus=str(tmp_path / "c.parquet"),
+            table=str(tmp_path / "db/t"),
+            encoder="fake",
+            columns={"key": "id"},
+            **on_engine(),
         )
     )
 
@@ -61,7 +66,7 @@ def test_rows_in_are_rows_written_and_rejected_with_the_right_reasons(tmp_path: 
 def test_a_picture_that_the_encoder_chokes_on_costs_that_picture_alone() -> None:
     import numpy as np
 
-    from pipelines.embedding.encoding import encode_bisecting
+    from pipelines.embedding.stages.encoding import encode_bisecting
 
     def encode(items: list[int]) -> np.ndarray:
         if any(i in (13, 14, 77) for i in items):
@@ -91,7 +96,11 @@ def test_rows_broken_in_other_ways_are_rejects_too(tmp_path: Path) -> None:
     table = pa.table({"name": keys, "image_path": paths, "caption": captions})
     pq.write_table(table, tmp_path / "c.parquet")
     config = EmbedConfig(
-        corpus=str(tmp_path / "c.parquet"), table=str(tmp_path / "db/t"), encoder="fake", columns={"key": "name"}
+        corpus=str(tmp_path / "c.parquet"),
+        table=str(tmp_path / "db/t"),
+        encoder="fake",
+        columns={"key": "name"},
+        **on_engine(),
     )
     report = run(config)
     assert (report.rows_in, report.written) == (6, 1)

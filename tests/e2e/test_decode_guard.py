@@ -14,9 +14,9 @@ from commands import isthmus
 from corpora import Pair, pairs, picture, write_parquet
 
 from encoders.images import ImageError, ImageTransform
-from pipelines.embedding.decoding import DecodeSettings, decode_picture
-from pipelines.embedding.guarding import Journal, decode_apart, decode_guarded
 from pipelines.embedding.identity import picture_digest
+from pipelines.embedding.stages.decoding import DecodeSettings, decode_picture
+from pipelines.embedding.stages.guarding import Journal, decode_apart, decode_guarded
 from pipelines.faults import VARIABLE
 
 SETTINGS = DecodeSettings(
@@ -67,15 +67,18 @@ def test_what_a_process_died_at_is_suspect_and_what_it_lived_through_is_not(tmp_
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.parametrize("engine", ["ray", "process"])
 @pytest.mark.parametrize(("action", "reason"), [("kill", "decoder_crashed"), ("hang", "timeout")])
-def test_a_job_rejects_the_picture_and_keeps_its_neighbours(action: str, reason: str, tmp_path: Path) -> None:
+def test_a_job_rejects_the_picture_and_keeps_its_neighbours(
+    action: str, reason: str, engine: str, tmp_path: Path
+) -> None:
     items = pairs(40)
     items[17] = Pair(items[17].key, picture(987_654), items[17].caption, items[17].year)
     corpus = write_parquet(tmp_path / "c.parquet", items)
     bad = picture_digest(picture(987_654))
     done = isthmus(
-        "embed", corpus, "--table", tmp_path / "db" / "t", "--encoder", "fake", "--columns.key", "id", "--actors", 1,
-        "--decode-timeout-s", 1, "--json", environment={VARIABLE: f"picture:{bad}:{action}"},
+        "embed", corpus, "--table", tmp_path / "db" / "t", "--encoder", "fake", "--columns.key", "id",
+        "--engine", engine, "--decode-timeout-s", 1, "--json", environment={VARIABLE: f"picture:{bad}:{action}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpora import Pair, pairs, picture, write_folder, write_parquet, write_webdataset
+from engines import on_engine
 
 from jobs.embed import EmbedConfig, run
 from jobs.info import InfoConfig
@@ -17,7 +18,7 @@ from jobs.info import run as info
 from jobs.rejects import RejectsConfig
 from jobs.rejects import run as rejects
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "engine")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def items() -> list[Pair]:
 
 
 def embed(corpus: object, table: Path, **options: object):  # type: ignore[no-untyped-def]
-    given = {"corpus": str(corpus), "table": str(table), "encoder": "fake", "actors": 1, **options}
+    given = {"corpus": str(corpus), "table": str(table), "encoder": "fake", **on_engine(), **options}
     return run(EmbedConfig(**given))  # type: ignore[arg-type]
 
 

@@ -14,11 +14,11 @@ from encoders.registry import describe
 from jobs.embed import EmbedConfig, run
 from pipelines.blocks import unwrap
 from pipelines.contract import Columns
-from pipelines.embedding import session
-from pipelines.embedding.graph import build_dataset
+from pipelines.embedding.engines import session
+from pipelines.embedding.engines.ray_data import build_dataset
 from pipelines.embedding.planning import Resources, group_work, plan_pools
-from pipelines.embedding.reading import ShardWork
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.embedding.stages.reading import ShardWork
 from pipelines.sources import open_source
 from pipelines.storage import Storage
 

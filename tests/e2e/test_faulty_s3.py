@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from corpora import Pair, pairs, write_folder, write_parquet, write_webdataset
+from engines import on_engine
 from faulty_store import TRANSIENT, faulty
 from stores import BUCKET, OTHER_BUCKET, OTHER_SECRET, SECRET, client, options, other_options, seaweedfs, upload
 
@@ -27,7 +28,7 @@ from jobs.cli import _one_line
 from jobs.embed import EmbedConfig, run
 from jobs.sync import SyncConfig
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "engine")
 log = logging.getLogger(__name__)
 ITEMS = 120
 COLUMNS = ["row_id", "caption", "image_vector", "text_vector"]
@@ -35,7 +36,7 @@ TIMEOUTS = {"request_timeout": "1s", "connect_timeout": "1s"}
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def store(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[str]:
     with seaweedfs(tmp_path_factory.mktemp("weed")) as endpoint:
         yield endpoint
 
@@ -61,7 +62,7 @@ def embed(  # type: ignore[no-untyped-def]
         "corpus_storage_options": options(corpus_endpoint) | TIMEOUTS,
         "storage_options": other_options(table_endpoint) | TIMEOUTS,
     }
-    job = {"corpus": corpus, "table": table, "encoder": "fake", "actors": 1} | config | more
+    job = {"corpus": corpus, "table": table, "encoder": "fake"} | on_engine() | config | more
     return jobs.sync.run(SyncConfig(**job)) if sync else run(EmbedConfig(**job))
 
 
@@ -180,6 +181,7 @@ def test_a_fault_by_itself_costs_no_row(store: str, tmp_path: Path, kind: str) -
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("form", ["uris", "parquet", "tars", "folder"])
 def test_all_faults_together_cost_no_row_of_a_larger_corpus(store: str, tmp_path: Path, form: str) -> None:
     n, items = 1_200, pairs(1_200)

@@ -102,11 +102,13 @@ def _reason_alone(data: bytes) -> str | None:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
-def test_a_fuzzed_corpus_ends_with_every_good_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["ray", "process"])
+def test_a_fuzzed_corpus_ends_with_every_good_row(tmp_path: Path, engine: str) -> None:
     corpus, files = _corpus(tmp_path / "corpus")
     done = watched(
-        "embed", corpus, "--table", tmp_path / "db" / "t", "--encoder", "fake", "--columns.key", "id", "--json"
-    )
+        "embed", corpus, "--table", tmp_path / "db" / "t", "--encoder", "fake", "--columns.key", "id", "--json",
+        "--engine", engine,
+    )  # fmt: skip
     report = json.loads(done.stdout)
     written = lance.dataset(str(tmp_path / "db" / "t.lance")).to_table(columns=["row_id"])["row_id"].to_pylist()
     rejects = lance.dataset(str(tmp_path / "db" / "t_rejects.lance")).to_table().to_pylist()

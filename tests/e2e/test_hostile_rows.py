@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpora import pairs, picture
+from engines import on_engine
 from PIL import Image
 
 from jobs.embed import EmbedConfig
@@ -18,7 +19,7 @@ from jobs.embed import run as embed
 from jobs.search import SearchConfig
 from jobs.search import run as search
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "engine")
 
 KEYS = {
     "nul": "a\0b",
@@ -77,7 +78,7 @@ def test_hostile_keys_captions_and_pictures_cost_nobody_else(tmp_path: Path) -> 
     where = str(tmp_path / "db" / "t")
     given = {"corpus": str(tmp_path / "c.parquet"), "table": where, "encoder": "fake", "columns": {"key": "id"}}
 
-    report = embed(EmbedConfig(**given, actors=1))  # type: ignore[arg-type]
+    report = embed(EmbedConfig(**given, **on_engine()))  # type: ignore[arg-type]
     rejects = lance.dataset(f"{where}_rejects.lance").to_table().to_pylist()
     wanted = {f"p-{name}": reason for name, (_, reason) in PICTURES.items() if reason}
     # Nothing can be seen of it: as good as none.
@@ -86,7 +87,7 @@ def test_hostile_keys_captions_and_pictures_cost_nobody_else(tmp_path: Path) -> 
     rows = lance.dataset(f"{where}.lance").to_table(columns=["row_id", "caption"]).to_pylist()
     assert {row["row_id"] for row in rows} == set(keys) - {row["row_id"] for row in rejects}
     assert {row["caption"] for row in rows} >= {CAPTIONS["ten megabytes"], CAPTIONS["nul"]}
-    assert embed(EmbedConfig(**given)).skipped == report.rows_in == len(keys)  # type: ignore[arg-type]
+    assert embed(EmbedConfig(**given, **on_engine())).skipped == report.rows_in == len(keys)  # type: ignore[arg-type]
 
     page = tmp_path / "page.html"
     for key in (KEYS["quote"], KEYS["nul"], KEYS["markup"], KEYS["traversal"]):
@@ -112,7 +113,7 @@ def test_members_that_leave_their_tar_are_names_and_write_nothing(tmp_path: Path
         tar.addfile(device)
     before = sorted(path.name for path in tmp_path.iterdir())
     report = embed(
-        EmbedConfig(corpus=str(tmp_path / "tars"), table=str(tmp_path / "db" / "t"), encoder="fake", actors=1)
+        EmbedConfig(corpus=str(tmp_path / "tars"), table=str(tmp_path / "db" / "t"), encoder="fake", **on_engine())
     )
     assert report.written == len(names)
     rows = lance.dataset(str(tmp_path / "db" / "t.lance")).to_table(columns=["image_uri"]).to_pylist()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpora import Pair, pairs, picture, write_folder, write_parquet
+from engines import on_engine
 
 from jobs.embed import EmbedConfig
 from jobs.embed import run as embed
@@ -23,17 +24,29 @@ from pipelines.embedding.report import EmbedReport
 from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
 from pipelines.sink.committing import TooManyRejectsError
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "engine")
 _HEAVY = pytest.mark.heavy
-_SMALL = {"actors": 1, "block_rows": 16, "commit_rows": 48, "fragment_rows": 32, "columns": {"key": "id"}}
+_SMALL = {"block_rows": 16, "commit_rows": 48, "fragment_rows": 32, "columns": {"key": "id"}}
 
 
 def embed_into(table: Path, corpus: Path, **options: object) -> EmbedReport:
-    return embed(EmbedConfig(**{"corpus": str(corpus), "table": str(table), "encoder": "fake", **_SMALL, **options}))  # type: ignore[arg-type]
+    return embed(
+        EmbedConfig(
+            **{"corpus": str(corpus), "table": str(table), "encoder": "fake", **_SMALL, **on_engine(), **options}
+        )
+    )  # type: ignore[arg-type]
 
 
 def sync_into(table: Path, corpus: Path, **options: object) -> EmbedReport:
-    given = {"corpus": str(corpus), "table": str(table), "encoder": "fake", "max_delete_rate": 1, **_SMALL, **options}
+    given = {
+        "corpus": str(corpus),
+        "table": str(table),
+        "encoder": "fake",
+        "max_delete_rate": 1,
+        **_SMALL,
+        **on_engine(),
+        **options,
+    }
     return sync(SyncConfig(**given))  # type: ignore[arg-type]
 
 

@@ -35,8 +35,9 @@ def calm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(2400)
+@pytest.mark.parametrize("engine", ["ray", "auto"])
 def test_a_hundred_kills_of_anything_leave_the_table_of_an_undisturbed_run(
-    corpus: Path, calm: Path, tmp_path: Path
+    corpus: Path, calm: Path, tmp_path: Path, engine: str
 ) -> None:
     """Drivers, tasks and actors, at random moments; a table that is finished before is compared, and another begun."""
     rng = random.Random(time.time_ns())
@@ -47,7 +48,7 @@ def test_a_hundred_kills_of_anything_leave_the_table_of_an_undisturbed_run(
     while finished == 0 or sum(kills.values()) < KILLS or process is not None:
         table = tmp_path / "db" / str(finished)
         if process is None:
-            process = start(corpus, table, log)
+            process = start(corpus, table, log, engine=engine)
         time.sleep(rng.uniform(0.2, 2.0))
         if process.poll() is not None:
             out, _ = process.communicate()
@@ -68,7 +69,8 @@ def test_a_hundred_kills_of_anything_leave_the_table_of_an_undisturbed_run(
         elif found := victims(process):
             victim = rng.choice(found)
             with contextlib.suppress(psutil.Error):
-                kind = "actor" if "MapWorker" in victim.name() else "worker"
+                name = victim.name()
+                kind = "actor" if "MapWorker" in name else "worker" if name.startswith("ray::") else "one process"
                 victim.kill()
                 kills[kind] += 1
     print(dict(kills), {"finished": finished, "gave up": gave_up})  # noqa: T201
@@ -76,15 +78,16 @@ def test_a_hundred_kills_of_anything_leave_the_table_of_an_undisturbed_run(
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
-def test_two_drivers_at_once_never_double_or_lose_a_row(corpus: Path, calm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["ray", "process"])
+def test_two_drivers_at_once_never_double_or_lose_a_row(corpus: Path, calm: Path, tmp_path: Path, engine: str) -> None:
     """One works, the other is told who does; or it comes when all is done and finds nothing to do."""
     rng = random.Random(time.time_ns())
     refused = 0
     for n in range(TWICE):
         table, logs = tmp_path / "db" / str(n), [tmp_path / f"{n}-{i}" for i in range(2)]
-        both = [start(corpus, table, logs[0])]
+        both = [start(corpus, table, logs[0], engine=engine)]
         time.sleep(rng.choice([0.0, 0.0, rng.uniform(0.0, 3.0)]))
-        both.append(start(corpus, table, logs[1]))
+        both.append(start(corpus, table, logs[1], engine=engine))
         for process in both:
             process.communicate(timeout=300)
         codes = sorted(process.returncode for process in both)
@@ -98,10 +101,11 @@ def test_two_drivers_at_once_never_double_or_lose_a_row(corpus: Path, calm: Path
     assert refused
 
 
-def test_one_kill_after_a_commit_redoes_at_most_one_interval(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["ray", "process"])
+def test_one_kill_after_a_commit_redoes_at_most_one_interval(tmp_path: Path, engine: str) -> None:
     corpus = write_parquet(tmp_path / "c.parquet", pairs(800), row_group_rows=50)
     table, log = tmp_path / "db" / "t", tmp_path / "log"
-    process = start(corpus, table, log)
+    process = start(corpus, table, log, engine=engine)
     while settled(table) == 0 and process.poll() is None:
         time.sleep(0.02)
     if process.poll() is None:
@@ -109,7 +113,7 @@ def test_one_kill_after_a_commit_redoes_at_most_one_interval(tmp_path: Path) -> 
     before = settled(table)
     assert before > 0
 
-    again = start(corpus, table, log)
+    again = start(corpus, table, log, engine=engine)
     out, _ = again.communicate(timeout=200)
     assert again.returncode == 0, log.read_text()
     report = json.loads(out)

@@ -30,7 +30,7 @@ def peaks(corpus: Path, table: Path) -> tuple[int, int]:
     """Peak private memory, in bytes, of the driver and of the largest worker."""
     done = watched(
         "embed", corpus, "--table", table, "--encoder", "fake", "--columns.key", "id", "--commit-rows", 8192,
-        "--fragment-rows", 4096,
+        "--fragment-rows", 4096, "--engine", "ray",
     )  # fmt: skip
     return done.driver_bytes, done.worker_bytes
 

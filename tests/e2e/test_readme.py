@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpora import pairs, picture
+from tiny_models import tiny_blip
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -44,6 +45,7 @@ def test_the_readmes_commands_and_snippets_run(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     pq.write_table(table, tmp_path / "corpus" / "a.parquet")
     (tmp_path / "photo.jpg").write_bytes(picture(3))
+    tiny_blip(tmp_path / "models" / "blip-itm")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     commands = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.startswith("isthmus ")]

@@ -21,7 +21,7 @@ from pipelines.embedding.estimating import (
     stage_limits,
 )
 from pipelines.embedding.planning import Resources, plan_pools
-from pipelines.embedding.reading import ShardWork
+from pipelines.embedding.stages.reading import ShardWork
 from pipelines.sources.base import Shard
 
 SAMPLE = Sample(

@@ -14,7 +14,7 @@ from pipelines.embedding.planning import (
     plan_pools,
     plan_work,
 )
-from pipelines.embedding.reading import ShardWork
+from pipelines.embedding.stages.reading import ShardWork
 from pipelines.sources.base import Shard
 
 

@@ -15,10 +15,10 @@ from encoders.protocol import EncoderOptions
 from encoders.registry import describe, load
 from pipelines.blocks import wrap
 from pipelines.contract import Columns
-from pipelines.embedding.decoding import DecodeSettings, decode_envelope
-from pipelines.embedding.encoding import EncodeBlocks, EncodeSettings
-from pipelines.embedding.reading import ReadSettings, ShardWork, read_blocks
-from pipelines.embedding.recent import RecentVectors, recent_vectors
+from pipelines.embedding.stages.decoding import DecodeSettings, decode_envelope
+from pipelines.embedding.stages.encoding import EncodeBlocks, EncodeSettings
+from pipelines.embedding.stages.reading import ReadSettings, ShardWork, read_blocks
+from pipelines.embedding.stages.recent import RecentVectors, recent_vectors
 from pipelines.sources import open_source
 from pipelines.storage import Storage
 
@@ -74,7 +74,7 @@ def test_each_picture_and_caption_is_encoded_once(
     def run(block: pa.Table) -> pa.Table:
         if not is_fused:
             # A decode task of a process of its own knows nothing of what was encoded.
-            monkeypatch.setattr("pipelines.embedding.decoding.recent_vectors", RecentVectors)
+            monkeypatch.setattr("pipelines.embedding.stages.decoding.recent_vectors", RecentVectors)
         envelope = decode_envelope(wrap(block), decode)
         return pa.ipc.open_stream(actor(envelope)["block"][0].as_buffer()).read_all()
 
@@ -94,7 +94,7 @@ def test_each_picture_and_caption_is_encoded_once(
 
 
 def test_memory_is_bounded_and_the_oldest_go_first(blocks: list[pa.Table]) -> None:
-    recent = RecentVectors(max_bytes=4 * 8 * 3)
+    recent = RecentVectors(max_bytes=(4 * 8 + 400) * 3)
     digests = [f"d{i}" for i in range(10)]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(80, dtype=np.float32)), 8)
     nothing = pa.nulls(10, pa.string())

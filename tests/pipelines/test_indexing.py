@@ -119,7 +119,7 @@ def test_a_filter_that_leaves_few_rows_loses_none(tmp_path: Path, monkeypatch: p
     hits = search(table, Query(like="r1", k=10, where="n % 600 = 0"))
     assert hits.exact
     assert hits.rows[ROW_ID].to_pylist() == order
-    monkeypatch.setattr(module, "_EXACT_UP_TO_MATCHES", 0)
+    monkeypatch.setattr(module, "_FEW", 0)
     through_index = search(table, Query(like="r1", k=10, where="n % 600 = 0"))
     assert not through_index.exact
     assert through_index.rows.num_rows == 10

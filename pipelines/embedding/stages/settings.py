@@ -1,29 +1,24 @@
-"""The Ray Data graph read → decode → encode."""
+"""What each stage of a run needs to know, made from the run's own settings: plain data, pickled to the workers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
-import ray
-from ray.data import ActorPoolStrategy, Dataset
-
 from encoders.description import Description
-from pipelines.embedding.datasource import CorpusDatasource
-from pipelines.embedding.decoding import DecodeSettings, decode_envelope
-from pipelines.embedding.encoding import EncodeBlocks, EncodeSettings
 from pipelines.embedding.identity import corpus_root
 from pipelines.embedding.planning import PoolPlan, block_rows
-from pipelines.embedding.reading import ReadSettings, ShardWork
-from pipelines.embedding.reuse import KnownVectors
 from pipelines.embedding.settings import EmbedSettings
-from pipelines.sources.base import Source
+from pipelines.embedding.stages.decoding import DecodeSettings
+from pipelines.embedding.stages.encoding import EncodeSettings
+from pipelines.embedding.stages.reading import ReadSettings
 
 
 def rows_of_a_block(description: Description, settings: EmbedSettings) -> int:
-    """Rows of a block: as configured, else what keeps its pixels within bounds."""
+    """Rows of a block: as configured, else what keeps its pixels within bounds; and never more than a commit may
+    hold, since a block is staged as a whole."""
     transform = description.image_transform if "image" in settings.modalities else None
-    return settings.block_rows or block_rows(transform.pixel_bytes if transform else 0)
+    return min(settings.block_rows or block_rows(transform.pixel_bytes if transform else 0), settings.commit_rows)
 
 
 def read_settings(uris: Iterable[str], description: Description, settings: EmbedSettings) -> ReadSettings:
@@ -64,39 +59,3 @@ def encode_settings(description: Description, settings: EmbedSettings, pools: Po
 
 def _has_pictures(description: Description, settings: EmbedSettings) -> bool:
     return "image" in settings.modalities and description.image_transform is not None
-
-
-def build_dataset(
-    source: Source,
-    groups: list[list[ShardWork]],
-    description: Description,
-    settings: EmbedSettings,
-    pools: PoolPlan,
-    known: KnownVectors | None = None,
-) -> Dataset:
-    """The lazy Ray Data pipeline read → decode → encode. A batch is one envelope, which holds one block."""
-    read = read_settings((work.shard.uri for group in groups for work in group), description, settings)
-    dataset = ray.data.read_datasource(
-        CorpusDatasource(source, groups, read, settings.corpus_storage, known),
-        override_num_blocks=len(groups),
-        num_cpus=pools.cpus_per_read,
-    )
-    decode = decode_settings(description, settings)
-    if decode is not None:
-        dataset = dataset.map_batches(
-            decode_envelope,
-            fn_kwargs={"settings": decode},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=pools.cpus_per_decode,
-        )
-    return dataset.map_batches(
-        EncodeBlocks,
-        fn_constructor_args=(encode_settings(description, settings, pools),),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pools.actors),
-        num_cpus=pools.cpus_per_actor,
-        num_gpus=pools.gpus_per_actor or None,
-        memory=settings.actor_memory_bytes,
-    )

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from encoders.images import ImageError
-from pipelines.embedding.decoding import Decoded, DecodeSettings, decode_picture
+from pipelines.embedding.stages.decoding import Decoded, DecodeSettings, decode_picture
 
 _FOLDER = "isthmus-decoding"
 _FORGET_S = 24 * 3600.0

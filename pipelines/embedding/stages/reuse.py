@@ -7,7 +7,7 @@ encoded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,17 @@ from pipelines.blocks import (
     KNOWN_PREFIX,
     REASON,
     set_column,
+    wrap,
 )
 from pipelines.contract import IMAGE, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL
-from pipelines.embedding.recent import DIGESTS
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.embedding.stages.reading import ReadSettings, ShardWork, read_blocks
+from pipelines.embedding.stages.recent import DIGESTS
 from pipelines.provenance import Provenance
 from pipelines.retries import retried, retry
 from pipelines.sink.tables import open_dataset
-from pipelines.storage import TableRef
+from pipelines.sources.base import Source
+from pipelines.storage import Storage, TableRef
 
 if TYPE_CHECKING:
     import lance
@@ -101,6 +104,14 @@ class KnownVectors:
         import lance
 
         return lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
+
+
+def read_envelopes(
+    source: Source, work: list[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
+) -> Iterator[pa.Table]:
+    """`read_blocks`, each block with the vectors that are known of it, in its envelope."""
+    blocks = read_blocks(source, work, settings, storage)
+    return map(wrap, blocks if known is None else map(known.attach, blocks))
 
 
 def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | None:

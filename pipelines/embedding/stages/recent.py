@@ -14,7 +14,9 @@ from pipelines.blocks import KNOWN_PREFIX, PIXELS, REASON, set_column
 from pipelines.contract import IMAGE, IMAGE_VECTOR, PICTURE, TEXT, TEXT_VECTOR
 
 DIGESTS = {IMAGE_VECTOR: PICTURE, TEXT_VECTOR: TEXT}
-_MAX_BYTES = 64 << 20
+_MAX_BYTES = 16 << 20
+# What Python keeps beside the numbers of an entry: its key, its array, its place in the dictionary.
+_ENTRY_BYTES = 400
 
 
 class RecentVectors:
@@ -65,7 +67,7 @@ class RecentVectors:
             for row, digest in enumerate(block[DIGESTS[vector]].to_pylist()):
                 if digest is not None and valid[row] and is_good[row] and digest not in found:
                     found[digest] = values[row].copy()
-            while len(found) * dim * values.itemsize > self._max_bytes:
+            while len(found) * (dim * values.itemsize + _ENTRY_BYTES) > self._max_bytes:
                 found.popitem(last=False)
 
 

@@ -15,7 +15,7 @@ from encoders.images import ImageError, ImageTransform, prepare, thumbnail
 from encoders.protocol import Preprocessing
 from pipelines.blocks import HEIGHT, KNOWN_PREFIX, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
 from pipelines.contract import IMAGE, PICTURE, THUMBNAIL, Stage
-from pipelines.embedding.recent import recent_vectors
+from pipelines.embedding.stages.recent import recent_vectors
 from pipelines.faults import fault
 
 
@@ -60,7 +60,7 @@ def decode_picture(data: bytes, picture: str, settings: DecodeSettings) -> Decod
 
 def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
     """`decode_block` as Ray Data calls it, guarded against pictures that hang or crash their decoder."""
-    from pipelines.embedding.guarding import decode_apart, decode_guarded, process_journal
+    from pipelines.embedding.stages.guarding import decode_apart, decode_guarded, process_journal
 
     journal = process_journal()
     suspects = journal.suspects()

@@ -27,8 +27,8 @@ from pipelines.blocks import (
     wrap,
 )
 from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, PICTURE, TEXT_VECTOR, Reason, Stage
-from pipelines.embedding.decoding import read_pixels
-from pipelines.embedding.recent import recent_vectors
+from pipelines.embedding.stages.decoding import read_pixels
+from pipelines.embedding.stages.recent import recent_vectors
 from pipelines.faults import fault
 
 log = logging.getLogger(__name__)

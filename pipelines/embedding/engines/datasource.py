@@ -9,9 +9,8 @@ from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.blocks import wrap
-from pipelines.embedding.reading import ReadSettings, ShardWork, read_blocks
-from pipelines.embedding.reuse import KnownVectors
+from pipelines.embedding.stages.reading import ReadSettings, ShardWork
+from pipelines.embedding.stages.reuse import KnownVectors, read_envelopes
 from pipelines.sources.base import Source
 from pipelines.storage import Storage
 
@@ -51,8 +50,7 @@ class CorpusDatasource(Datasource):
         source, settings, storage, known = self._source, self._settings, self._storage, self._known
 
         def read() -> Iterable[pa.Table]:
-            blocks = read_blocks(source, group, settings, storage)
-            return map(wrap, blocks if known is None else map(known.attach, blocks))
+            return read_envelopes(source, group, settings, storage, known)
 
         rows = [work.shard.rows for work in group]
         metadata = BlockMetadata(

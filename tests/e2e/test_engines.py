@@ -1,0 +1,238 @@
+"""Small runs go through one process, all others through Ray, and nobody can tell by the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from commands import isthmus
+from corpora import Pair, pairs, write_parquet
+from killing import is_worker
+from pydantic import ValidationError
+
+from jobs.embed import EmbedConfig, prepare, run, run_with
+from pipelines.embedding.engines import one_process, worker
+from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
+
+ROWS = 240
+SMALL = {"encoder": "fake", "columns": {"key": "id"}, "block_rows": 16, "commit_rows": 64, "fragment_rows": 32}
+
+
+def corpus_of(folder: Path, rows: int = ROWS) -> Path:
+    """Pictures and captions that recur, and some that are broken."""
+    items = pairs(rows)
+    for i in range(0, rows, 20):
+        items[i] = Pair(items[i].key, b"not a picture", items[i].caption, items[i].year)
+        items[i + 1] = Pair(items[i + 1].key, items[1].image, items[1].caption, items[i + 1].year)
+    return write_parquet(folder / "c.parquet", items, row_group_rows=30)
+
+
+def embed(corpus: Path, table: Path, **more: Any) -> Any:
+    return run(EmbedConfig(**{"corpus": str(corpus), "table": str(table), **SMALL, **more}))
+
+
+def contents(table: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
+    path = Path(f"{table}_rejects.lance")
+    rejects = lance.dataset(str(path)).to_table().sort_by("reject_id").to_pylist() if path.exists() else []
+    return lance.dataset(f"{table}.lance").to_table().sort_by("row_id"), rejects
+
+
+def assert_same(table: Path, wanted: Path) -> None:
+    found, other = contents(table), contents(wanted)
+    assert found[1] == other[1]
+    assert found[0].column_names == other[0].column_names
+    for name in other[0].column_names:
+        if name.endswith("_vector"):
+            np.testing.assert_allclose(found[0][name].to_pylist(), other[0][name].to_pylist(), atol=1e-6)
+        else:
+            assert found[0][name].equals(other[0][name]), name
+
+
+@pytest.fixture
+def no_ray_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process of its own, where nobody started Ray."""
+    monkeypatch.setattr(one_process, "_has_ray", lambda: False)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    "more", [{}, {"thumbnails": 16, "vector_dtype": "float16"}, {"embed": "text"}, {"embed": "image", "commit_rows": 1}]
+)
+def test_both_engines_make_the_same_table(more: dict[str, Any], tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path)
+    on_ray = embed(corpus, tmp_path / "db" / "ray", engine="ray", **more)
+    here = embed(corpus, tmp_path / "db" / "process", engine="process", **more)
+    assert (on_ray.engine, here.engine, here.actors, here.read_tasks) == ("ray", "process", 1, 1)
+    assert_same(tmp_path / "db" / "process", tmp_path / "db" / "ray")
+    assert (on_ray.rows_in, on_ray.written, on_ray.rejected) == (here.rows_in, here.written, here.rejected)
+    assert set(here.stage_seconds) == set(on_ray.stage_seconds)
+    assert here.bottleneck in here.stage_seconds
+
+
+def test_a_small_run_never_imports_ray(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, 40)
+    config = {"corpus": str(corpus), "table": str(tmp_path / "db" / "t"), **SMALL}
+    code = (
+        "import json, sys; from jobs.embed import EmbedConfig, run; "
+        f"report = run(EmbedConfig(**json.loads({json.dumps(json.dumps(config))}))); "
+        "print(report.engine, report.rows_in, 'ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["process", "40", "False"]
+
+
+@pytest.mark.usefixtures("ray_session", "no_ray_yet")
+def test_what_turns_out_to_be_too_much_goes_on_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = corpus_of(tmp_path)
+    told: list[int] = []
+    embed(corpus, tmp_path / "db" / "wanted", engine="ray")
+    monkeypatch.setattr(one_process, "TRIAL_S", 0.0)
+    monkeypatch.setattr(one_process, "PATIENCE_S", 0.0)
+    config = EmbedConfig(**{"corpus": str(corpus), "table": str(tmp_path / "db" / "t"), **SMALL})
+    report = run(config, lambda done, total: told.append(done))
+    assert (report.engine, report.rows_in) == ("ray", ROWS)
+    # In between Ray's count is an estimate, which may step back.
+    assert told[0] > 0
+    assert told[-1] == ROWS, "what the process did counts on"
+    assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
+
+
+@pytest.mark.usefixtures("ray_session", "no_ray_yet")
+def test_two_processes_that_die_leave_the_rest_to_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = corpus_of(tmp_path)
+    embed(corpus, tmp_path / "db" / "wanted", engine="ray")
+    # Ray's workers were started before and know nothing of the fault.
+    monkeypatch.setenv(VARIABLE, "encode:4:kill")
+    report = embed(corpus, tmp_path / "db" / "t")
+    assert (report.engine, report.rows_in) == ("ray", ROWS)
+    assert "two processes that embed died (it ended by signal 9); Ray goes on" in caplog.text
+    assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
+
+
+@pytest.mark.usefixtures("ray_session", "no_ray_yet")
+def test_a_retry_is_judged_by_the_rows_that_it_opens_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are opened there is nothing to do, which is little."""
+    assert embed(corpus_of(tmp_path), tmp_path / "db" / "t").engine == "process"
+    monkeypatch.setattr(one_process, "_FEW_ROWS", 0)
+    given = EmbedConfig(**{"corpus": str(tmp_path / "c.parquet"), "table": str(tmp_path / "db" / "t"), **SMALL})
+    report = run_with(given, {"retry": frozenset({"not_an_image"})}, None)
+    assert (report.engine, report.rows_in, report.rejected) == ("ray", ROWS // 20, {"not_an_image": ROWS // 20})
+
+
+def test_alone_it_goes_on_while_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process dies at its fourth block, with one group staged or more."""
+    corpus = corpus_of(tmp_path)
+    embed(corpus, tmp_path / "db" / "wanted", engine="process")
+    monkeypatch.setenv(VARIABLE, "encode:4:kill")
+    assert embed(corpus, tmp_path / "db" / "t", engine="process").rows_in == ROWS
+    assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
+
+
+def test_alone_it_gives_up_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "encode:1:kill")
+    with pytest.raises(RuntimeError, match=r"5 processes died one after the other \(it ended by signal 9\)"):
+        embed(corpus_of(tmp_path), tmp_path / "db" / "t", engine="process")
+    monkeypatch.delenv(VARIABLE)
+    assert embed(tmp_path / "c.parquet", tmp_path / "db" / "t", engine="process").rows_in == ROWS
+
+
+def test_what_the_process_raises_is_raised_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "mid_stage:1:raise")
+    with pytest.raises(InjectedFaultError, match="injected fault at mid_stage") as caught:
+        embed(corpus_of(tmp_path), tmp_path / "db" / "t", engine="process")
+    assert any("in stage_blocks" in note for note in caught.value.__notes__)
+
+
+class _Sticky(Exception):
+    """Cannot be pickled back: it wants two arguments and keeps one."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_errors_that_cannot_travel_say_what_they_were() -> None:
+    assert str(worker.portable(_Sticky(1, 2))) == "_Sticky: 1 and 2"
+    assert isinstance(worker.portable(PermissionError("no")), PermissionError)
+
+
+def test_only_runs_that_are_surely_small_go_to_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {"corpus": str(corpus_of(tmp_path, 20)), "table": str(tmp_path / "t"), **SMALL}
+
+    def small(rows: int | None = 1_000, **more: Any) -> bool:
+        *_, settings = prepare(EmbedConfig(**given, **more))
+        return one_process.is_small(rows, settings)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(one_process, "_CLUSTER", str(tmp_path / "cluster"))
+    monkeypatch.setattr(one_process, "_GPUS", ())
+    monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
+    assert small()
+    assert small(0), "a run that only removes rows needs no engine"
+    assert not small(None)
+    assert not small(10_000_000)
+    assert small(10_000_000, engine="process")
+    assert not small(engine="ray")
+    assert not small(actors=2)
+    monkeypatch.setattr(one_process, "_GPUS", (str(tmp_path),))
+    assert not small()
+    assert small(device="cpu")
+    monkeypatch.setattr(one_process, "_GPUS", ())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert not small()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert small()
+    (tmp_path / "cluster").touch()
+    assert not small()
+    with pytest.raises(ValidationError, match="drop them, or --engine process"):
+        EmbedConfig(**given, engine="process", actors=2)
+
+
+def _worker_of(process: subprocess.Popen[str]) -> psutil.Process:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children():
+            if is_worker(child):
+                return child
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+def test_the_process_ends_with_its_driver(way: signal.Signals, tmp_path: Path) -> None:
+    """By Ctrl-C, or without a word, in the middle of a picture."""
+    corpus = corpus_of(tmp_path, 40)
+    command = [
+        sys.executable, "-m", "jobs.cli", "embed", str(corpus), "--table", str(tmp_path / "db" / "t"), "--encoder",
+        "fake", "--columns.key", "id",
+    ]  # fmt: skip
+    fault = {VARIABLE: "encode:1:hang", "RAY_ADDRESS": "local", ONCE_VARIABLE: str(tmp_path / "hangs")}
+    # A shell that runs this in the background has its children ignore Ctrl-C.
+    process = subprocess.Popen(
+        command,
+        text=True,
+        stderr=subprocess.PIPE,
+        env=os.environ | fault,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    child = _worker_of(process)
+    while not (tmp_path / "hangs").exists():
+        time.sleep(0.02)
+    process.send_signal(way)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    child.wait(timeout=30)
+    again = isthmus("embed", corpus, "--table", tmp_path / "db" / "t", "--encoder", "fake", "--columns.key", "id")
+    assert again.returncode == 0, again.stderr
