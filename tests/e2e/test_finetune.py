@@ -163,7 +163,8 @@ def test_unequal_shares_and_a_short_last_batch_end(
     alone = run(heads_config(uneven, towers, tmp_path / "alone", **shared))
     many = run(heads_config(uneven, towers, tmp_path / "many", workers=workers, **shared))
     assert many.steps == alone.steps == 2 * (rows // batch + (rows % batch > 1))
-    assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    # A batch of two has a loss near 5e-4, the difference of logits near 14: one float32 rounding there is 1e-6.
+    assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.heavy
