@@ -7,8 +7,11 @@ before their pictures are fetched.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -63,7 +66,7 @@ class ReadSettings:
         fetch: whether pictures are read at all.
         block_rows: the most rows of a block.
         block_bytes: the bytes at which a block is closed.
-        fetch_threads: pictures fetched at once.
+        fetch_threads: pictures fetched at once, and files of one record read at once.
     """
 
     root: str
@@ -83,14 +86,43 @@ def read_blocks(source: Source, work: list[ShardWork], settings: ReadSettings, s
         PermissionError: the store refuses the credentials.
         OSError: a shard's file cannot be read at all.
     """
-    passthrough = source.schema()
-    builder = _BlockBuilder(passthrough, settings)
+    builder = _BlockBuilder(source.schema(), settings)
+    for is_record, items in groupby(work, key=lambda item: item.shard.rows == 1):
+        read = _read_ahead if is_record else _read_in_turn
+        for chunk, item in read(source, items, settings, storage):
+            yield from builder.add(chunk, item)
+    yield from builder.flush()
+
+
+def _read_in_turn(
+    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage
+) -> Iterator[tuple[_Chunk, ShardWork]]:
+    """The chunks of shards, their pictures fetched."""
     for item in work:
         for chunk in _chunks(source, item, min(_CHUNK_ROWS, settings.block_rows)):
             if settings.fetch:
                 _fetch(chunk.records, settings, storage)
-            yield from builder.add(chunk, item)
-    yield from builder.flush()
+            yield chunk, item
+
+
+def _read_ahead(
+    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage
+) -> Iterator[tuple[_Chunk, ShardWork]]:
+    """The same of shards of one record each (the files of a folder): several at once, as the pictures of a chunk are.
+
+    One after the other each would wait for its own answer of the store, and for all that the store lets it try again.
+    """
+    coming: deque[Future[list[tuple[_Chunk, ShardWork]]]] = deque()
+    pool = ThreadPoolExecutor(settings.fetch_threads)
+    try:
+        for item in work:
+            coming.append(pool.submit(lambda item: list(_read_in_turn(source, [item], settings, storage)), item))
+            if len(coming) > settings.fetch_threads:
+                yield from coming.popleft().result()
+        while coming:
+            yield from coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(kw_only=True)
