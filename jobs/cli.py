@@ -27,6 +27,7 @@ from rich.text import Text
 from jobs.calibrate import CalibrateConfig
 from jobs.config import Report
 from jobs.corpus import CorpusConfig
+from jobs.dedup import DedupConfig
 from jobs.demo import DemoConfig
 from jobs.embed import EmbedConfig
 from jobs.encoders import EncodersConfig
@@ -171,6 +172,14 @@ def import_(config: ImportConfig) -> Report:
     from jobs.exchange import run_import
 
     return run_import(config)
+
+
+@app.command
+def dedup(config: DedupConfig) -> Report:
+    """Mark the rows that add nothing to an earlier row, by content and by vectors; none is deleted."""
+    from jobs.dedup import run
+
+    return run(config)
 
 
 @app.command

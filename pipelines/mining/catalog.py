@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.contract import CAPTION, ITEM_ID
 from pipelines.mining.settings import Direction
-from pipelines.mining.vectors import scan_blocks
+from pipelines.mining.vectors import digest_vectors, scan_blocks
 
 if TYPE_CHECKING:
     import lance
@@ -103,13 +103,13 @@ def read_catalog(dataset: lance.LanceDataset, where: str | None) -> Catalog:
     for block in scan_blocks(dataset, where, columns=[ITEM_ID, CAPTION, _OFFSET]):
         image, has_image, has_text = block.vectors["image"], block.has["image"], block.has["text"]
         offset = block.rows[_OFFSET].to_numpy().astype(np.int64)
-        item = _items(block.rows[ITEM_ID], offset)
+        item = digest_items(block.rows[ITEM_ID], offset)
         both = has_image & has_text
         positive = np.einsum("nd,nd->n", image, block.vectors["text"])
-        shown = _mix(item, _digest_vectors(image))
+        shown = mix_digests(item, digest_vectors(image))
         parts["offset"].append(offset)
         parts["item"].append(item)
-        parts["caption"].append(_captions(block.rows[CAPTION]))
+        parts["caption"].append(digest_captions(block.rows[CAPTION]))
         parts["positive"].append(np.where(both, positive, np.float32("nan")).astype(np.float32))
         parts["shown"].append(np.where(has_image, shown, np.uint64(0)))
         parts["text"].append(has_text)
@@ -141,12 +141,14 @@ def normalised_caption(caption: str) -> str:
     return _SPACES.sub(" ", text).strip().rstrip(".。!?！？").rstrip()
 
 
-def _captions(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+def digest_captions(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Equal for captions that are the same but for what does not change their meaning; 0 without one."""
     texts = (normalised_caption(text) if text else "" for text in column.to_pylist())
     return np.array([_digest(text) if text else 0 for text in texts], np.uint64)
 
 
-def _items(column: pa.ChunkedArray, offset: NDArray[np.int64]) -> NDArray[np.uint64]:
+def digest_items(column: pa.ChunkedArray, offset: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Equal for rows of one item; a row without one is an item of its own."""
     names = zip(column.to_pylist(), offset.tolist(), strict=True)
     return np.array([_digest(f"o{place}" if item is None else f"i{item}") for item, place in names], np.uint64)
 
@@ -156,19 +158,7 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
 
 
-def _digest_vectors(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Equal for equal vectors: each value's bits times an odd number of its own, summed modulo 2**64."""
-    rng = np.random.default_rng(0)
-    weights = rng.integers(0, 1 << 63, size=(vectors.shape[1],), dtype=np.uint64)
-    weights = weights * np.uint64(2) + np.uint64(1)
-    bits = (vectors + np.float32(0)).view(np.uint32)  # + 0: one zero, not two
-    total = np.zeros(len(vectors), np.uint64)
-    for d in range(vectors.shape[1]):
-        total += bits[:, d].astype(np.uint64) * weights[d]
-    return total
-
-
-def _mix(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix_digests(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A digest of two digests; never 0."""
     mixed = (a ^ (b * _MIX)) * _MIX
     mixed ^= mixed >> np.uint64(29)
@@ -176,4 +166,4 @@ def _mix(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _pairs(item: NDArray[np.uint64], caption: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return _mix(item, caption)
+    return mix_digests(item, caption)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoders.protocol import Modality
-from pipelines.contract import IMAGE_VECTOR, TEXT_VECTOR, VECTOR_COLUMNS
+from pipelines.contract import VECTOR_COLUMNS
 
 if TYPE_CHECKING:
     import lance
@@ -48,9 +48,9 @@ def block_rows(dim: int, modalities: int) -> int:
     return max(1, _BLOCK_BYTES // (4 * dim * modalities))
 
 
-def dimension(dataset: lance.LanceDataset) -> int:
+def dimension(dataset: lance.LanceDataset, modality: Modality = "image") -> int:
     """Length of the vectors."""
-    return int(dataset.schema.field(IMAGE_VECTOR).type.list_size)
+    return int(dataset.schema.field(VECTOR_COLUMNS[modality]).type.list_size)
 
 
 def scan_blocks(
@@ -67,7 +67,7 @@ def scan_blocks(
         columns: further columns for `Block.rows`.
         modalities: whose vectors to read.
     """
-    size = block_rows(dimension(dataset), len(modalities))
+    size = block_rows(max(dimension(dataset, modality) for modality in modalities), len(modalities))
     scanner = dataset.scanner(
         columns=[*(VECTOR_COLUMNS[modality] for modality in modalities), *columns],
         filter=f"({where})" if where is not None else None,
@@ -93,11 +93,12 @@ def scan_blocks(
 
 
 def take_vectors(
-    dataset: lance.LanceDataset, offsets: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Image and text vectors, each float32 (n, dim), of rows by their offset in the dataset, in that order."""
-    rows = dataset.take(offsets.tolist(), columns=[IMAGE_VECTOR, TEXT_VECTOR])
-    return normalise(rows[IMAGE_VECTOR])[0], normalise(rows[TEXT_VECTOR])[0]
+    dataset: lance.LanceDataset, offsets: NDArray[np.int64], modalities: Sequence[Modality] = ("image", "text")
+) -> tuple[NDArray[np.float32], ...]:
+    """The vectors of each modality, each float32 (n, dim), of rows by their offset in the dataset, in that order."""
+    names = [VECTOR_COLUMNS[modality] for modality in modalities]
+    rows = dataset.take(offsets.tolist(), columns=names)
+    return tuple(normalise(rows[name])[0] for name in names)
 
 
 def normalise(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -116,6 +117,18 @@ def normalise(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], NDArray[np.
     if np.abs(norms - 1.0).max(initial=0.0) > _ROUNDING:
         found /= norms[:, None]
     return found, has
+
+
+def digest_vectors(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Equal for equal vectors: each value's bits times an odd number of its own, summed modulo 2**64."""
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 1 << 63, size=(vectors.shape[1],), dtype=np.uint64)
+    weights = weights * np.uint64(2) + np.uint64(1)
+    bits = (vectors + np.float32(0)).view(np.uint32)  # + 0: one zero, not two
+    total = np.zeros(len(vectors), np.uint64)
+    for d in range(vectors.shape[1]):
+        total += bits[:, d].astype(np.uint64) * weights[d]
+    return total
 
 
 def _dense(chunk: pa.FixedSizeListArray) -> NDArray[np.float32]:

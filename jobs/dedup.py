@@ -1,0 +1,113 @@
+"""`isthmus dedup`: rows that add nothing to an earlier row of a table are marked, never deleted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from jobs.config import JobConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipelines.deduplication.deduplicate import Deduplicated
+    from pipelines.storage import TableRef
+
+
+@Parameter(name="*")
+class DedupConfig(JobConfig):
+    """Config of `isthmus dedup`."""
+
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    by: Literal["image", "text", "both"] = Field(
+        default="image", description="What two rows must have in common: the picture, the caption, or both."
+    )
+    threshold: float = Field(
+        default=0.95, gt=0, le=2, description="Cosine from which on two are the same; above 1: the very same alone."
+    )
+    method: Literal["auto", "exact", "cells"] = Field(
+        default="auto",
+        description="exact: all with all; cells: those that k-means puts together; auto: exact up to 140,000 rows.",
+    )
+    dry_run: bool = Field(default=False, description="Say what would be marked, and mark nothing.")
+    groups: int = Field(default=10, ge=0, description="How many of the largest groups to show.")
+    html: Path | None = Field(default=None, description="Write a self-contained page of those groups, with pictures.")
+    seed: int = Field(default=0, ge=0, description="Of the samples.")
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
+    corpus_storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="The same for the corpus' pictures."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupReport:
+    """What was found and marked."""
+
+    found: Deduplicated
+    marked: bool
+    page: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        return {**asdict(self.found), "marked": self.marked, "page": self.page}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        found = self.found
+        head = Text(
+            f"{found.rows:,} rows: {found.kept:,} kept, {found.exact:,} exact and {found.near:,} near duplicates of "
+            f"{found.groups:,} rows",
+            style="bold",
+        )
+        how = "all compared with all" if found.method == "exact" else f"compared in cells, recall {found.recall:.1%}"
+        hint = Text(
+            f"{how}; search with --where 'duplicate_of IS NULL'" if self.marked else f"{how}; nothing was marked"
+        )
+        table = Table("row", "duplicates", "of them", box=None, header_style="bold", pad_edge=False)
+        for group in found.largest:
+            some = ", ".join(f"{r} ({s:.3f})" for r, s in zip(group.duplicates[:3], group.scores[:3], strict=True))
+            table.add_row(group.row_id, f"{len(group.duplicates):,}", some)
+        page = [Text(f"page: {self.page}")] if self.page else []
+        return Group(head, hint, *([table] if found.largest else []), *page)
+
+
+def run(config: DedupConfig) -> DedupReport:
+    """Find and mark the duplicates of a table.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it has no such vectors, or columns of its own with the marks' names.
+        LeaseHeldError: a job writes to the table.
+        TableMovedError: it changed meanwhile. Nothing was marked.
+    """
+    from pipelines.deduplication.deduplicate import deduplicate
+    from pipelines.storage import Storage, TableRef
+
+    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    found = deduplicate(
+        table,
+        by=config.by,
+        threshold=config.threshold,
+        method=config.method,
+        mark=not config.dry_run,
+        groups=config.groups,
+        seed=config.seed,
+    )
+    page = _write_page(config, table, found) if config.html is not None else None
+    return DedupReport(found=found, marked=not config.dry_run, page=page)
+
+
+def _write_page(config: DedupConfig, table: TableRef, found: Deduplicated) -> str:
+    from pipelines.deduplication.page import write_groups
+    from pipelines.storage import Storage
+
+    assert config.html is not None
+    storage = Storage.from_options(config.corpus_storage_options)
+    return str(write_groups(config.html, table, found.largest, storage))
