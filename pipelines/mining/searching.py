@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.protocol import Modality
-from pipelines.mining.lists import Lists, nearest_lists
+from pipelines.mining.lists import NO_LIST, Lists, fewest_probes, nearest_lists, ranks_of_lists, recall_at
 from pipelines.mining.toplists import TopLists
 from pipelines.mining.vectors import Block
 
 _PAIRS = 8_192
+SAMPLE = 128  # queries that choose the probes, and as many others that measure them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,47 @@ def search_all(
             rows = torch.from_numpy(_subset(block.vectors[modality], inside))
             best.offer(anchors, vectors, rows, torch.from_numpy(inside + block.start))
     return best.result()
+
+
+def build_lists(
+    blocks: Iterable[Block],
+    modality: Modality,
+    gallery: NDArray[np.bool_],
+    centroids: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    depth: int,
+    *,
+    goal: float,
+    probes: int | None = None,
+) -> tuple[Lists, float]:
+    """Lists over a gallery in one pass, which also searches exactly for some queries: so recall is measured.
+
+    Args:
+        blocks: the table.
+        modality: whose vectors are searched.
+        gallery: bool (rows,), which rows are candidates.
+        centroids: float32 (lists, dim).
+        queries: float32 (q, dim); every other one chooses the probes, the others measure them.
+        depth: how many candidates count.
+        goal: recall that the fewest probes are chosen for.
+        probes: as many instead.
+
+    Returns:
+        The lists, and the recall at their probes.
+    """
+    member = np.full(len(gallery), NO_LIST, np.int32)
+    best = TopLists(len(queries), depth)
+    everyone, vectors = torch.arange(len(queries)), torch.from_numpy(queries)
+    for block in blocks:
+        inside = np.flatnonzero(gallery[block.start : block.start + len(block)])
+        rows = block.vectors[modality][inside]
+        member[inside + block.start] = nearest_lists(rows, centroids, 1)[:, 0]
+        best.offer(everyone, vectors, torch.from_numpy(rows), torch.from_numpy(inside + block.start))
+    exact = best.result()[1]
+    ranks = ranks_of_lists(queries, centroids, np.where(exact >= 0, member[exact], 0))
+    choosing, measuring = slice(0, None, 2), slice(1 if len(queries) > 1 else 0, None, 2)
+    probes = min(probes or fewest_probes(ranks[choosing], exact[choosing], goal), len(centroids))
+    return Lists(centroids, member, probes), recall_at(ranks[measuring], exact[measuring], probes)
 
 
 def search_lists(

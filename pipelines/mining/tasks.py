@@ -19,28 +19,15 @@ from pipelines.contract import ITEM_ID, ROW_ID
 from pipelines.mining.catalog import Catalog, read_catalog
 from pipelines.mining.histograms import count_scores
 from pipelines.mining.judging import DROPPED, Verdict, choose, judge_by_rank, judge_by_score, says_the_same
-from pipelines.mining.lists import (
-    NO_LIST,
-    Lists,
-    fewest_probes,
-    nearest_lists,
-    plan_lists,
-    plan_sample,
-    ranks_of_lists,
-    recall_at,
-    train_centroids,
-)
+from pipelines.mining.lists import Lists, plan_lists, plan_sample, train_centroids
 from pipelines.mining.mined import MINED_SCHEMA, stage
-from pipelines.mining.searching import Check, resembling, search_all, search_lists
+from pipelines.mining.searching import SAMPLE, Check, build_lists, resembling, search_all, search_lists
 from pipelines.mining.settings import Direction, MiningSettings
-from pipelines.mining.toplists import TopLists
 from pipelines.mining.vectors import Block, dimension, scan_blocks, take_vectors
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
     import lance
-
-_SAMPLE = 128  # anchors that choose the probes, and as many others that measure them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,39 +101,20 @@ def lists_task(job: Job, catalog: Catalog, direction: Direction, anchors: NDArra
     rows = np.flatnonzero(gallery)
     count = plan_lists(len(rows))
     trained = np.sort(rng.choice(rows, plan_sample(count, len(rows), dimension(dataset)), replace=False))
-    vectors = take_vectors(dataset, catalog.offset[trained])
-    centroids = train_centroids(vectors[target == "text"], count, settings.seed)
-    chosen = np.sort(rng.permutation(anchors)[: 2 * _SAMPLE])
-    queries = take_vectors(dataset, catalog.offset[chosen])[query == "text"]
-    member, exact = _assign(job, target, gallery, centroids, queries)
-    wanted = np.where(exact >= 0, member[exact], 0)
-    ranks = ranks_of_lists(queries, centroids, wanted)
-    choosing, measuring = slice(0, None, 2), slice(1 if len(chosen) > 1 else 0, None, 2)
+    (sample,) = take_vectors(dataset, catalog.offset[trained], [target])
+    chosen = np.sort(rng.permutation(anchors)[: 2 * SAMPLE])
+    (queries,) = take_vectors(dataset, catalog.offset[chosen], [query])
     goal = max(settings.target_recall, settings.min_recall)
-    probes = settings.probes or fewest_probes(ranks[choosing], exact[choosing], goal)
-    probes = min(probes, count)
-    return Lists(centroids, member, probes), recall_at(ranks[measuring], exact[measuring], probes)
-
-
-def _assign(
-    job: Job,
-    target: Modality,
-    gallery: NDArray[np.bool_],
-    centroids: NDArray[np.float32],
-    queries: NDArray[np.float32],
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """In one pass, each row's list and the exact candidates of some queries (places, int64 (q, depth))."""
-    import torch
-
-    member = np.full(len(gallery), NO_LIST, np.int32)
-    best = TopLists(len(queries), job.settings.depth)
-    everyone, vectors = torch.arange(len(queries)), torch.from_numpy(queries)
-    for block in job.blocks(target):
-        inside = np.flatnonzero(gallery[block.start : block.start + len(block)])
-        rows = block.vectors[target][inside]
-        member[inside + block.start] = nearest_lists(rows, centroids, 1)[:, 0]
-        best.offer(everyone, vectors, torch.from_numpy(rows), torch.from_numpy(inside + block.start))
-    return member, best.result()[1]
+    return build_lists(
+        job.blocks(target),
+        target,
+        gallery,
+        train_centroids(sample, count, settings.seed),
+        queries,
+        settings.depth,
+        goal=goal,
+        probes=settings.probes,
+    )
 
 
 def mine_block(
