@@ -43,6 +43,7 @@ from jobs.plan import PlanConfig
 from jobs.promote import PromoteConfig
 from jobs.rejects import RejectsConfig, RetryConfig
 from jobs.search import SearchConfig
+from jobs.search_many import SearchManyConfig
 from jobs.serve import ServeConfig
 from jobs.sql import SqlConfig
 from jobs.sync import SyncConfig
@@ -140,6 +141,16 @@ def search(config: SearchConfig) -> Report:
     from jobs.search import run
 
     return run(config)
+
+
+@app.command
+def search_many(config: SearchManyConfig) -> Report:
+    """Search a table by a file of queries, or by another table, in bulk; started again, it goes on."""
+    from jobs.display import row_progress
+    from jobs.search_many import run
+
+    with row_progress("searching") as progress:
+        return run(config, progress)
 
 
 @app.command

@@ -45,6 +45,7 @@ def test_the_readmes_commands_and_snippets_run(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     pq.write_table(table, tmp_path / "corpus" / "a.parquet")
     (tmp_path / "photo.jpg").write_bytes(picture(3))
+    (tmp_path / "queries.csv").write_text("caption\nred shoes\n红色 跑鞋\n")
     tiny_blip(tmp_path / "models" / "blip-itm")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
