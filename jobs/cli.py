@@ -33,6 +33,7 @@ from jobs.embed import EmbedConfig
 from jobs.encoders import EncodersConfig
 from jobs.evaluate import EvaluateConfig
 from jobs.exchange import ExportConfig, ImportConfig
+from jobs.explore import ExploreConfig
 from jobs.finetune import FinetuneConfig
 from jobs.finetune_reranker import FinetuneRerankerConfig
 from jobs.index import IndexConfig
@@ -189,6 +190,14 @@ def import_(config: ImportConfig) -> Report:
 def dedup(config: DedupConfig) -> Report:
     """Mark the rows that add nothing to an earlier row, by content and by vectors; none is deleted."""
     from jobs.dedup import run
+
+    return run(config)
+
+
+@app.command
+def explore(config: ExploreConfig) -> Report:
+    """Draw a map of a table's vectors, with its clusters, outliers, near-duplicates and mismatched pairs."""
+    from jobs.explore import run
 
     return run(config)
 

@@ -13,8 +13,11 @@ from pydantic import Field
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
-    from pipelines.retrieval.bulk import BulkReport
+    from encoders.protocol import Modality
+    from pipelines.retrieval.bulk.request import BulkReport
     from pipelines.storage import Storage, TableRef
+
+_MODALITIES: dict[str, Modality] = {"image_vector": "image", "text_vector": "text"}
 
 
 @Parameter(name="*")
@@ -28,8 +31,9 @@ class SearchManyConfig(JobConfig):
     table: str = Field(description="What is searched: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     out: str = Field(description="The table of results; replaced if it is one already, never if it is another.")
     ask: Literal["words", "image"] = Field(default="words", description="By which side of the queries.")
-    vector: Literal["image_vector", "text_vector"] = Field(
-        default="image_vector", description="Vector column that is searched."
+    vector: Literal["image_vector", "text_vector"] | None = Field(
+        default=None,
+        description="Vector column that is searched; else that of pictures, if it can be compared with the queries.",
     )
     k: Annotated[int, Parameter(name=("--k", "-k"))] = Field(
         default=10, ge=1, le=1_000, description="Results of each query."
@@ -83,7 +87,8 @@ def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | 
         ValueError: queries and table do not fit together, or `out` is another kind of table.
         BulkRecallError: the lists miss too much.
     """
-    from pipelines.retrieval.bulk import BulkSettings, search_many
+    from pipelines.retrieval.bulk.request import BulkSettings
+    from pipelines.retrieval.bulk.run import search_many
     from pipelines.retrieval.publishing import answering
     from pipelines.storage import Storage, TableRef
 
@@ -93,7 +98,7 @@ def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | 
         table, _ = answering(table)
     settings = BulkSettings(
         ask="text" if config.ask == "words" else "image",
-        search="image" if config.vector == "image_vector" else "text",
+        search=_MODALITIES[config.vector] if config.vector else None,
         k=config.k,
         where=config.where,
         columns=tuple(name.strip() for name in config.take.split(",") if name.strip()) if config.take else (),
@@ -158,7 +163,7 @@ def _write_parquet(out: TableRef, path: Path) -> None:
     """The results as one Parquet file, batch by batch."""
     import pyarrow.parquet as pq
 
-    from pipelines.retrieval.bulk_results import PART
+    from pipelines.retrieval.bulk.results import PART
     from pipelines.sink.tables import open_dataset
 
     dataset = open_dataset(out)

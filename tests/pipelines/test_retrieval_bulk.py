@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from mining_tools import card, write_table
 
 from pipelines.provenance import EncoderMismatchError
-from pipelines.retrieval import bulk
-from pipelines.retrieval.bulk import BulkRecallError, BulkSettings, first_of_items, search_many
+from pipelines.retrieval.bulk import run as bulk
+from pipelines.retrieval.bulk.request import BulkRecallError, BulkSettings
+from pipelines.retrieval.bulk.run import first_of_items, search_many
 from pipelines.storage import TableRef
 
 DIM = 16
@@ -189,8 +190,19 @@ def test_what_does_not_fit_is_refused(queries: TableRef, gallery: TableRef, tmp_
     with pytest.raises(EncoderMismatchError):
         search_many(queries, apart, out, BulkSettings())
     with pytest.raises(ValueError, match="different spaces"):
-        search_many(apart, apart, out, BulkSettings())
+        search_many(apart, apart, out, BulkSettings(search="image"))
     assert not Path(out.uri).exists()
+
+
+def test_two_spaces_are_searched_each_by_its_own(shared_ray: None, tmp_path: Path) -> None:
+    two = card(DIM, spaces=("one", "two"))
+    apart = write_table(tmp_path / "db" / "a", list(units(4, 0)), list(units(4, 1)), items=[None] * 4, encoder=two)
+    out = TableRef.parse(str(tmp_path / "db" / "found"))
+    report = search_many(apart, apart, out, BulkSettings(k=1))
+    found = lance.dataset(out.uri).to_table().to_pylist()
+    assert report.search == "text"
+    assert [row["row_id"] for row in found] == [row["query_id"] for row in found]
+    assert search_many(apart, apart, out, BulkSettings(k=1, search="text")).reused == 4
 
 
 def test_a_file_of_queries_from_the_command_line(shared_ray: None, tmp_path: Path) -> None:

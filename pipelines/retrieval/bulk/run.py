@@ -8,10 +8,9 @@ that are missing.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,18 +19,16 @@ from numpy.typing import NDArray
 
 from encoders.protocol import Modality
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID, VECTOR_COLUMNS
-from pipelines.filters import check_filter
 from pipelines.mining.lists import Lists, plan_lists, plan_sample, train_centroids
 from pipelines.mining.searching import SAMPLE, build_lists, search_all, search_lists
 from pipelines.mining.vectors import Block, dimension, scan_blocks, take_vectors
-from pipelines.provenance import Provenance
 from pipelines.retries import retry
-from pipelines.retrieval.bulk_results import (
+from pipelines.retrieval.bulk.request import BulkRecallError, BulkReport, BulkSettings, check_request
+from pipelines.retrieval.bulk.results import (
     PART,
     QUERY,
     QUERY_ID,
     RANK,
-    RUN_KEY,
     SCORE,
     begin_results,
     land_results,
@@ -43,78 +40,11 @@ from pipelines.storage import TableRef
 if TYPE_CHECKING:
     import lance
 
-Method = Literal["auto", "exact", "lists"]
 _OFFSET = "_rowoffset"
 _EXACT_UP_TO_PAIRS = 2e10
 _QUERIES_PER_TASK = 16_384
 _MOST_DEPTH = 4_096
 _RETRIES = 3
-
-
-class BulkRecallError(RuntimeError):
-    """Approximate search misses too much; nothing was written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BulkSettings:
-    """What is asked.
-
-    Attributes:
-        ask: by which vectors of the queries.
-        search: which vectors of the table.
-        k: results of each query.
-        where: SQL filter on the table.
-        columns: of the table, that come along.
-        distinct: at most one row of each item.
-        method: `exact`, `lists`, or by the number of pairs.
-        target_recall: of the lists, on a sample; below it the run is refused.
-        seed: of samples.
-    """
-
-    ask: Modality = "text"
-    search: Modality = "image"
-    k: int = 10
-    where: str | None = None
-    columns: tuple[str, ...] = ()
-    distinct: bool = False
-    method: Method = "auto"
-    target_recall: float = 0.95
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BulkReport:
-    """What was done.
-
-    Attributes:
-        out: the table of results.
-        version: of it.
-        queries: that have a vector.
-        skipped: queries that have none.
-        gallery: rows that were searched.
-        results: rows of `out`.
-        reused: queries whose results an earlier run had left.
-        method: `exact` or `lists`.
-        recall: of the lists, measured; 1 where all were compared.
-        seconds: in all.
-        queries_per_s: of those that this run searched.
-    """
-
-    out: str
-    version: int
-    queries: int
-    skipped: int
-    gallery: int
-    results: int
-    reused: int
-    method: str
-    recall: float
-    seconds: float
-    queries_per_s: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +59,12 @@ class _Job:
     schema: pa.Schema
     settings: BulkSettings
 
+    @property
+    def searched(self) -> Modality:
+        """Which vectors of the table are compared."""
+        assert self.settings.search is not None
+        return self.settings.search
+
     def open(self) -> lance.LanceDataset:
         return _at(self.table, self.version)
 
@@ -136,7 +72,7 @@ class _Job:
         return _at(self.queries, self.queries_version)
 
     def blocks(self) -> Iterator[Block]:
-        return scan_blocks(self.open(), self.settings.where, modalities=[self.settings.search])
+        return scan_blocks(self.open(), self.settings.where, modalities=[self.searched])
 
 
 @dataclass(frozen=True)
@@ -183,7 +119,7 @@ def search_many(
 
     started = time.perf_counter()
     asking, dataset = open_dataset(queries), open_dataset(table)
-    schema = _check(queries, asking, table, dataset, settings)
+    settings, schema = check_request(queries, asking, table, dataset, settings)
     job = _Job(
         queries=queries,
         queries_version=int(asking.version),
@@ -224,6 +160,7 @@ def search_many(
         gallery=int(gallery.there.sum()),
         results=written.count_rows(),
         reused=reused,
+        search=job.searched,
         method=method,
         recall=round(recall, 4),
         seconds=round(seconds, 2),
@@ -258,9 +195,9 @@ def search_part(job: _Job, held: tuple[_Gallery, Lists | None], part: int, offse
     waiting = np.arange(len(offsets))
     while len(waiting):
         if lists is None:
-            found = search_all(job.blocks(), settings.search, gallery.there, vectors[waiting], depth)
+            found = search_all(job.blocks(), job.searched, gallery.there, vectors[waiting], depth)
         else:
-            found = search_lists(job.blocks(), settings.search, lists, vectors[waiting], depth)
+            found = search_lists(job.blocks(), job.searched, lists, vectors[waiting], depth)
         best = found if items is None else first_of_items(*found, items, settings.k)
         scores[waiting], places[waiting] = best
         # Of distinct items there may be fewer than k among the best; then the list goes deeper, if there is more.
@@ -294,56 +231,6 @@ def first_of_items(
     return best, rows
 
 
-def _check(
-    queries: TableRef, asking: lance.LanceDataset, table: TableRef, dataset: lance.LanceDataset, settings: BulkSettings
-) -> pa.Schema:
-    """The schema of the results.
-
-    Raises:
-        EncoderMismatchError: the two are of different encoders.
-        ValueError: a vector or a column is missing, two spaces, no filter.
-    """
-    theirs = Provenance.from_schema(asking.schema, str(queries))
-    own = Provenance.from_schema(dataset.schema, str(table))
-    own.check_same_encoder(theirs.encoder, str(table))
-    towers = []
-    for ref, provenance, modality in ((queries, theirs, settings.ask), (table, own, settings.search)):
-        column = VECTOR_COLUMNS[modality]
-        there = provenance.vector_columns()
-        if column not in there:
-            raise ValueError(f"table {ref}: has no {column}; it has {', '.join(there) or 'no vectors'}")
-        towers.append(there[column])
-    if towers[0].space != towers[1].space:
-        raise ValueError(
-            f"ask {settings.ask!r} and search {settings.search!r}: vectors of {own.encoder.name!r} for the two are in "
-            "different spaces and cannot be compared"
-        )
-    if settings.where is not None:
-        check_filter(settings.where, dataset)
-    fields = [
-        pa.field(QUERY_ID, pa.string()),
-        pa.field(QUERY, pa.string()),
-        pa.field(RANK, pa.int32()),
-        pa.field(ROW_ID, pa.string()),
-        pa.field(SCORE, pa.float32()),
-    ]
-    taken = {field.name for field in fields} | {PART}
-    for name in settings.columns:
-        if name not in dataset.schema.names:
-            raise ValueError(f"columns: table {table} has no {name!r}; it has {', '.join(dataset.schema.names)}")
-        if name in taken:
-            raise ValueError(f"columns: {name!r} is a name of the results; leave it out")
-        fields.append(dataset.schema.field(name).remove_metadata())
-    record = {
-        "queries": [str(queries), int(asking.version)],
-        "table": [str(table), int(dataset.version)],
-        "encoder": own.encoder.to_dict(),
-        "settings": asdict(settings),
-    }
-    metadata = {RUN_KEY: json.dumps(record, sort_keys=True).encode()}
-    return pa.schema([*fields, pa.field(PART, pa.int32())], metadata=metadata)
-
-
 def _query_offsets(job: _Job) -> tuple[NDArray[np.int64], int]:
     """Offsets of the queries that have a vector, and how many have none."""
     dataset = job.open_queries()
@@ -355,9 +242,9 @@ def _query_offsets(job: _Job) -> tuple[NDArray[np.int64], int]:
 
 def _read_gallery(job: _Job) -> _Gallery:
     offsets, there = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
-    for block in scan_blocks(job.open(), job.settings.where, columns=[_OFFSET], modalities=[job.settings.search]):
+    for block in scan_blocks(job.open(), job.settings.where, columns=[_OFFSET], modalities=[job.searched]):
         offsets.append(block.rows[_OFFSET].to_numpy().astype(np.int64))
-        there.append(block.has[job.settings.search])
+        there.append(block.has[job.searched])
     return _Gallery(np.concatenate(offsets), np.concatenate(there))
 
 
@@ -371,15 +258,15 @@ def _lists(job: _Job, gallery: _Gallery, offsets: NDArray[np.int64]) -> tuple[Li
     rng = np.random.default_rng(settings.seed)
     rows = np.flatnonzero(gallery.there)
     count = plan_lists(len(rows))
-    size = plan_sample(count, len(rows), dimension(dataset, settings.search))
+    size = plan_sample(count, len(rows), dimension(dataset, job.searched))
     trained = np.sort(rng.choice(rows, size, replace=False))
-    (sample,) = take_vectors(dataset, gallery.offset[trained], [settings.search])
+    (sample,) = take_vectors(dataset, gallery.offset[trained], [job.searched])
     chosen = np.sort(rng.permutation(offsets)[: 2 * SAMPLE])
     (queries,) = take_vectors(job.open_queries(), chosen, [settings.ask])
     # Chosen for a little more: other queries than those that chose it are to reach the target.
     goal = min(1.0, settings.target_recall + (1 - settings.target_recall) / 2)
     centroids = train_centroids(sample, count, settings.seed)
-    lists, recall = build_lists(job.blocks(), settings.search, gallery.there, centroids, queries, settings.k, goal=goal)
+    lists, recall = build_lists(job.blocks(), job.searched, gallery.there, centroids, queries, settings.k, goal=goal)
     if recall < settings.target_recall:
         raise BulkRecallError(
             f"table {job.table}: {lists.probes} of {count} lists find {recall:.3f} of the exact results, less than "
