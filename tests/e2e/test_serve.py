@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,16 +17,13 @@ from urllib.parse import quote, urlsplit
 
 import lance
 import pytest
+from browsers import browser_page
 from corpora import picture
 from serving_tools import SECRET, N, make_table
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# CI installs one; a machine without a browser runs all other tests.
-NEEDS_BROWSER = "ISTHMUS_TEST_BROWSER" in os.environ
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 UPS = ("../", "..%2f", "%2e%2e/", "..\\", "%252e%252e%252f", "....//", "/", "%00")
 FILES = ("etc/passwd", "secret.txt", "proc/self/environ", "app.py", "windows/win.ini")
 URLS = ("http://169.254.169.254/", "file:///etc/passwd", "s3://bucket/key", "http://localhost:22/", "gopher://x/")
@@ -76,22 +71,10 @@ def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
 @pytest.fixture
 def page(server: str) -> Iterator[Page]:
     """A browser's page, on which any error is one of the test."""
-    if CHROMIUM is None:
-        assert not NEEDS_BROWSER, "no chromium on this machine"
-        pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
-
-    problems: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        made = browser.new_page(viewport={"width": 1200, "height": 900})
-        made.on("pageerror", lambda error: problems.append(str(error)))
-        made.on("requestfailed", lambda request: problems.append(f"{request.url}: {request.failure}"))
+    with browser_page() as made:
         made.goto(server)
         made.wait_for_selector("#table option", state="attached")
         yield made
-        browser.close()
-    assert not problems
 
 
 def answered(page: Page) -> list[str]:
