@@ -76,7 +76,9 @@ def find_clusters(points: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.full(len(points), NOISE, np.int64)
     from sklearn.cluster import HDBSCAN
 
-    found = HDBSCAN(min_cluster_size=max(5, len(points) // 100), copy=True).fit_predict(points)
+    # Leaves of the tree: by default one cluster of nearly all rows wins over the many within it.
+    smallest = max(5, len(points) // 100)
+    found = HDBSCAN(min_cluster_size=smallest, cluster_selection_method="leaf", copy=True).fit_predict(points)
     numbers, sizes = np.unique(found[found >= 0], return_counts=True)
     renamed = np.full(int(found.max(initial=0)) + 1, NOISE, np.int64)
     renamed[numbers[np.argsort(-sizes, kind="stable")]] = np.arange(len(numbers))

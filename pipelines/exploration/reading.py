@@ -27,7 +27,7 @@ class Sample:
     Attributes:
         rows: `row_id`, `item_id`, `caption`, `image_uri` and, where there are any, `thumbnail`.
         vectors: float32 (n, dim), L2-normalised.
-        total: rows with a vector that it was drawn from.
+        total: rows with a vector that it was drawn from, a picture that several name being one.
     """
 
     rows: pa.Table
@@ -46,6 +46,8 @@ def shown_columns(dataset: lance.LanceDataset) -> list[str]:
 def draw(dataset: lance.LanceDataset, modality: Modality, where: str | None, count: int, seed: int) -> Sample:
     """At most `count` rows that have a vector, drawn without favour, in the table's order.
 
+    By pictures, a picture that several rows name is drawn once, with the caption of the first.
+
     Args:
         dataset: at the version that is looked at.
         modality: whose vectors.
@@ -54,15 +56,26 @@ def draw(dataset: lance.LanceDataset, modality: Modality, where: str | None, cou
         seed: of the draw.
     """
     column, condition = VECTOR_COLUMNS[modality], _has_vector(modality, where)
-    found = dataset.scanner(columns=[_OFFSET], filter=condition, scan_in_order=True).to_table()
+    found = dataset.scanner(columns=[_OFFSET, IMAGE_URI], filter=condition, scan_in_order=True).to_table()
     offsets = found[_OFFSET].to_numpy().astype(np.int64)
+    if modality == "image":
+        offsets = offsets[_first_of_pictures(found[IMAGE_URI])]
+    total = len(offsets)
     if len(offsets) > count:
         offsets = np.sort(np.random.default_rng(seed).choice(offsets, count, replace=False))
     columns = [*shown_columns(dataset), column]
     rows = dataset.take(offsets.tolist(), columns=columns) if len(offsets) else dataset.schema.empty_table()
     vectors, has = normalise(rows[column])
     rows = rows.select(columns).drop_columns([column]).filter(pa.array(has))
-    return Sample(rows, vectors[has], found.num_rows)
+    return Sample(rows, vectors[has], total)
+
+
+def _first_of_pictures(uris: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Whether each row is the first that names its picture, bool (n,); one without a name is of its own."""
+    codes = uris.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+    first = np.zeros(len(codes), bool)
+    first[np.unique(codes, return_index=True)[1]] = True
+    return first | (codes < 0)
 
 
 def outlierness(

@@ -60,7 +60,8 @@ def build_vector_index(table: TableRef, column: str, target_recall: float, memor
     """Index a vector column, and store the fastest parameters that keep the promised recall.
 
     Recall is measured for queries of every kind that will ask: vectors of the column itself, and of columns that share
-    its space. HNSW that misses (it does among many equal vectors) gives way to IVF_RQ.
+    its space. HNSW that misses (it does among many equal vectors) gives way to IVF_RQ. An index that is there answers,
+    with parameters that are slow and sure, until the new one takes its place.
 
     Raises:
         RecallError: the target is not reached; the index is dropped, and search stays exact.
@@ -68,14 +69,17 @@ def build_vector_index(table: TableRef, column: str, target_recall: float, memor
     dataset = open_dataset(table)
     rows = dataset.count_rows(f"{column} IS NOT NULL")
     plan = plan_index(rows, dataset.schema.field(column).type.list_size, memory_bytes)
-    _drop(dataset, column)
+    stored = read_parameters(dataset, column)
     if plan.type == "exact":
+        _drop(dataset, column)
         return BuiltIndex(column=column, type="exact", why=plan.reason)
     probes = make_probes(dataset, column, Provenance.from_schema(dataset.schema, str(table)))
     exact_ms = measure(dataset, column, probes[:_EXACT_TRIES], {"use_index": False}).ms
     missed: list[str] = []
     curve: tuple[Point, ...] = ()
     for tried in (plan, *fallback_plans(plan, rows)):
+        if stored is not None:
+            write_parameters(open_dataset(table), column, _while_rebuilding(stored, tried))
         _create(table, column, tried)
         tuned = _tune(table, column, candidate_lines(tried), probes, target_recall)
         curve = (*curve, *tuned.points)
@@ -100,6 +104,17 @@ def build_vector_index(table: TableRef, column: str, target_recall: float, memor
     raise RecallError(
         f"table {table}: {', '.join(missed)}, not {target_recall}; it is not published, and search stays exact, which "
         f"reaches it at {exact_ms:.1f} ms a query; ask for --target-recall {floor:.2f} to have an index"
+    )
+
+
+def _while_rebuilding(stored: QueryParameters, plan: IndexPlan) -> QueryParameters:
+    """Slow parameters that are right for the old index and, once it is replaced, for the one that is not tuned yet."""
+    tries = [stored, *(candidate for line in candidate_lines(plan) for candidate in line)]
+    return replace(
+        stored,
+        nprobes=max(one.nprobes for one in tries),
+        refine_factor=max(one.refine_factor for one in tries),
+        ef=max((one.ef for one in tries if one.ef is not None), default=None),
     )
 
 
