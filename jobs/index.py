@@ -25,6 +25,11 @@ class IndexConfig(JobConfig):
     target_recall: float = Field(
         default=0.95, gt=0, le=1, description="recall@10 against exact search that a vector index must reach."
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        description="Build the index of a large table by so many tasks on Ray; 1: in this process.",
+    )
     plot: Path | None = Field(default=None, description="Draw recall against latency into this file (png, svg, …).")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
@@ -89,7 +94,7 @@ def run(config: IndexConfig) -> IndexReport:
     if config.plot is not None:
         check_plot(config.plot)
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
-    built = index_table(table, config.target_recall, psutil.virtual_memory().total)
+    built = index_table(table, config.target_recall, psutil.virtual_memory().total, config.workers)
     drawn = config.plot if any(index.curve for index in built) else None
     if drawn is not None:
         plot(built, drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def find_clusters(points: NDArray[np.float32]) -> NDArray[np.int64]:
     from sklearn.cluster import HDBSCAN
 
     # Leaves of the tree: by default one cluster of nearly all rows wins over the many within it.
-    smallest = max(5, len(points) // 100)
+    smallest = max(5, math.isqrt(len(points)))
     found = HDBSCAN(min_cluster_size=smallest, cluster_selection_method="leaf", copy=True).fit_predict(points)
     numbers, sizes = np.unique(found[found >= 0], return_counts=True)
     renamed = np.full(int(found.max(initial=0)) + 1, NOISE, np.int64)

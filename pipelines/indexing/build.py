@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines.contract import CAPTION, ITEM_ID, ROW_ID
+from pipelines.indexing.distributed import create_on_ray
 from pipelines.indexing.parameters import (
     IndexPlan,
     QueryParameters,
@@ -16,7 +17,7 @@ from pipelines.indexing.parameters import (
     read_parameters,
     write_parameters,
 )
-from pipelines.indexing.recall import Measurement, Probe, make_probes, measure
+from pipelines.indexing.recall import K, Measurement, Probe, make_probes, measure
 from pipelines.indexing.tuning import Point, Tuned, tune
 from pipelines.provenance import Provenance
 from pipelines.sink.tables import open_dataset
@@ -56,12 +57,21 @@ class BuiltIndex:
     exact_ms: float | None = None
 
 
-def build_vector_index(table: TableRef, column: str, target_recall: float, memory_bytes: int) -> BuiltIndex:
+def build_vector_index(
+    table: TableRef, column: str, target_recall: float, memory_bytes: int, workers: int = 1
+) -> BuiltIndex:
     """Index a vector column, and store the fastest parameters that keep the promised recall.
 
     Recall is measured for queries of every kind that will ask: vectors of the column itself, and of columns that share
     its space. HNSW that misses (it does among many equal vectors) gives way to IVF_RQ. An index that is there answers,
     with parameters that are slow and sure, until the new one takes its place.
+
+    Args:
+        table: the table.
+        column: of vectors.
+        target_recall: recall@10 against exact search.
+        memory_bytes: what this machine has.
+        workers: above 1, IVF_RQ is built by so many tasks on Ray.
 
     Raises:
         RecallError: the target is not reached; the index is dropped, and search stays exact.
@@ -80,7 +90,7 @@ def build_vector_index(table: TableRef, column: str, target_recall: float, memor
     for tried in (plan, *fallback_plans(plan, rows)):
         if stored is not None:
             write_parameters(open_dataset(table), column, _while_rebuilding(stored, tried))
-        _create(table, column, tried)
+        _create(table, column, tried, workers)
         tuned = _tune(table, column, candidate_lines(tried), probes, target_recall)
         curve = (*curve, *tuned.points)
         if tuned.parameters is not None:
@@ -118,7 +128,10 @@ def _while_rebuilding(stored: QueryParameters, plan: IndexPlan) -> QueryParamete
     )
 
 
-def _create(table: TableRef, column: str, plan: IndexPlan) -> None:
+def _create(table: TableRef, column: str, plan: IndexPlan, workers: int) -> None:
+    if workers > 1 and plan.type == "IVF_RQ":
+        create_on_ray(table, column, plan, workers)
+        return
     open_dataset(table).create_index(
         column, index_type=plan.type, metric="cosine", num_partitions=plan.partitions, replace=True
     )
@@ -130,7 +143,7 @@ def _tune(
     dataset = open_dataset(table)
 
     def try_out(parameters: QueryParameters, asked: list[Probe]) -> Measurement:
-        return measure(dataset, column, asked, parameters.nearest())
+        return measure(dataset, column, asked, parameters.nearest(K))
 
     return tune(lines, probes, target_recall, try_out)
 
@@ -151,7 +164,7 @@ def recheck_vector_index(table: TableRef, column: str) -> QueryParameters | None
         raise ValueError(f"table {table}: {column} has no published index; run `isthmus index`")
     rows = dataset.count_rows(f"{column} IS NOT NULL")
     probes = make_probes(dataset, column, Provenance.from_schema(dataset.schema, str(table)))
-    now = measure(dataset, column, probes, stored.nearest())
+    now = measure(dataset, column, probes, stored.nearest(K))
     if now.recall >= stored.target:
         kept = replace(stored, recall=round(now.recall, 4), rows=rows)
         write_parameters(dataset, column, kept)
@@ -202,7 +215,7 @@ def build_key_indexes(table: TableRef) -> list[BuiltIndex]:
     return built
 
 
-def index_table(table: TableRef, target_recall: float, memory_bytes: int) -> list[BuiltIndex]:
+def index_table(table: TableRef, target_recall: float, memory_bytes: int, workers: int = 1) -> list[BuiltIndex]:
     """All indexes of a table; run again, it builds them anew over all rows.
 
     Raises:
@@ -213,7 +226,8 @@ def index_table(table: TableRef, target_recall: float, memory_bytes: int) -> lis
     text = build_text_index(table)
     built = [*build_key_indexes(table), *([text] if text else [])]
     return built + [
-        build_vector_index(table, column, target_recall, memory_bytes) for column in provenance.vector_columns()
+        build_vector_index(table, column, target_recall, memory_bytes, workers)
+        for column in provenance.vector_columns()
     ]
 
 

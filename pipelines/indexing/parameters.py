@@ -61,9 +61,14 @@ class QueryParameters:
     target: float = 0.0
     rows: int = 0
 
-    def nearest(self) -> dict[str, Any]:
-        """As Lance's `nearest` takes them."""
-        values = {"minimum_nprobes": self.nprobes, "refine_factor": self.refine_factor, "ef": self.ef}
+    def nearest(self, k: int) -> dict[str, Any]:
+        """As Lance's `nearest` takes them.
+
+        Args:
+            k: rows that are asked for. HNSW's list has to hold all candidates.
+        """
+        ef = max(self.ef, k * self.refine_factor) if self.ef is not None else None
+        values = {"minimum_nprobes": self.nprobes, "refine_factor": self.refine_factor, "ef": ef}
         return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:

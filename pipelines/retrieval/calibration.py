@@ -134,7 +134,7 @@ def _hits(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
     """How far the best hits of some rows rise, each item once; whether they are the row's own item; of which query."""
     parameters = read_parameters(dataset, column)
-    extra: dict[str, Any] = parameters.nearest() if parameters else {"use_index": False}
+    extra: dict[str, Any] = parameters.nearest(_DEPTH) if parameters else {"use_index": False}
     asked = sample_vectors(dataset, source, _QUERIES)
     ids = ", ".join("'" + row_id.replace("'", "''") + "'" for row_id, _ in asked)
     rows = dataset.to_table(columns=[ROW_ID, ITEM_ID], filter=f"{ROW_ID} IN ({ids})") if asked else None

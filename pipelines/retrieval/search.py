@@ -225,7 +225,7 @@ def _by_vector(
     parameters = read_parameters(dataset, column)
 
     def fetch(k: int) -> pa.Table:
-        extra = parameters.nearest() if parameters else {"use_index": False}
+        extra = parameters.nearest(k) if parameters else {"use_index": False}
         rows = dataset.scanner(
             nearest={"column": column, "q": vector, "k": k, "metric": "cosine", **extra},
             columns=[*columns, "_distance"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from encoders.registry import describe
 from jobs.maintain import MaintainConfig, run
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, POSITION, ROW_ID, SHARD
+from pipelines.indexing import build
 from pipelines.indexing.build import RecallError, build_vector_index, index_table, recheck_vector_index
+from pipelines.indexing.distributed import share_fragments
 from pipelines.indexing.parameters import (
     QueryParameters,
     candidate_lines,
@@ -23,7 +26,7 @@ from pipelines.indexing.parameters import (
     write_parameters,
 )
 from pipelines.indexing.recall import K, Measurement, Probe, exact_distances, make_probes, measure, recall_at_k
-from pipelines.indexing.tuning import tune
+from pipelines.indexing.tuning import Tuned, tune
 from pipelines.provenance import Provenance
 from pipelines.retrieval.queries import Query
 from pipelines.retrieval.search import OpenTable, search
@@ -42,7 +45,13 @@ def clustered(n: int, dim: int = 64, seed: int = 0) -> np.ndarray:
 
 
 def make_table(
-    folder: Path, n: int, *, nulls: int = 0, vectors: np.ndarray | None = None, words: bool = False
+    folder: Path,
+    n: int,
+    *,
+    nulls: int = 0,
+    vectors: np.ndarray | None = None,
+    words: bool = False,
+    rows_per_file: int = 1 << 20,
 ) -> TableRef:
     ref = TableRef.parse(str(folder / "db" / "t"))
     found = [None if i < nulls else v for i, v in enumerate(clustered(n) if vectors is None else vectors)]
@@ -61,7 +70,9 @@ def make_table(
     if words:
         table = table.append_column("text_vector", pa.array(list(clustered(n, seed=1)), pa.list_(pa.float32(), 64)))
     provenance = Provenance(encoder=describe("fake").card, modalities=("image", "text") if words else ("image",))
-    lance.write_dataset(table.replace_schema_metadata(provenance.to_metadata()), ref.uri)
+    lance.write_dataset(
+        table.replace_schema_metadata(provenance.to_metadata()), ref.uri, max_rows_per_file=rows_per_file
+    )
     return ref
 
 
@@ -168,11 +179,74 @@ def test_an_index_reaches_its_target_and_search_uses_its_parameters(memory: int,
     order = np.argsort(-(vectors @ vectors[100]))
     exact = [f"r{i}" for i in order if i >= 40 and i != 100][:10]
     assert len(set(hits.rows[ROW_ID].to_pylist()) & set(exact)) >= 8
+    assert len(search(table, Query(like="r100", k=700)).rows) == 700, "more rows than the list that was tuned holds"
+
+
+def test_many_workers_build_one_index(shared_ray: None, tmp_path: Path) -> None:
+    table = make_table(tmp_path, 12_000, nulls=40, rows_per_file=1_700)
+    for _ in range(2):
+        built = build_vector_index(table, "image_vector", 0.95, 1 << 20, workers=3)
+        assert built.type == "IVF_RQ"
+        (index,) = open_dataset(table).describe_indices()
+        assert index.name == "image_vector_idx"
+        statistics = open_dataset(table).index_statistics(index.name)
+        assert (statistics["num_indexed_rows"], statistics["num_unindexed_rows"]) == (12_000, 0)
+        assert len(statistics["indices"]) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_new_rows_come_into_the_index_and_those_without_vectors_are_not_missed(
+    workers: int, shared_ray: None, tmp_path: Path
+) -> None:
+    table = make_table(tmp_path, 12_000, nulls=40, rows_per_file=1_700)
+    build_vector_index(table, "image_vector", 0.95, 1 << 20, workers)
+    for new in (5, 200):  # the first forty have no vector
+        rows = open_dataset(table).to_table(limit=new)
+        rows = rows.set_column(0, ROW_ID, pa.array([f"new{new}.{i}" for i in range(new)]))
+        lance.write_dataset(rows, table.uri, mode="append")
+        report = run(MaintainConfig(table=f"{table.database}/{table.name}"))
+        assert (report.recalls["image_vector"] or 0) >= 0.95
+        assert [index.unindexed_rows for index in report.tables[0].indexes] == [0]
+    assert open_dataset(table).count_rows() == 12_205
+    hits = search(table, Query(like="r100", k=2))
+    assert any(row_id.startswith("new200.") for row_id in hits.rows[ROW_ID].to_pylist()), "it has the same vector"
+
+
+def test_fragments_are_shared_by_their_rows(tmp_path: Path) -> None:
+    dataset = open_dataset(make_table(tmp_path, 100, rows_per_file=30))
+    assert share_fragments(dataset, 2) == [[0, 2], [1, 3]]
+    assert share_fragments(dataset, 9) == [[0], [1], [2], [3]]
+
+
+def test_an_index_answers_while_it_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make_table(tmp_path, 12_000)
+    exact = search(table, Query(like="r100", k=10)).rows[ROW_ID].to_pylist()
+    build_vector_index(table, "image_vector", 0.95, 16 * GIB)  # HNSW gives way to IVF_RQ: other parameters
+    seen: list[int] = []
+
+    def look() -> None:
+        hits = search(table, Query(like="r100", k=10))
+        assert not hits.exact
+        seen.append(len(set(hits.rows[ROW_ID].to_pylist()) & set(exact)))
+
+    create, tune_it = build._create, build._tune
+
+    def look_then_create(*given: Any) -> None:
+        look()
+        create(*given)
+
+    def look_then_tune(*given: Any) -> Tuned:
+        look()
+        return tune_it(*given)
+
+    monkeypatch.setattr(build, "_create", look_then_create)
+    monkeypatch.setattr(build, "_tune", look_then_tune)
+    build_vector_index(table, "image_vector", 0.95, 1 << 20)
+    assert len(seen) == 2
+    assert min(seen) >= 9
 
 
 def test_an_index_below_its_target_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.indexing import build
-
     table = make_table(tmp_path, 12_000)
     monkeypatch.setattr(build, "candidate_lines", lambda plan: [[candidate(1, 1)]])
     message = (

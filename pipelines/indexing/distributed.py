@@ -1,0 +1,100 @@
+"""An IVF_RQ index made by many workers: each indexes some of the fragments by one set of centroids and one rotation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipelines.indexing.parameters import IndexPlan
+from pipelines.retries import retry
+from pipelines.sink.tables import open_dataset
+from pipelines.storage import TableRef
+
+if TYPE_CHECKING:
+    import lance
+    from lance.dataset import Index
+
+_SAMPLE_RATE = 256  # vectors that k-means sees for each partition
+_RETRIES = 3
+
+
+def create_on_ray(table: TableRef, column: str, plan: IndexPlan, workers: int, num_bits: int = 5) -> None:
+    """Build an IVF_RQ index on Ray and put it in the old one's place, in one commit.
+
+    The driver trains the centroids on a sample; RaBitQ's rotation (Gao, Long, 2024) is drawn once, so that codes of all
+    workers can be compared. Rows that are appended meanwhile are searched exactly, as always.
+
+    Args:
+        table: the table.
+        column: of vectors.
+        plan: type IVF_RQ, and its partitions.
+        workers: at most so many tasks.
+        num_bits: of a dimension's code; 5 is Lance's own default.
+
+    Raises:
+        OSError: the store fails.
+    """
+    import ray
+    from lance.indices import IndicesBuilder
+    from lance.lance import indices as native
+
+    from pipelines.embedding.engines.session import ensure_ray, plain_errors
+
+    dataset = open_dataset(table)
+    field = dataset.schema.field(column).type
+    rows = dataset.count_rows(f"{column} IS NOT NULL")
+    rate = max(1, min(_SAMPLE_RATE, rows // plan.partitions))
+    model = IndicesBuilder(dataset, column).train_ivf(plan.partitions, distance_type="cosine", sample_rate=rate)
+    rotation = native.build_rq_model(field.list_size, num_bits)
+    ensure_ray()
+    centroids = ray.put(model.centroids)
+    task: Any = ray.remote(build_segment).options(max_retries=_RETRIES, num_cpus=1)
+    with plain_errors():
+        groups = share_fragments(dataset, workers)
+        version = int(dataset.version)
+        segments = ray.get(
+            [task.remote(table, version, column, plan.partitions, group, centroids, rotation) for group in groups]
+        )
+    merged = retry(lambda: dataset.merge_existing_index_segments(segments), table.uri)
+    open_dataset(table).commit_existing_index_segments(f"{column}_idx", column, [merged])
+
+
+def share_fragments(dataset: lance.LanceDataset, workers: int) -> list[list[int]]:
+    """Fragment ids in at most `workers` groups of about as many rows: the largest goes where there is least."""
+    sizes = {fragment.fragment_id: fragment.count_rows() for fragment in dataset.get_fragments()}
+    groups: list[list[int]] = [[] for _ in range(min(workers, len(sizes)))]
+    loads = [0] * len(groups)
+    for fragment, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        least = loads.index(min(loads))
+        groups[least].append(fragment)
+        loads[least] += size
+    return groups
+
+
+def build_segment(
+    table: TableRef, version: int, column: str, partitions: int, fragments: list[int], centroids: Any, rotation: str
+) -> Index:
+    """Index some fragments, without publishing it; a Ray task.
+
+    Args:
+        table: the table.
+        version: that all workers see.
+        column: of vectors.
+        partitions: how many centroids there are.
+        fragments: ids.
+        centroids: float32 (partitions, dim), as an Arrow array of fixed-size lists.
+        rotation: RaBitQ's, as JSON.
+    """
+    import lance
+
+    dataset = lance.dataset(table.uri, version=version, storage_options=table.options)
+    return dataset.create_index_uncommitted(
+        column,
+        "IVF_RQ",
+        name=f"{column}_idx",
+        metric="cosine",
+        num_partitions=partitions,
+        ivf_centroids=centroids,
+        rabitq_model=rotation,
+        fragment_ids=fragments,
+        replace=True,
+    )
