@@ -15,7 +15,7 @@ from jobs.config import JobConfig
 class ExportConfig(JobConfig):
     """Config of `isthmus export`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
     out: str = Field(description="An empty folder, local or s3://….")
     format: Literal["npy", "parquet"] = Field(
         default="npy", description="npy: arrays beside Parquet, as clip-retrieval and embedding-reader have them."
@@ -64,7 +64,7 @@ def run_export(config: ExportConfig) -> ExchangeReport:
     from pipelines.storage import Storage, TableRef
 
     done = export_table(
-        TableRef.parse(config.table, Storage.from_options(config.storage_options)),
+        TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True),
         config.out,
         format=config.format,
         storage=Storage.from_options(config.out_storage_options),

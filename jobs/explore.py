@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ExploreConfig(JobConfig):
     """Config of `isthmus explore`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
     html: Path = Field(default=Path("explore.html"), description="The self-contained page.")
     out: Path | None = Field(
         default=None, description="Write rows, clusters and mismatched pairs as Parquet into this folder, too."
@@ -107,7 +107,7 @@ def run(config: ExploreConfig) -> ExploreReport:
     from pipelines.sink.tables import open_dataset
     from pipelines.storage import Storage, TableRef
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True)
     table, dataset = (table, open_dataset(table)) if config.original else answering(table)
     settings = ExploreSettings(
         modality=None if config.by == "auto" else config.by,

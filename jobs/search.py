@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class SearchConfig(JobConfig):
     """Config of `isthmus search`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
     words: str | None = Field(default=None, description="What to look for, in words.")
     image: list[Path] = Field(default_factory=list, description="What to look for, as a picture's file; repeat it.")
     like: list[str] = Field(default_factory=list, description="What to look for, as a row's id; repeat it.")
@@ -117,7 +117,7 @@ def run(config: SearchConfig) -> SearchReport:
     from pipelines.retrieval.search import search
     from pipelines.storage import Storage, TableRef
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True)
     storage = Storage.from_options(config.corpus_storage_options)
     hits = search(table, _query(config), encoder=config.encoder, original=config.original, corpus_storage=storage)
     page = None

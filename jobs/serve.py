@@ -24,7 +24,10 @@ _TOKEN_VARIABLE = "ISTHMUS_TOKEN"
 class ServeConfig(JobConfig):
     """Config of `isthmus serve`."""
 
-    tables: list[str] = Field(min_length=1, description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; several to compare.")
+    tables: list[str] = Field(
+        min_length=1,
+        description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME, each with @VERSION or @TAG; several to compare.",
+    )
     host: str = Field(default="127.0.0.1", description="Where to listen; beyond this machine a token is needed.")
     port: int = Field(default=8765, ge=0, le=65_535, description="0 takes a free one.")
     allowed_host: list[str] = Field(default_factory=list, description="Names by which browsers reach the server.")
@@ -74,7 +77,7 @@ def make_app(config: ServeConfig) -> FastAPI:
             "or listen on 127.0.0.1"
         )
     storage = Storage.from_options(config.storage_options)
-    refs = [TableRef.parse(name, storage) for name in config.tables]
+    refs = [TableRef.parse(name, storage, versions=True) for name in config.tables]
     hosts = ("localhost", "127.0.0.1", "[::1]", *config.allowed_host)
     settings = ServeSettings(
         token=token,
@@ -88,8 +91,8 @@ def make_app(config: ServeConfig) -> FastAPI:
 
 def _by_name(refs: list[TableRef]) -> dict[str, TableRef]:
     """Short names where they tell the tables apart, else whole ones."""
-    names = [ref.name for ref in refs]
-    return {ref.name if names.count(ref.name) == 1 else str(ref): ref for ref in refs}
+    names = [ref.label for ref in refs]
+    return {ref.label if names.count(ref.label) == 1 else str(ref): ref for ref in refs}
 
 
 def run(config: ServeConfig) -> ServeReport:

@@ -18,7 +18,7 @@ def open_table(
     """Open a table for queries: `open_table("db/products").search(words="red shoes", k=20).to_pandas()`.
 
     Args:
-        name: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.
+        name: FOLDER/NAME or s3://BUCKET/FOLDER/NAME, also at a version or tag, NAME@12.
         encoder: a spec that must be the table's own encoder; None takes what the table names.
         original: the table itself, where another was promoted to its place.
         storage_options: how to reach the store.
@@ -30,5 +30,5 @@ def open_table(
     from pipelines.retrieval.search import OpenTable
     from pipelines.storage import Storage, TableRef
 
-    table = TableRef.parse(name, Storage.from_options(storage_options or {}))
+    table = TableRef.parse(name, Storage.from_options(storage_options or {}), versions=True)
     return OpenTable.open(table, encoder=encoder, original=original)

@@ -144,25 +144,43 @@ def _seconds(name: str, value: str | None) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TableRef:
-    """A table by its URI: `path/to/db/name` or `s3://bucket/db/name`. The folder is a LanceDB database."""
+    """A table by its URI: `path/to/db/name` or `s3://bucket/db/name`. The folder is a LanceDB database.
+
+    Attributes:
+        database: the folder.
+        name: of the table in it.
+        storage: how to reach it.
+        version: a number or a tag, to read the table as it was; None is the latest.
+    """
 
     database: str
     name: str
     storage: Storage
+    version: str | None = None
 
     @classmethod
-    def parse(cls, uri: str, storage: Storage | None = None) -> TableRef:
+    def parse(cls, uri: str, storage: Storage | None = None, *, versions: bool = False) -> TableRef:
         """A reference from `database/name` (a trailing `.lance` is allowed).
+
+        Args:
+            uri: the text.
+            storage: how to reach it; None asks the environment.
+            versions: allow `database/name@version`, for what only reads.
 
         Raises:
             ValueError: there is no name, or it holds characters that LanceDB does not take.
         """
         database, _, name = absolute(uri).removesuffix(".lance").rpartition("/")
+        version: str | None = None
+        if versions and "@" in name:
+            name, _, version = name.partition("@")
+            if not version:
+                raise ValueError(f"table {uri!r}: give a version or a tag after '@'")
         if not database or database in ("s3:", "s3:/") or not name:
             raise ValueError(f"table {uri!r}: give FOLDER/NAME or s3://BUCKET/FOLDER/NAME")
         if not all(c.isalnum() or c in "_-." for c in name):
             raise ValueError(f"table {uri!r}: the name {name!r} may hold letters, digits, '_', '-' and '.'")
-        return cls(database=database, name=name, storage=storage or Storage.from_options())
+        return cls(database=database, name=name, storage=storage or Storage.from_options(), version=version)
 
     @property
     def uri(self) -> str:
@@ -178,5 +196,10 @@ class TableRef:
         """The table `<name>_<suffix>` of the same database (its rejects, its ledger)."""
         return TableRef(database=self.database, name=f"{self.name}_{suffix}", storage=self.storage)
 
+    @property
+    def label(self) -> str:
+        """The name within the database, with the version that was asked for."""
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
     def __str__(self) -> str:
-        return f"{self.database}/{self.name}"
+        return f"{self.database}/{self.label}"

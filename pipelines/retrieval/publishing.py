@@ -45,7 +45,7 @@ def promotions(dataset: lance.LanceDataset) -> list[Promotion]:
 
 
 def answering(table: TableRef) -> tuple[TableRef, lance.LanceDataset]:
-    """The table that answers for a name, at its version.
+    """The table that answers for a name, at its version; where a version was asked for, the table itself as it was.
 
     Raises:
         FileNotFoundError: there is no such table, or the promoted one was removed.
@@ -54,7 +54,7 @@ def answering(table: TableRef) -> tuple[TableRef, lance.LanceDataset]:
 
     dataset = open_dataset(table)
     stack = promotions(dataset)
-    if not stack:
+    if not stack or table.version is not None:
         return table, dataset
     promoted = TableRef(database=table.database, name=stack[-1].name, storage=table.storage)
     try:

@@ -223,7 +223,7 @@ def _jpeg(data: bytes) -> Response:
 def _about(name: str, opened: OpenTable) -> dict[str, Any]:
     return {
         "name": name,
-        "table": opened.table.name,
+        "table": opened.table.label,
         "version": opened.dataset.version,
         "rows": opened.dataset.count_rows(),
         "encoder": opened.provenance.encoder.name,

@@ -23,10 +23,10 @@ def open_dataset(ref: TableRef, *, missing_ok: Literal[False] = False) -> lance.
 @overload
 def open_dataset(ref: TableRef, *, missing_ok: bool) -> lance.LanceDataset | None: ...
 def open_dataset(ref: TableRef, *, missing_ok: bool = False) -> lance.LanceDataset | None:
-    """The latest version of a table's dataset.
+    """The latest version of a table's dataset, or the one that `ref` names.
 
     Raises:
-        FileNotFoundError: there is no such table (unless `missing_ok`); lists those that are there.
+        FileNotFoundError: there is no such table (unless `missing_ok`) or version; lists those that are there.
         PermissionError: the store refuses the credentials.
         OSError: the store cannot be read.
     """
@@ -34,6 +34,8 @@ def open_dataset(ref: TableRef, *, missing_ok: bool = False) -> lance.LanceDatas
         found = retry(lambda: _open(ref), ref.uri, CONTACT)
     except (ValueError, OSError) as error:
         raise translate(error, ref.uri) from error
+    if found is not None and ref.version is not None:
+        return _as_it_was(found, ref, ref.version)
     if found is not None or missing_ok:
         return found
     there = ", ".join(list_tables(ref)) or "none"
@@ -57,6 +59,23 @@ def _open(ref: TableRef) -> lance.LanceDataset | None:
     if is_remote(ref.uri) and ref.storage.filesystem(ref.uri).find(f"{ref.uri}/_versions"):
         raise FileNotFoundError(f"{ref.uri}: the store lists this table and does not give it; try again later")
     return None
+
+
+def _as_it_was(dataset: lance.LanceDataset, ref: TableRef, version: str) -> lance.LanceDataset:
+    """A table at a version or a tag.
+
+    Raises:
+        FileNotFoundError: it is not kept (any more).
+    """
+    tags = retry(lambda: dataset.tags.list(), ref.uri)
+    kept = [int(entry["version"]) for entry in retry(lambda: dataset.versions(), ref.uri)]
+    number = int(tags[version]["version"]) if version in tags else int(version) if version.isdecimal() else -1
+    if number not in kept:
+        named = f"; tags: {', '.join(sorted(tags))}" if tags else ""
+        raise FileNotFoundError(
+            f"table {ref}: there is no version {version!r}; kept are {len(kept)} from {min(kept)} to {max(kept)}{named}"
+        )
+    return retry(lambda: dataset.checkout_version(number), ref.uri)
 
 
 def list_tables(ref: TableRef) -> list[str]:

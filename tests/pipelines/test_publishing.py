@@ -74,3 +74,26 @@ def test_what_cannot_be_promoted_says_so(tmp_path: Path) -> None:
         search(table, Query(like="r3"))
     with pytest.raises(ValueError, match="give one of --corpus"):
         PromoteConfig(table="t")
+
+
+def test_a_table_is_read_as_it_was(tmp_path: Path) -> None:
+    table, better = tables(tmp_path)
+    dataset = lance.dataset(table.uri)
+    dataset.tags.create("before", dataset.version)
+    dataset.delete("n = 4")
+    promote(table, better, lance.dataset(better.uri).version, "it is better")
+    for version in ("before", "1"):
+        then = TableRef.parse(f"{table}@{version}", versions=True)
+        assert (then.uri, then.label, str(then)) == (table.uri, f"products@{version}", f"{table}@{version}")
+        assert answering(then)[1].count_rows() == 80
+        hits = search(then, Query(like="r3", k=79))
+        assert "r4" in hits.rows["row_id"].to_pylist(), "what was deleted later, and no table that was promoted"
+    assert answering(table)[0].name == "better"
+    with pytest.raises(FileNotFoundError, match=r"no version 'after'; kept are \d+ from 1 to \d+; tags: before"):
+        search(TableRef.parse(f"{table}@after", versions=True), Query(like="r3"))
+    with pytest.raises(FileNotFoundError, match="no version '99'"):
+        answering(TableRef.parse(f"{table}@99", versions=True))
+    with pytest.raises(ValueError, match="give a version or a tag after '@'"):
+        TableRef.parse(f"{table}@", versions=True)
+    with pytest.raises(ValueError, match="may hold letters"):
+        TableRef.parse(f"{table}@1")  # what writes takes no version

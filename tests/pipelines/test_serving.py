@@ -16,6 +16,7 @@ from serving_tools import N, make_table
 from starlette.testclient import TestClient
 
 from encoders.registry import describe
+from jobs.serve import ServeConfig, make_app
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID
 from pipelines.provenance import Provenance
 from pipelines.serving.app import ServeSettings, create_app
@@ -50,6 +51,20 @@ def ask(client: TestClient, **query: Any) -> dict[str, Any]:
 def refused(client: TestClient, **query: Any) -> tuple[int, str]:
     answer = client.post("/api/search", json={"table": "t", **query})
     return answer.status_code, json.dumps(answer.json()["detail"], ensure_ascii=False)
+
+
+def test_two_versions_of_a_table_stand_side_by_side(tmp_path: Path) -> None:
+    ref = make_table(tmp_path)
+    before = lance.dataset(ref.uri).version
+    lance.dataset(ref.uri).delete("price < 30")
+    names = [str(ref), f"{ref}@{before}"]
+    app = make_app(ServeConfig(tables=names))
+    with TestClient(app, base_url="http://localhost") as client:
+        told = {about["name"]: about["rows"] for about in client.get("/api/tables").json()}
+        assert told == {"t": N - 30, f"t@{before}": N}
+        for name, there in (("t", False), (f"t@{before}", True)):
+            found = client.post("/api/search", json={"table": name, "words": "red thing", "k": N}).json()["hits"]
+            assert ("r'3" in {hit["row_id"] for hit in found}) is there
 
 
 def test_the_tables_are_told_with_what_can_be_filtered(client: TestClient) -> None:
