@@ -17,14 +17,20 @@ class ExportConfig(JobConfig):
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
     out: str = Field(description="An empty folder, local or s3://….")
-    format: Literal["npy", "parquet"] = Field(
-        default="npy", description="npy: arrays beside Parquet, as clip-retrieval and embedding-reader have them."
+    format: Literal["npy", "parquet", "huggingface"] = Field(
+        default="npy",
+        description="npy: arrays beside Parquet, as clip-retrieval and embedding-reader have them; huggingface: "
+        "a folder for datasets.load_dataset.",
     )
+    pictures: bool = Field(default=False, description="With huggingface: the pictures themselves come along.")
     vectors: str | None = Field(default=None, description="Vector columns, a,b; default: all.")
     where: str | None = Field(default=None, description="SQL filter on the table's columns.")
     rows_per_file: int = Field(default=100_000, ge=1, description="Rows of a file; one file's rows are in memory.")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the table.")
     out_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach OUT.")
+    corpus_storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="How to reach the corpus' pictures."
+    )
 
 
 @Parameter(name="*")
@@ -71,6 +77,7 @@ def run_export(config: ExportConfig) -> ExchangeReport:
         vectors=[name.strip() for name in config.vectors.split(",")] if config.vectors else (),
         where=config.where,
         rows_per_file=config.rows_per_file,
+        pictures=Storage.from_options(config.corpus_storage_options) if config.pictures else None,
     )
     return ExchangeReport(facts={"table": config.table, **asdict(done)})
 

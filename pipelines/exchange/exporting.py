@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contract import IMAGE_URI, INTERNAL
+from pipelines.exchange import huggingface
 from pipelines.exchange.layout import IMAGE_PATH, PARQUET_PREFIX, array_name, metadata_name
 from pipelines.filters import check_filter
 from pipelines.provenance import Provenance
@@ -22,7 +23,7 @@ from pipelines.storage import Storage, TableRef, absolute, is_remote
 if TYPE_CHECKING:
     import lance
 
-ExportFormat = Literal["npy", "parquet"]
+ExportFormat = Literal["npy", "parquet", "huggingface"]
 _BATCH_ROWS = 4_096
 
 
@@ -37,6 +38,7 @@ class Exported:
         skipped: rows that lack one of the vectors; arrays have no nulls.
         files: written.
         vectors: the vector columns, with their dimensions.
+        missing: pictures that could not be read, where pictures were asked for.
     """
 
     out: str
@@ -45,6 +47,7 @@ class Exported:
     skipped: int
     files: int
     vectors: dict[str, int]
+    missing: int = 0
 
 
 def export_table(
@@ -56,41 +59,60 @@ def export_table(
     vectors: Sequence[str] = (),
     where: str | None = None,
     rows_per_file: int = 100_000,
+    pictures: Storage | None = None,
 ) -> Exported:
     """Write a table's rows into an empty folder.
 
     Args:
         table: the table; one that was promoted to its place is exported.
         out: the folder, local or on S3; files of an earlier export may not be in it.
-        format: `npy` (the layout of clip-retrieval), or `parquet`.
+        format: `npy` (the layout of clip-retrieval), `parquet`, or `huggingface` (what `datasets.load_dataset` reads).
         storage: how to reach `out`.
         vectors: vector columns; all of them if none is named.
         where: an SQL filter.
         rows_per_file: rows of a file.
+        pictures: for `huggingface`, how to reach the corpus, whose pictures then come along; None leaves them out.
 
     Raises:
         FileNotFoundError: there is no such table.
+        ModuleNotFoundError: the extra `huggingface` is not installed.
         ValueError: a column is not there, the filter is none, or the folder is not empty.
         OSError: a store fails.
     """
     found, dataset = answering(table)
-    there = list(Provenance.from_schema(dataset.schema, str(found)).vector_columns())
+    provenance = Provenance.from_schema(dataset.schema, str(found))
+    there = list(provenance.vector_columns())
     for name in vectors:
         if name not in there:
             raise ValueError(f"table {found}: has no vector column {name!r}; it has {', '.join(there)}")
     chosen = list(vectors) or there
     if where is not None:
         check_filter(where, dataset)
+    if pictures is not None and format != "huggingface":
+        raise ValueError(f"pictures: go with format huggingface alone, not with {format}")
     folder = _Folder(absolute(out), storage)
     folder.check_empty()
     total = dataset.count_rows(where) if where is not None else dataset.count_rows()
-    rows = files = 0
+    sizes = {name: dataset.schema.field(name).type.list_size for name in chosen}
+    rows = files = missing = 0
     for number, part in enumerate(_parts(dataset, chosen, where, rows_per_file)):
         rows += part.num_rows
+        if pictures is not None:
+            part, unread = huggingface.add_pictures(part, pictures)
+            missing += unread
         files += _write(folder, number, part, chosen, format)
-    sizes = {name: dataset.schema.field(name).type.list_size for name in chosen}
+    if format == "huggingface":
+        text = huggingface.card(found.name, provenance, int(dataset.version), rows, sizes)
+        folder.write(huggingface.CARD, text.encode())
+        files += 1
     return Exported(
-        out=folder.uri, version=int(dataset.version), rows=rows, skipped=total - rows, files=files, vectors=sizes
+        out=folder.uri,
+        version=int(dataset.version),
+        rows=rows,
+        skipped=total - rows,
+        files=files,
+        vectors=sizes,
+        missing=missing,
     )
 
 
@@ -124,6 +146,9 @@ def _write(folder: _Folder, number: int, part: pa.Table, vectors: Sequence[str],
     """Write one part; how many files."""
     if format == "parquet":
         folder.write(f"{PARQUET_PREFIX}_{number:04d}.parquet", _parquet(part))
+        return 1
+    if format == "huggingface":
+        folder.write(huggingface.file_name(number), _parquet(huggingface.with_features(part)))
         return 1
     for name in vectors:
         buffer = io.BytesIO()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from serving_tools import N, make_table
+from serving_tools import SECRET, N, make_table
 from stores import BUCKET, moto, options
 
 from pipelines.exchange.exporting import export_table
@@ -152,3 +152,35 @@ def test_an_import_that_does_not_fit_is_refused_and_leaves_nothing(table: TableR
         import_folder(str(tmp_path / "nothing"), ref, "fake", storage=STORAGE)
     assert open_dataset(ref, missing_ok=True) is None
     assert not Path(ref.uri).exists()
+
+
+def test_datasets_loads_an_export_with_its_pictures(table: TableRef, tmp_path: Path) -> None:
+    from datasets import Image, load_dataset
+
+    out = tmp_path / "out"
+    done = export_table(table, str(out), format="huggingface", storage=STORAGE, rows_per_file=25, pictures=STORAGE)
+    # One row names a file that is no picture, one a host.
+    assert (done.rows, done.files, done.missing) == (N, 4, 2)
+    assert not any(SECRET in file.read_bytes() for file in out.rglob("*.parquet"))
+    found = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert found.num_rows == N
+    assert isinstance(found.features["image"], Image)
+    assert found["row_id"] == [f"r'{i}" for i in range(N)]
+    np.testing.assert_array_equal(np.array(found["image_vector"], np.float32), vectors(table, "image_vector"))
+    assert found[7]["image"].size == (48, 36)
+    assert [found[n]["image"] for n in (1, 2)] == [None, None]
+    assert found[7]["day"].isoformat() == "2026-01-08"
+    assert "fake" in (out / "README.md").read_text()
+
+
+def test_datasets_loads_an_export_without_pictures_of_some_rows(table: TableRef, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    out = tmp_path / "out"
+    chosen = {"where": "price < 10", "vectors": ["text_vector"]}
+    export_table(table, str(out), format="huggingface", storage=STORAGE, **chosen)  # type: ignore[arg-type]
+    found = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert found.num_rows == 10
+    assert {"image", "image_vector"}.isdisjoint(found.column_names)
+    with pytest.raises(ValueError, match="go with format huggingface alone, not with npy"):
+        export_table(table, str(tmp_path / "no"), format="npy", storage=STORAGE, pictures=STORAGE)
