@@ -25,7 +25,9 @@ class ExportConfig(JobConfig):
     pictures: bool = Field(default=False, description="With huggingface: the pictures themselves come along.")
     vectors: str | None = Field(default=None, description="Vector columns, a,b; default: all.")
     where: str | None = Field(default=None, description="SQL filter on the table's columns.")
-    rows_per_file: int = Field(default=100_000, ge=1, description="Rows of a file; one file's rows are in memory.")
+    rows_per_file: int | None = Field(
+        default=None, ge=1, description="One file's rows are in memory; default: 100,000, with pictures 250."
+    )
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the table.")
     out_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach OUT.")
     corpus_storage_options: dict[str, str] = Field(

@@ -13,11 +13,8 @@ from pydantic import Field
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
-    from encoders.protocol import Modality
     from pipelines.retrieval.bulk.request import BulkReport
     from pipelines.storage import Storage, TableRef
-
-_MODALITIES: dict[str, Modality] = {"image_vector": "image", "text_vector": "text"}
 
 
 @Parameter(name="*")
@@ -87,6 +84,7 @@ def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | 
         ValueError: queries and table do not fit together, or `out` is another kind of table.
         BulkRecallError: the lists miss too much.
     """
+    from pipelines.contract import MODALITIES
     from pipelines.retrieval.bulk.request import BulkSettings
     from pipelines.retrieval.bulk.run import search_many
     from pipelines.retrieval.publishing import answering
@@ -98,7 +96,7 @@ def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | 
         table, _ = answering(table)
     settings = BulkSettings(
         ask="text" if config.ask == "words" else "image",
-        search=_MODALITIES[config.vector] if config.vector else None,
+        search=MODALITIES[config.vector] if config.vector else None,
         k=config.k,
         where=config.where,
         columns=tuple(name.strip() for name in config.take.split(",") if name.strip()) if config.take else (),

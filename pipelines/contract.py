@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+from encoders.protocol import Modality
+
 ROW_ID = "row_id"
 ITEM_ID = "item_id"
 CAPTION = "caption"
@@ -28,6 +30,7 @@ POSITION = "isthmus_position"
 INTERNAL = (PICTURE, TEXT, SHARD, POSITION)
 RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL})
 VECTOR_COLUMNS = {"image": IMAGE_VECTOR, "text": TEXT_VECTOR}
+MODALITIES: dict[str, Modality] = {IMAGE_VECTOR: "image", TEXT_VECTOR: "text"}
 
 # What a source yields, one row a record of the corpus, before captions are spread over rows. Pass-through
 # columns follow these; the prefix keeps the two apart. `@reason` is set where the source itself could not read the

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 ExportFormat = Literal["npy", "parquet", "huggingface"]
 _BATCH_ROWS = 4_096
+_ROWS_OF_A_FILE = 100_000
+# Of photographs as cameras take them that is a gigabyte; Arrow's arrays end at two.
+_PICTURES_OF_A_FILE = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ def export_table(
     storage: Storage,
     vectors: Sequence[str] = (),
     where: str | None = None,
-    rows_per_file: int = 100_000,
+    rows_per_file: int | None = None,
     pictures: Storage | None = None,
 ) -> Exported:
     """Write a table's rows into an empty folder.
@@ -70,7 +73,7 @@ def export_table(
         storage: how to reach `out`.
         vectors: vector columns; all of them if none is named.
         where: an SQL filter.
-        rows_per_file: rows of a file.
+        rows_per_file: rows of a file, which are in memory together; by default 100,000, with pictures 250.
         pictures: for `huggingface`, how to reach the corpus, whose pictures then come along; None leaves them out.
 
     Raises:
@@ -79,23 +82,20 @@ def export_table(
         ValueError: a column is not there, the filter is none, or the folder is not empty.
         OSError: a store fails.
     """
-    found, dataset = answering(table)
-    provenance = Provenance.from_schema(dataset.schema, str(found))
-    there = list(provenance.vector_columns())
-    for name in vectors:
-        if name not in there:
-            raise ValueError(f"table {found}: has no vector column {name!r}; it has {', '.join(there)}")
-    chosen = list(vectors) or there
-    if where is not None:
-        check_filter(where, dataset)
     if pictures is not None and format != "huggingface":
         raise ValueError(f"pictures: go with format huggingface alone, not with {format}")
+    found, dataset = answering(table)
+    provenance = Provenance.from_schema(dataset.schema, str(found))
+    chosen = _choose(vectors, list(provenance.vector_columns()), found)
+    if where is not None:
+        check_filter(where, dataset)
+    per_file = rows_per_file or (_ROWS_OF_A_FILE if pictures is None else _PICTURES_OF_A_FILE)
     folder = _Folder(absolute(out), storage)
     folder.check_empty()
     total = dataset.count_rows(where) if where is not None else dataset.count_rows()
     sizes = {name: dataset.schema.field(name).type.list_size for name in chosen}
     rows = files = missing = 0
-    for number, part in enumerate(_parts(dataset, chosen, where, rows_per_file)):
+    for number, part in enumerate(_parts(dataset, chosen, where, per_file)):
         rows += part.num_rows
         if pictures is not None:
             part, unread = huggingface.add_pictures(part, pictures)
@@ -114,6 +114,18 @@ def export_table(
         vectors=sizes,
         missing=missing,
     )
+
+
+def _choose(vectors: Sequence[str], there: list[str], table: TableRef) -> list[str]:
+    """The vector columns asked for, all where none is.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    for name in vectors:
+        if name not in there:
+            raise ValueError(f"table {table}: has no vector column {name!r}; it has {', '.join(there)}")
+    return list(vectors) or there
 
 
 def _parts(dataset: lance.LanceDataset, vectors: Sequence[str], where: str | None, rows: int) -> Iterator[pa.Table]:

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from encoders.protocol import EncoderCard, EncoderOptions, Modality
+from encoders.protocol import EncoderCard, EncoderOptions
 from pipelines.contract import (
     CAPTION,
     IMAGE_URI,
     IMAGE_VECTOR,
     ITEM_ID,
+    MODALITIES,
     POSITION,
     RESERVED,
     ROW_ID,
     SHARD,
-    TEXT_VECTOR,
 )
 from pipelines.embedding.stages.encoding import vector_type
 from pipelines.exchange.exporting import matrix
@@ -36,7 +36,6 @@ from pipelines.storage import Storage, TableRef, absolute
 _CHECKED = 8
 # Other preprocessing, other precision: less than this, and it is another model.
 _SAME_COSINE = 0.9
-_MODALITIES: dict[str, Modality] = {IMAGE_VECTOR: "image", TEXT_VECTOR: "text"}
 
 
 class ForeignVectorsError(ValueError):
@@ -103,7 +102,7 @@ def import_folder(
     first = _read(parts[0], 0, columns, key, storage, root)
     if check:
         checked = _check_sample(first, columns, encoder, storage)
-    modalities = tuple(modality for column, modality in _MODALITIES.items() if column in columns)
+    modalities = tuple(modality for column, modality in MODALITIES.items() if column in columns)
     settings = {"imported_from": root, "libraries": library_versions()}
     provenance = Provenance(encoder=card, modalities=modalities, settings=settings)
     schema = first.schema.with_metadata(provenance.to_metadata())
@@ -191,9 +190,9 @@ def _vector_columns(part: _Part, root: str, storage: Storage) -> dict[str, int]:
 
 def _check_sizes(columns: dict[str, int], card: EncoderCard, encoder: str) -> None:
     for column, size in columns.items():
-        tower = card.tower(_MODALITIES[column])
+        tower = card.tower(MODALITIES[column])
         if tower is None or tower.dim != size:
-            gives = f"gives vectors of {tower.dim}" if tower is not None else f"has no {_MODALITIES[column]} tower"
+            gives = f"gives vectors of {tower.dim}" if tower is not None else f"has no {MODALITIES[column]} tower"
             raise ForeignVectorsError(
                 f"encoder {encoder!r} {gives}, {FOLDERS[column]} holds vectors of {size}; name the one that made them"
             )

@@ -13,7 +13,7 @@ from encoders.protocol import Modality
 from pipelines.contract import CAPTION, VECTOR_COLUMNS
 from pipelines.deduplication.leaders import KEPT, find_leaders
 from pipelines.exploration.mapping import Cluster, describe_clusters, find_clusters, project
-from pipelines.exploration.reading import Mismatched, Sample, draw, has_one_space, least_alike, outlierness
+from pipelines.exploration.reading import Mismatched, Sample, draw, least_alike, outlierness
 from pipelines.filters import check_filter
 from pipelines.provenance import Provenance
 from pipelines.storage import TableRef
@@ -126,7 +126,7 @@ def explore(table: TableRef, dataset: lance.LanceDataset, settings: ExploreSetti
     points = project(sample.vectors, settings.seed)
     cluster = find_clusters(points)
     captions = sample.rows[CAPTION].to_pylist()
-    comparable = has_one_space(dataset, {name: tower.space for name, tower in columns.items()})
+    comparable = len(columns) == 2 and len({tower.space for tower in columns.values()}) == 1
     return Explored(
         table=table,
         version=int(dataset.version),

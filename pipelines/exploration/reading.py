@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoders.protocol import Modality
-from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL, VECTOR_COLUMNS
+from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID, THUMBNAIL, VECTOR_COLUMNS
 from pipelines.mining.searching import search_all
 from pipelines.mining.vectors import normalise, scan_blocks
 
@@ -140,14 +140,3 @@ def least_alike(dataset: lance.LanceDataset, where: str | None, count: int) -> M
     rows = dataset.take(offsets.tolist(), columns=columns) if len(offsets) else dataset.schema.empty_table()
     rows = rows.select(columns).append_column("score", pa.array(scores, pa.float32()))
     return Mismatched(rows, total / pairs if pairs else 0.0, pairs)
-
-
-def has_one_space(dataset: lance.LanceDataset, columns: dict[str, str]) -> bool:
-    """Whether pictures and captions can be compared.
-
-    Args:
-        dataset: the table.
-        columns: the space of each vector column.
-    """
-    there = [name for name in (IMAGE_VECTOR, TEXT_VECTOR) if name in columns and name in dataset.schema.names]
-    return len(there) == 2 and columns[IMAGE_VECTOR] == columns[TEXT_VECTOR]

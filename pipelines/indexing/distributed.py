@@ -59,7 +59,15 @@ def create_on_ray(table: TableRef, column: str, plan: IndexPlan, workers: int, n
 
 
 def share_fragments(dataset: lance.LanceDataset, workers: int) -> list[list[int]]:
-    """Fragment ids in at most `workers` groups of about as many rows: the largest goes where there is least."""
+    """Fragment ids in at most `workers` groups of about as many rows: the largest goes where there is least.
+
+    Args:
+        dataset: at the version that is indexed.
+        workers: how many groups.
+
+    Returns:
+        No group is empty; each fragment is in one.
+    """
     sizes = {fragment.fragment_id: fragment.count_rows() for fragment in dataset.get_fragments()}
     groups: list[list[int]] = [[] for _ in range(min(workers, len(sizes)))]
     loads = [0] * len(groups)
@@ -83,6 +91,12 @@ def build_segment(
         fragments: ids.
         centroids: float32 (partitions, dim), as an Arrow array of fixed-size lists.
         rotation: RaBitQ's, as JSON.
+
+    Returns:
+        Lance's record of the segment, for `merge_existing_index_segments`.
+
+    Raises:
+        OSError: the store fails.
     """
     import lance
 

@@ -65,17 +65,21 @@ def _as_it_was(dataset: lance.LanceDataset, ref: TableRef, version: str) -> lanc
     """A table at a version or a tag.
 
     Raises:
-        FileNotFoundError: it is not kept (any more).
+        FileNotFoundError: it is not kept (any more); says what is.
+        OSError: the store cannot be read.
     """
-    tags = retry(lambda: dataset.tags.list(), ref.uri)
-    kept = [int(entry["version"]) for entry in retry(lambda: dataset.versions(), ref.uri)]
-    number = int(tags[version]["version"]) if version in tags else int(version) if version.isdecimal() else -1
-    if number not in kept:
-        named = f"; tags: {', '.join(sorted(tags))}" if tags else ""
-        raise FileNotFoundError(
-            f"table {ref}: there is no version {version!r}; kept are {len(kept)} from {min(kept)} to {max(kept)}{named}"
-        )
-    return retry(lambda: dataset.checkout_version(number), ref.uri)
+    wanted = int(version) if version.isdecimal() else version
+    try:
+        return retry(lambda: dataset.checkout_version(wanted), ref.uri)
+    except (ValueError, OSError) as error:
+        if is_of_the_store(error):
+            raise translate(error, ref.uri) from error
+    kept = [entry["version"] for entry in dataset.version_refs()]
+    tags = sorted(dataset.tags.list())
+    raise FileNotFoundError(
+        f"table {ref}: there is no version {version!r}; kept are {len(kept)} from {min(kept)} to {max(kept)}"
+        + (f"; tags: {', '.join(tags)}" if tags else "")
+    )
 
 
 def list_tables(ref: TableRef) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from serving_tools import SECRET, N, make_table
 from stores import BUCKET, moto, options
 
+from pipelines.exchange import exporting
 from pipelines.exchange.exporting import export_table
 from pipelines.exchange.importing import ForeignVectorsError, import_folder
 from pipelines.retrieval.queries import Query
@@ -171,6 +172,13 @@ def test_datasets_loads_an_export_with_its_pictures(table: TableRef, tmp_path: P
     assert [found[n]["image"] for n in (1, 2)] == [None, None]
     assert found[7]["day"].isoformat() == "2026-01-08"
     assert "fake" in (out / "README.md").read_text()
+
+
+def test_files_with_pictures_hold_fewer_rows(table: TableRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "_PICTURES_OF_A_FILE", 25)
+    for pictures, files in ((None, 2), (STORAGE, 4)):
+        out = str(tmp_path / str(files))
+        assert export_table(table, out, format="huggingface", storage=STORAGE, pictures=pictures).files == files
 
 
 def test_datasets_loads_an_export_without_pictures_of_some_rows(table: TableRef, tmp_path: Path) -> None:

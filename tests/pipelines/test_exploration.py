@@ -166,9 +166,6 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         )
         x, y, _ = places[10]
         page.mouse.move(x, y)
-        page.wait_for_function(
-            "() => [...document.querySelector('.map').querySelectorAll('*')].some(e => e.shadowRoot)"
-        )
         shown = page.locator("img[src^='data:image/jpeg']:visible >> nth=0")
         shown.wait_for()
         assert shown.evaluate("image => image.naturalWidth") > 0

@@ -113,10 +113,6 @@ def search_many(
         ValueError: a vector is missing, the filter is none, or `out` is another kind of table.
         BulkRecallError: the lists miss too much. Nothing was written.
     """
-    import ray
-
-    from pipelines.embedding.engines.session import ensure_ray, plain_errors
-
     started = time.perf_counter()
     asking, dataset = open_dataset(queries), open_dataset(table)
     settings, schema = check_request(queries, asking, table, dataset, settings)
@@ -139,17 +135,9 @@ def search_many(
     reused = sum(len(parts[number]) for number in done if number < len(parts))
     settled = reused
     progress(settled, len(offsets))
-    if todo:
-        ensure_ray()
-        held = ray.put((gallery, lists))
-        task: Any = ray.remote(search_part).options(max_retries=_RETRIES, num_cpus=1)
-        running = {task.remote(job, held, number, parts[number]): number for number in todo}
-        with plain_errors():
-            while running:
-                ready, _ = ray.wait(list(running), num_returns=1)
-                land_results(out, running[ready[0]], ray.get(ready[0]))
-                settled += len(parts[running.pop(ready[0])])
-                progress(settled, len(offsets))
+    for number in _search_parts(job, (gallery, lists), parts, todo):
+        settled += len(parts[number])
+        progress(settled, len(offsets))
     written = open_dataset(out)
     seconds = time.perf_counter() - started
     return BulkReport(
@@ -166,6 +154,28 @@ def search_many(
         seconds=round(seconds, 2),
         queries_per_s=round((len(offsets) - reused) / seconds, 1),
     )
+
+
+def _search_parts(
+    job: _Job, held: tuple[_Gallery, Lists | None], parts: list[NDArray[np.int64]], todo: list[int]
+) -> Iterator[int]:
+    """Search for the parts on Ray, in any order; each one's number once its results have landed."""
+    import ray
+
+    from pipelines.embedding.engines.session import ensure_ray, plain_errors
+
+    if not todo:
+        return
+    ensure_ray()
+    shared = ray.put(held)
+    task: Any = ray.remote(search_part).options(max_retries=_RETRIES, num_cpus=1)
+    running = {task.remote(job, shared, number, parts[number]): number for number in todo}
+    with plain_errors():
+        while running:
+            ready, _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(ready[0])
+            land_results(job.out, number, ray.get(ready[0]))
+            yield number
 
 
 def plan_method(queries: int, gallery: int) -> Literal["exact", "lists"]:
