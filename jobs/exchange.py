@@ -17,12 +17,16 @@ class ExportConfig(JobConfig):
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
     out: str = Field(description="An empty folder, local or s3://….")
-    format: Literal["npy", "parquet", "huggingface"] = Field(
+    format: Literal["npy", "parquet", "huggingface", "fiftyone"] = Field(
         default="npy",
         description="npy: arrays beside Parquet, as clip-retrieval and embedding-reader have them; huggingface: "
-        "a folder for datasets.load_dataset.",
+        "a folder for datasets.load_dataset; fiftyone: one for fiftyone.Dataset.from_dir.",
     )
-    pictures: bool = Field(default=False, description="With huggingface: the pictures themselves come along.")
+    pictures: bool = Field(
+        default=False,
+        description="With huggingface and fiftyone: the pictures themselves come along. "
+        "Without, fiftyone opens them where they are.",
+    )
     vectors: str | None = Field(default=None, description="Vector columns, a,b; default: all.")
     where: str | None = Field(default=None, description="SQL filter on the table's columns.")
     rows_per_file: int | None = Field(
@@ -66,7 +70,8 @@ def run_export(config: ExportConfig) -> ExchangeReport:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: a column is not there, the filter is none, or the folder is not empty.
+        ValueError: a column is not there, the filter is none, the folder is not empty, or the format does not go with
+            an option or with where the pictures are.
     """
     from pipelines.exchange.exporting import export_table
     from pipelines.storage import Storage, TableRef

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +13,20 @@ import pyarrow.parquet as pq
 
 from pipelines.contract import IMAGE_URI, INTERNAL
 from pipelines.exchange import huggingface
+from pipelines.exchange.arrays import matrix
+from pipelines.exchange.fiftyone.samples import write_dataset
+from pipelines.exchange.folder import Folder
 from pipelines.exchange.layout import IMAGE_PATH, PARQUET_PREFIX, array_name, metadata_name
 from pipelines.filters import check_filter
 from pipelines.provenance import Provenance
-from pipelines.retries import retry
 from pipelines.retrieval.publishing import answering
-from pipelines.storage import Storage, TableRef, absolute, is_remote
+from pipelines.storage import Storage, TableRef
 
 if TYPE_CHECKING:
     import lance
 
-ExportFormat = Literal["npy", "parquet", "huggingface"]
+ExportFormat = Literal["npy", "parquet", "huggingface", "fiftyone"]
+_WITH_PICTURES = ("huggingface", "fiftyone")
 _BATCH_ROWS = 4_096
 _ROWS_OF_A_FILE = 100_000
 # Of photographs as cameras take them that is a gigabyte; Arrow's arrays end at two.
@@ -38,10 +41,12 @@ class Exported:
         out: the folder.
         version: of the table.
         rows: written.
-        skipped: rows that lack one of the vectors; arrays have no nulls.
+        skipped: rows that lack one of the vectors; arrays have no nulls. `fiftyone` has, and takes all rows.
         files: written.
         vectors: the vector columns, with their dimensions.
-        missing: pictures that could not be read, where pictures were asked for.
+        missing: rows whose picture could not be read, where that was tried.
+        renamed: column → name in the files, where the format has another use for the column's name.
+        left_out: columns that the format cannot hold.
     """
 
     out: str
@@ -51,6 +56,8 @@ class Exported:
     files: int
     vectors: dict[str, int]
     missing: int = 0
+    renamed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 def export_table(
@@ -69,50 +76,110 @@ def export_table(
     Args:
         table: the table; one that was promoted to its place is exported.
         out: the folder, local or on S3; files of an earlier export may not be in it.
-        format: `npy` (the layout of clip-retrieval), `parquet`, or `huggingface` (what `datasets.load_dataset` reads).
+        format: `npy` (the layout of clip-retrieval), `parquet`, `huggingface` (what `datasets.load_dataset` reads), or
+            `fiftyone` (what `fiftyone.Dataset.from_dir` reads).
         storage: how to reach `out`.
         vectors: vector columns; all of them if none is named.
         where: an SQL filter.
-        rows_per_file: rows of a file, which are in memory together; by default 100,000, with pictures 250.
-        pictures: for `huggingface`, how to reach the corpus, whose pictures then come along; None leaves them out.
+        rows_per_file: rows of a file, which are in memory together; by default 100,000, with pictures 250. `fiftyone`
+            has one file, which is written as rows come.
+        pictures: for `huggingface` and `fiftyone`, how to reach the corpus, whose pictures then come along; None leaves
+            them out, and has `fiftyone` find them where they are.
 
     Raises:
         FileNotFoundError: there is no such table.
         ModuleNotFoundError: the extra `huggingface` is not installed.
-        ValueError: a column is not there, the filter is none, or the folder is not empty.
+        ValueError: a column is not there, the filter is none, the folder is not empty, or `fiftyone` could not open a
+            picture where it is.
         OSError: a store fails.
     """
-    if pictures is not None and format != "huggingface":
-        raise ValueError(f"pictures: go with format huggingface alone, not with {format}")
+    if pictures is not None and format not in _WITH_PICTURES:
+        raise ValueError(f"pictures: go with format {' and '.join(_WITH_PICTURES)} alone, not with {format}")
+    if rows_per_file is not None and format == "fiftyone":
+        raise ValueError(f"rows_per_file {rows_per_file}: format fiftyone has one file; leave it out")
     found, dataset = answering(table)
     provenance = Provenance.from_schema(dataset.schema, str(found))
     chosen = _choose(vectors, list(provenance.vector_columns()), found)
     if where is not None:
         check_filter(where, dataset)
-    per_file = rows_per_file or (_ROWS_OF_A_FILE if pictures is None else _PICTURES_OF_A_FILE)
-    folder = _Folder(absolute(out), storage)
+    folder = Folder(out, storage)
     folder.check_empty()
-    total = dataset.count_rows(where) if where is not None else dataset.count_rows()
-    sizes = {name: dataset.schema.field(name).type.list_size for name in chosen}
+    rows = _Rows(name=found.name, dataset=dataset, provenance=provenance, vectors=chosen, where=where)
+    if format == "fiftyone":
+        return _export_samples(rows, folder, pictures)
+    per_file = rows_per_file or (_ROWS_OF_A_FILE if pictures is None else _PICTURES_OF_A_FILE)
+    return _export_files(rows, folder, format, per_file, pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """What is exported."""
+
+    name: str
+    dataset: lance.LanceDataset
+    provenance: Provenance
+    vectors: list[str]
+    where: str | None
+
+    @property
+    def version(self) -> int:
+        return int(self.dataset.version)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: self.dataset.schema.field(name).type.list_size for name in self.vectors}
+
+    def count(self) -> int:
+        return int(self.dataset.count_rows(self.where) if self.where is not None else self.dataset.count_rows())
+
+
+def _export_files(
+    source: _Rows, folder: Folder, format: ExportFormat, rows_per_file: int, pictures: Storage | None
+) -> Exported:
+    """Write the rows into files of equal size."""
+    total = source.count()
     rows = files = missing = 0
-    for number, part in enumerate(_parts(dataset, chosen, where, per_file)):
+    for number, part in enumerate(_parts(source, rows_per_file)):
         rows += part.num_rows
         if pictures is not None:
             part, unread = huggingface.add_pictures(part, pictures)
             missing += unread
-        files += _write(folder, number, part, chosen, format)
+        files += _write(folder, number, part, source.vectors, format)
     if format == "huggingface":
-        text = huggingface.card(found.name, provenance, int(dataset.version), rows, sizes)
+        text = huggingface.card(source.name, source.provenance, source.version, rows, source.sizes)
         folder.write(huggingface.CARD, text.encode())
         files += 1
     return Exported(
         out=folder.uri,
-        version=int(dataset.version),
+        version=source.version,
         rows=rows,
         skipped=total - rows,
         files=files,
-        vectors=sizes,
+        vectors=source.sizes,
         missing=missing,
+    )
+
+
+def _export_samples(source: _Rows, folder: Folder, pictures: Storage | None) -> Exported:
+    """Write the rows as FiftyOne's samples."""
+    written = write_dataset(
+        _parts(source, _BATCH_ROWS, nulls=True),
+        folder,
+        name=source.name,
+        vectors=source.vectors,
+        info={"table": source.name, "version": source.version, "encoder": source.provenance.encoder.name},
+        pictures=pictures,
+    )
+    return Exported(
+        out=folder.uri,
+        version=source.version,
+        rows=written.rows,
+        skipped=source.count() - written.rows,
+        files=written.files,
+        vectors=source.sizes,
+        missing=written.missing,
+        renamed=written.renamed,
+        left_out=written.left_out,
     )
 
 
@@ -128,15 +195,22 @@ def _choose(vectors: Sequence[str], there: list[str], table: TableRef) -> list[s
     return list(vectors) or there
 
 
-def _parts(dataset: lance.LanceDataset, vectors: Sequence[str], where: str | None, rows: int) -> Iterator[pa.Table]:
-    """Tables of `rows` rows, the last one smaller; of an empty table one that is empty."""
-    names = [name for name in dataset.schema.names if name not in INTERNAL]
-    others = {name for name in dataset.schema.names if name.endswith("_vector") and name not in vectors}
-    conditions = [f"({where})"] if where else []
-    conditions += [f"{name} IS NOT NULL" for name in vectors]
-    scanner = dataset.scanner(
+def _parts(source: _Rows, rows: int, *, nulls: bool = False) -> Iterator[pa.Table]:
+    """Tables of `rows` rows, the last one smaller; of an empty table one that is empty.
+
+    Args:
+        source: the rows.
+        rows: of a table.
+        nulls: also take rows that lack a vector.
+    """
+    schema, vectors = source.dataset.schema, source.vectors
+    names = [name for name in schema.names if name not in INTERNAL]
+    others = {name for name in schema.names if name.endswith("_vector") and name not in vectors}
+    conditions = [f"({source.where})"] if source.where else []
+    conditions += [] if nulls else [f"{name} IS NOT NULL" for name in vectors]
+    scanner = source.dataset.scanner(
         columns=[name for name in names if name not in others],
-        filter=" AND ".join(conditions),
+        filter=" AND ".join(conditions) or None,
         batch_size=_BATCH_ROWS,
         scan_in_order=True,
     )
@@ -154,7 +228,7 @@ def _parts(dataset: lance.LanceDataset, vectors: Sequence[str], where: str | Non
         yield pa.Table.from_batches(held, schema=held[0].schema if held else scanner.projected_schema)
 
 
-def _write(folder: _Folder, number: int, part: pa.Table, vectors: Sequence[str], format: ExportFormat) -> int:
+def _write(folder: Folder, number: int, part: pa.Table, vectors: Sequence[str], format: ExportFormat) -> int:
     """Write one part; how many files."""
     if format == "parquet":
         folder.write(f"{PARQUET_PREFIX}_{number:04d}.parquet", _parquet(part))
@@ -174,32 +248,7 @@ def _write(folder: _Folder, number: int, part: pa.Table, vectors: Sequence[str],
     return len(vectors) + 1
 
 
-def matrix(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """Vectors of a column without nulls as (rows, dim), in their own type."""
-    whole = column.combine_chunks()
-    return np.asarray(whole.flatten()).reshape(len(whole), column.type.list_size)
-
-
 def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
-
-
-class _Folder:
-    """A folder to write to, local or remote."""
-
-    def __init__(self, uri: str, storage: Storage) -> None:
-        self.uri = uri
-        self._files = storage.filesystem(uri)
-
-    def check_empty(self) -> None:
-        found = retry(lambda: self._files.find(self.uri, maxdepth=2), self.uri)
-        if found:
-            raise ValueError(f"out {self.uri}: holds files already ({found[0]}); give an empty folder")
-
-    def write(self, name: str, data: bytes) -> None:
-        path = f"{self.uri}/{name}"
-        if not is_remote(self.uri):
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        retry(lambda: self._files.pipe_file(path, data), self.uri)

@@ -25,7 +25,7 @@ from pipelines.contract import (
     SHARD,
 )
 from pipelines.embedding.stages.encoding import vector_type
-from pipelines.exchange.exporting import matrix
+from pipelines.exchange.arrays import matrix
 from pipelines.exchange.layout import FOLDERS, IMAGE_PATH, METADATA, PARQUET_PREFIX
 from pipelines.provenance import Provenance, library_versions
 from pipelines.retries import retry

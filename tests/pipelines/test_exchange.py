@@ -190,5 +190,5 @@ def test_datasets_loads_an_export_without_pictures_of_some_rows(table: TableRef,
     found = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert found.num_rows == 10
     assert {"image", "image_vector"}.isdisjoint(found.column_names)
-    with pytest.raises(ValueError, match="go with format huggingface alone, not with npy"):
+    with pytest.raises(ValueError, match="go with format huggingface and fiftyone alone, not with npy"):
         export_table(table, str(tmp_path / "no"), format="npy", storage=STORAGE, pictures=STORAGE)

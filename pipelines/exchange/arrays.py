@@ -1,0 +1,14 @@
+"""Vectors of a table as arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """Vectors of a column without nulls as (rows, dim), in their own type."""
+    whole = column.combine_chunks()
+    return np.asarray(whole.flatten()).reshape(len(whole), column.type.list_size)
