@@ -1,4 +1,8 @@
-"""Captions to vectors: tokenised once, sorted by length, padded to the longest of a batch, put back in order."""
+"""Captions to vectors: tokenised once, sorted by length, padded to the longest of a batch, put back in order.
+
+On a CPU a batch is bounded by tokens too, since a core is busy with a few hundred: the few long captions of a call then
+make no others long.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from encoders.device import Runtime
 from encoders.protocol import TextPolicy, TextVectors
 
 TokenBatch = dict[str, torch.Tensor]
+_CPU_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,12 @@ class TextTower:
 
     def _encode_windows(self, windows: list[list[int]]) -> NDArray[np.float32]:
         order = sorted(range(len(windows)), key=lambda i: len(windows[i]), reverse=True)
-        found = self.runtime.run(self._features, [windows[i] for i in order])
+        ordered = [windows[i] for i in order]
+        lengths = [self.max_tokens if self.pad_to_max else len(window) for window in ordered]
+        most = _CPU_TOKENS if self.runtime.device.type == "cpu" else None
+        found = np.concatenate(
+            [self.runtime.run(self._features, ordered[part]) for part in cut_by_tokens(lengths, most)]
+        )
         vectors = np.empty_like(found)
         vectors[order] = found
         return vectors
@@ -87,6 +97,23 @@ class TextTower:
         sums = np.zeros((n, vectors.shape[1]), np.float32)
         np.add.at(sums, owner, vectors)
         return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+
+def cut_by_tokens(lengths: Sequence[int], most: int | None) -> list[slice]:
+    """Slices of inputs sorted by length, the longest first, of at most `most` tokens when padded; all in one for None.
+    An input that is longer is a slice of its own.
+
+    >>> [(part.start, part.stop) for part in cut_by_tokens([9, 4, 4, 3, 1], 8)]
+    [(0, 1), (1, 3), (3, 5)]
+    """
+    if most is None:
+        return [slice(0, len(lengths))]
+    parts, start = [], 0
+    while start < len(lengths):
+        stop = min(len(lengths), start + max(1, most // max(1, lengths[start])))
+        parts.append(slice(start, stop))
+        start = stop
+    return parts
 
 
 def windows_of_slow(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], NDArray[np.int64]]:
