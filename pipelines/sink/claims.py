@@ -16,6 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 _CLAIMS_PROPERTY = "isthmus.claims"
 _REMOVALS_PROPERTY = "isthmus.removals"
 _FILES_PROPERTY = "isthmus.files"
@@ -131,35 +136,75 @@ def claims_of(records: Iterable[tuple[str, int, bool, bool]]) -> list[Claim]:
     >>> claims_of([("a", 0, False, False), ("a", 1, True, True), ("a", 1, True, False)])
     [Claim(shard='a', start=0, stop=2, last=True, written=2, rejected=1)]
     """
-    counts: dict[tuple[str, int], list[int]] = {}
-    for shard, position, last, rejected in records:
-        entry = counts.setdefault((shard, position), [0, 0, 0])
-        entry[0] |= int(last)
-        entry[1 + int(rejected)] += 1
-    claims: list[Claim] = []
-    for (shard, position), (last_flag, written, rejected_n) in sorted(counts.items()):
-        previous = claims[-1] if claims else None
-        if previous and previous.shard == shard and previous.stop == position:
-            claims[-1] = Claim(
-                shard=shard,
-                start=previous.start,
-                stop=position + 1,
-                last=bool(last_flag),
-                written=previous.written + written,
-                rejected=previous.rejected + rejected_n,
-            )
-        else:
-            claims.append(
-                Claim(
-                    shard=shard,
-                    start=position,
-                    stop=position + 1,
-                    last=bool(last_flag),
-                    written=written,
-                    rejected=rejected_n,
-                )
-            )
-    return claims
+    rows = list(records)
+    if not rows:
+        return []
+    shards, positions, last, rejected = zip(*rows, strict=True)
+    return claims_of_columns(pa.array(shards, pa.string()), *map(np.array, (positions, last, rejected)))
+
+
+def claims_of_columns(
+    shards: pa.Array | pa.ChunkedArray,
+    positions: NDArray[np.int64],
+    last: NDArray[np.bool_],
+    rejected: NDArray[np.bool_],
+) -> list[Claim]:
+    """`claims_of` rows that are given as columns: a group's rows are never Python objects.
+
+    Args:
+        shards: shard of each row, strings.
+        positions: (n,) its record's position.
+        last: (n,) whether that record is the shard's last.
+        rejected: (n,) whether the row was rejected.
+    """
+    if len(positions) == 0:
+        return []
+    codes, names = _ordered_codes(shards)
+    order = np.lexsort((positions, codes))
+    codes, positions, last, rejected = codes[order], positions[order], last[order], rejected[order]
+    # A record is a run of rows of one position, a claim a run of records that follow each other.
+    step, other_shard = np.diff(positions), np.diff(codes) != 0
+    records = np.flatnonzero(np.r_[True, other_shard | (step != 0)])
+    starts = np.flatnonzero(np.r_[True, other_shard | (step > 1)])
+    ends = np.r_[starts[1:], len(positions)] - 1
+    is_last = np.logical_or.reduceat(last, records)[np.searchsorted(records, ends, side="right") - 1]
+    rejected_n = np.add.reduceat(rejected.astype(np.int64), starts)
+    columns = (codes[starts], positions[starts], positions[ends] + 1, is_last, ends + 1 - starts, rejected_n)
+    return [
+        Claim(shard=names[code], start=start, stop=stop, last=flag, written=rows - refused, rejected=refused)
+        for code, start, stop, flag, rows, refused in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+
+
+def _ordered_codes(shards: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """Each row's shard as its place among the distinct ones in order, and these."""
+    names = sorted(pc.unique(shards).to_pylist())
+    codes = pc.index_in(shards, value_set=pa.array(names, pa.string()))
+    return codes.to_numpy().astype(np.int64), names
+
+
+def merge_claims(claims: Iterable[Claim]) -> list[Claim]:
+    """Claims of different rows, those that touch or overlap made one: `claims_of` rows that came in parts.
+
+    >>> merge_claims(claims_of([("a", 1, True, False)]) + claims_of([("a", 0, False, False), ("a", 1, True, True)]))
+    [Claim(shard='a', start=0, stop=2, last=True, written=2, rejected=1)]
+    """
+    merged: list[Claim] = []
+    for claim in sorted(claims):
+        previous = merged[-1] if merged else None
+        if previous is None or previous.shard != claim.shard or claim.start > previous.stop:
+            merged.append(claim)
+            continue
+        stop = max(previous.stop, claim.stop)
+        merged[-1] = Claim(
+            shard=claim.shard,
+            start=previous.start,
+            stop=stop,
+            last=any(c.last and c.stop == stop for c in (previous, claim)),
+            written=previous.written + claim.written,
+            rejected=previous.rejected + claim.rejected,
+        )
+    return merged
 
 
 @dataclass

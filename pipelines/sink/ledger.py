@@ -14,12 +14,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract import POSITION, SHARD
 from pipelines.retries import is_of_the_store, retry
-from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of, file_of
+from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of_columns, file_of, merge_claims
 from pipelines.sink.tables import append_rows, open_dataset
 from pipelines.storage import TableRef
 
@@ -41,6 +42,8 @@ LEDGER_SCHEMA = pa.schema(
     ]
 )
 _COMPACT_ABOVE_FRAGMENTS = 64
+# As Python objects; a ledger may hold millions.
+_ROWS_AT_ONCE = 65_536
 _SETTLED, _REMOVED = "settled", "removed"
 # A version that changed no rows (the table's creation, an index) is recorded too, so that the next run does not read
 # its transaction again.
@@ -138,24 +141,27 @@ class Ledger:
         if dataset is None or dataset.schema.names != LEDGER_SCHEMA.names:
             self._start_anew = True
             return
-        table = retry(dataset.to_table, self._ref.uri).sort_by([(n, "ascending") for n in ("table_version", "kind")])
+        names = [name for name in LEDGER_SCHEMA.names if name != "recorded_at"]
+        table = retry(partial(dataset.to_table, columns=names), self._ref.uri)
+        table = table.sort_by([(n, "ascending") for n in ("table_version", "kind")])
         seen: set[tuple[object, ...]] = set()
-        for row in table.to_pylist():
-            identity = tuple(row[name] for name in ("table_version", "kind", "shard", "start", "stop"))
-            if identity in seen:
-                continue
-            seen.add(identity)
-            self.version = max(self.version, row["table_version"])
-            self.coverage.apply(_change(row))
+        for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                if row["table_version"] > self.version:
+                    self.version, seen = row["table_version"], set()
+                identity = tuple(row[name] for name in ("kind", "shard", "start", "stop"))
+                if identity not in seen:
+                    seen.add(identity)
+                    self.coverage.apply(_change(row))
         self._recorded_version = self.version
 
     def _rebuild(self, dataset: lance.LanceDataset) -> Change:
         """Coverage from the rows: slower than the ledger, as exact, but for which record is a shard's last."""
         rejects = open_dataset(self._table.sibling("rejects"), missing_ok=True)
-        rows = retry(lambda: list(_settled_rows(dataset, rejected=False)), self._table.uri)
+        found = retry(lambda: _settled(dataset, rejected=False), self._table.uri)
         if rejects is not None:
-            rows += retry(lambda: list(_settled_rows(rejects, rejected=True)), self._table.uri)
-        change = Change(claims=tuple(claims_of(rows)), files=self.coverage.files)
+            found += retry(lambda: _settled(rejects, rejected=True), self._table.uri)
+        change = Change(claims=tuple(merge_claims(found)), files=self.coverage.files)
         self.coverage, self._unrecorded = Coverage(), []
         self._start_anew = True
         return change
@@ -177,11 +183,14 @@ def transaction_properties(dataset: lance.LanceDataset, version: int) -> dict[st
     return (transaction.transaction_properties or {}) if transaction else {}
 
 
-def _settled_rows(dataset: lance.LanceDataset, *, rejected: bool) -> Iterator[tuple[str, int, bool, bool]]:
+def _settled(dataset: lance.LanceDataset, *, rejected: bool) -> list[Claim]:
+    """What the rows of a dataset claim, in parts: as many as it has batches and ranges."""
+    claims: list[Claim] = []
     for batch in dataset.scanner(columns=[SHARD, POSITION]).to_batches():
-        shards = pc.cast(batch.column(SHARD), pa.string()).to_pylist()
-        for shard, position in zip(shards, batch.column(POSITION).to_pylist(), strict=True):
-            yield shard, position, False, rejected
+        shards, positions = pc.cast(batch.column(SHARD), pa.string()), batch.column(POSITION).to_numpy()
+        n = batch.num_rows
+        claims += claims_of_columns(shards, positions, np.zeros(n, np.bool_), np.full(n, rejected))
+    return claims
 
 
 def _rows(change: Change, version: int, now_us: int) -> Iterator[dict[str, object]]:

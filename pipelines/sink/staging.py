@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,9 +17,12 @@ from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, REUSED, STAGE, tim
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.faults import fault, fault_is_set
 from pipelines.retries import retry
-from pipelines.sink.claims import Claim, claims_of, file_of
+from pipelines.sink.claims import Claim, claims_of_columns, file_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
 from pipelines.storage import TableRef
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Maintenance removes staged files that no version names; a job must not commit any that it may have removed.
 STAGED_LIFE_S = 12 * 3600.0
@@ -95,7 +99,9 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
     fault("before_stage")
     group = pa.concat_tables(blocks)
     is_rejected = pc.is_valid(group[REASON])
-    good = _conform(group.filter(pc.invert(is_rejected)), schema)
+    # A filter copies all vectors; mostly no row was rejected.
+    kept = group.filter(pc.invert(is_rejected)) if pc.any(is_rejected).as_py() else group
+    good = _conform(kept, schema)
     fragments = _write(table, good)
     seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
     seconds["stage"] = time.perf_counter() - started
@@ -103,7 +109,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
     names = {file_of(shard) for shard in pc.unique(group[SHARD]).to_pylist()}
     return StagedGroup(
         fragments=fragments,
-        claims=tuple(_claims(group, is_rejected)),
+        claims=tuple(claims_of_columns(group[SHARD], *map(_numpy, (group[POSITION], group[LAST], is_rejected)))),
         rejects=_rejects(group.filter(is_rejected)),
         rows=good.num_rows,
         blocks=len(blocks),
@@ -145,9 +151,8 @@ def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:
     return tuple(json.dumps(fragment.to_json()) for fragment in written)
 
 
-def _claims(group: pa.Table, is_rejected: pa.ChunkedArray) -> list[Claim]:
-    columns = (group[SHARD], group[POSITION], group[LAST], is_rejected)
-    return claims_of(zip(*(column.to_pylist() for column in columns), strict=True))
+def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    return column.to_numpy()
 
 
 def _rejects(rows: pa.Table) -> pa.Table:

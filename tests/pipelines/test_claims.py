@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of, removals_of
+from pipelines.sink.claims import Change, Claim, Coverage, Removal, claims_of, merge_claims, removals_of
 
 _SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)).map(lambda t: (t[0], t[0] + t[1])), max_size=25)
 
@@ -41,6 +42,48 @@ def test_the_mark_of_the_last_record_completes_a_shard_of_unknown_length() -> No
     assert not coverage.is_complete("s", None)
     coverage.add(claim(0, 3))
     assert coverage.is_complete("s", None)
+
+
+def claims_by_hand(rows: list[tuple[str, int, bool, bool]]) -> list[Claim]:
+    """The plain way: record by record, in order."""
+    records: dict[tuple[str, int], list[tuple[bool, bool]]] = {}
+    for shard, position, last, rejected in rows:
+        records.setdefault((shard, position), []).append((last, rejected))
+    claims: list[Claim] = []
+    for (shard, position), found in sorted(records.items()):
+        refused = sum(rejected for _, rejected in found)
+        new = Claim(
+            shard=shard, start=position, stop=position + 1, last=any(last for last, _ in found),
+            written=len(found) - refused, rejected=refused,
+        )  # fmt: skip
+        before = claims[-1] if claims else None
+        if before and (before.shard, before.stop) == (shard, position):
+            new = replace(
+                new, start=before.start, written=before.written + new.written, rejected=before.rejected + refused
+            )
+            claims.pop()
+        claims.append(new)
+    return claims
+
+
+_ROWS = st.lists(st.tuples(st.sampled_from(["a", "b", "ä-1"]), st.integers(0, 12), st.booleans(), st.booleans()))
+
+
+@given(_ROWS)
+def test_claims_computed_by_columns_are_those_counted_record_by_record(
+    rows: list[tuple[str, int, bool, bool]],
+) -> None:
+    assert claims_of(rows) == claims_by_hand(rows)
+
+
+@given(_ROWS, st.lists(st.integers(0, 40), max_size=4))
+def test_a_table_read_in_batches_claims_what_it_claims_in_one_piece(
+    rows: list[tuple[str, int, bool, bool]], cuts: list[int]
+) -> None:
+    """The ledger is rebuilt batch by batch; a record's captions may lie in two of them."""
+    rows = [(shard, position, False, rejected) for shard, position, _, rejected in rows]
+    parts = [rows[a:b] for a, b in pairwise([0, *sorted(cuts), len(rows)])]
+    assert merge_claims(claim for part in parts for claim in claims_of(part)) == claims_of(rows)
 
 
 @given(
