@@ -195,8 +195,9 @@ class Committer:
         return version
 
     def _look_up_again_if_moved(self, dataset: lance.LanceDataset) -> None:
-        fragments = {fragment.fragment_id: fragment.metadata for fragment in dataset.get_fragments()}
-        if not self._stale.are_found_in(fragments):
+        if not self._stale.has_rows:  # Mostly so, and a table may have a hundred thousand fragments.
+            return
+        if not self._stale.are_found_in({fragment.fragment_id for fragment in dataset.get_fragments()}):
             self._stale.find(dataset)
 
     def _check_reject_rate(self, groups: Sequence[StagedGroup]) -> None:

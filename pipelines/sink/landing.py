@@ -4,8 +4,8 @@ A commit names the version that it was decided on, and fails if the table moved.
 in between are read, and the commit is decided anew. A store may take a commit and lose its answer: each carries a token
 by which its committer finds it.
 
-Lance has no strict append (a stale `Append` rebases and lands), but a `Merge` of the old fragments and the new, with no
-retries, is one. Rows leave by an `Update` that is one too (see `stale.replacing_rows`).
+Lance has no strict append: a stale `Append` rebases and lands. An `Update` with no retries that names the table's first
+fragment is one (see `stale.replacing_rows`), and so is, for a table that has no fragment yet, a `Merge`.
 """
 
 from __future__ import annotations
@@ -123,6 +123,4 @@ class Lander:
 
 def _operation(dataset: lance.LanceDataset, step: Step) -> lance.LanceOperation.BaseOperation:
     new = [FragmentMetadata.from_json(text) for text in step.fragments]
-    if step.leaving:
-        return replacing_rows(dataset, step.leaving, new)
-    return lance.LanceOperation.Merge([f.metadata for f in dataset.get_fragments()] + new, dataset.lance_schema)
+    return replacing_rows(dataset, step.leaving, new)

@@ -6,7 +6,7 @@ version of the table holds a row twice or lacks it. What has no successor leaves
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,12 @@ class StaleRows:
             self._by_record.pop((row.shard, row.position), None)
             self._by_row_id.pop(row.row_id, None)
 
-    def are_found_in(self, fragments: Mapping[int, FragmentMetadata]) -> bool:
+    @property
+    def has_rows(self) -> bool:
+        """Whether any is left."""
+        return bool(self._by_record)
+
+    def are_found_in(self, fragments: Container[int]) -> bool:
         """False where fragments were rewritten since the rows were looked up."""
         return all(row.fragment in fragments for rows in self._by_record.values() for row in rows)
 
@@ -96,7 +101,8 @@ def replacing_rows(
     """The operation that takes these rows out and puts new fragments in; a compare-and-swap, as `committing` wants it.
 
     Lance rebases an `Update` over others that touch other fragments. Each of ours therefore names the table's first
-    fragment, changed or not: two that were decided on one version conflict.
+    fragment, changed or not: two that were decided on one version conflict. A `Merge` of all fragments, old and new,
+    does too, but writes their list three times over; it serves where there is no first fragment yet.
 
     Raises:
         OSError: the store cannot be written.
@@ -107,6 +113,8 @@ def replacing_rows(
     for row in rows:
         by_fragment.setdefault(row.fragment, []).append(row)
     fragments = dataset.get_fragments()
+    if not fragments:
+        return lance.LanceOperation.Merge(list(new), dataset.lance_schema)
     removed, updated = [], []
     for fragment in fragments:
         leaving = by_fragment.get(fragment.fragment_id)

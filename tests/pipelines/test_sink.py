@@ -12,6 +12,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from lance.fragment import FragmentMetadata, write_fragments
 
 from encoders.protocol import EncoderCard, TowerCard
 from pipelines.blocks import read_schema
@@ -22,7 +23,8 @@ from pipelines.sink.lease import LEASE_KEY, Holder, Lease, LeaseHeldError
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.rejects import read_rejects
 from pipelines.sink.staging import StagedGroup, stage_blocks
-from pipelines.sink.tables import check_schema, create_dataset, open_dataset
+from pipelines.sink.stale import StaleRow, replacing_rows
+from pipelines.sink.tables import check_schema, create_dataset, is_conflict, open_dataset
 from pipelines.storage import TableRef
 
 TOWER = TowerCard(modality="text", dim=4, space="s", weights="w", tokenizer=None, preprocessing="p")
@@ -173,6 +175,62 @@ def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, mo
     assert len(row_ids(table)) == 10
 
 
+def operation(dataset: lance.LanceDataset, kind: str) -> lance.LanceOperation.BaseOperation:
+    """What a commit does that only adds, that takes out rows of the first fragment or of the third, or all of the
+    first, that records a change alone, and what versions of this software before the present one did."""
+    uri = str(dataset.uri)
+    leaving = {"first": [("a-0", 0)], "third": [("c-0", 2)], "all of the first": [(f"a-{i}", 0) for i in range(3)]}
+    stale = [StaleRow(row_id, row_id[0], 0, fragment) for row_id, fragment in leaving.get(kind, [])]
+    rows = dataset.to_table().slice(0, 1)
+    new = [] if kind == "nothing" else list(write_fragments(rows, uri, mode="append"))
+    if kind == "merge":
+        old = [fragment.metadata for fragment in dataset.get_fragments()]
+        return lance.LanceOperation.Merge(old + new, dataset.lance_schema)
+    return replacing_rows(dataset, stale, new)
+
+
+_KINDS = ("adds", "first", "third", "all of the first", "nothing", "merge")
+
+
+@pytest.mark.parametrize("second", _KINDS)
+@pytest.mark.parametrize("first", _KINDS)
+def test_of_two_commits_that_were_decided_on_one_version_one_lands(table: TableRef, first: str, second: str) -> None:
+    """Exactly-once rests on it: Lance would rebase the second over the first, and both would claim the same records."""
+    committer = committer_of(table)
+    for shard in "abc":
+        committer.commit([stage(table, block(shard, 0, 3, end=3))])
+    dataset = open_dataset(table)
+    both = [lance.Transaction(read_version=dataset.version, operation=operation(dataset, k)) for k in (first, second)]
+    lance.LanceDataset.commit(table.uri, both[0], max_retries=0)
+    with pytest.raises(Exception, match="conflict") as refused:
+        lance.LanceDataset.commit(table.uri, both[1], max_retries=0)
+    assert is_conflict(refused.value)
+
+
+def test_of_two_first_commits_one_lands(table: TableRef) -> None:
+    dataset = open_dataset(table)
+    new = [FragmentMetadata.from_json(text) for text in stage(table, block("a", 0, 3)).fragments]
+    both = [
+        lance.Transaction(read_version=dataset.version, operation=replacing_rows(dataset, [], new)) for _ in range(2)
+    ]
+    lance.LanceDataset.commit(table.uri, both[0], max_retries=0)
+    with pytest.raises(Exception, match="conflict"):
+        lance.LanceDataset.commit(table.uri, both[1], max_retries=0)
+
+
+def test_a_commit_does_not_write_the_list_of_all_fragments(table: TableRef) -> None:
+    """Of a billion rows each commit would otherwise carry some ten thousand fragments about, three times over."""
+    committer = committer_of(table)
+    for start in range(0, 40, 5):
+        version = committer.commit([stage(table, block("a", start, start + 5))])
+    transaction = open_dataset(table).read_transaction(version)
+    assert transaction is not None
+    done = transaction.operation
+    assert isinstance(done, lance.LanceOperation.Update)
+    assert (len(done.updated_fragments), len(done.new_fragments)) == (1, 1)
+    assert len(row_ids(table)) == 40
+
+
 def test_indexes_survive_a_commit(table: TableRef) -> None:
     committer = committer_of(table)
     committer.commit([stage(table, block("a", 0, 50))])
@@ -181,6 +239,7 @@ def test_indexes_survive_a_commit(table: TableRef) -> None:
     dataset = open_dataset(table)
     assert [index.name for index in dataset.describe_indices()] == ["row_id_idx"]
     assert dataset.scanner(filter="row_id = 'a-55'").to_table().num_rows == 1
+    assert dataset.stats.index_stats("row_id_idx")["num_indexed_rows"] == 50
 
 
 def test_a_second_driver_is_told_who_holds_the_lease(table: TableRef) -> None:
