@@ -66,8 +66,12 @@ class EmbedConfig(JobConfig):
     )
     thumbnails: int = Field(default=0, ge=0, le=1024, description="Keep JPEG thumbnails of this many pixels (0: none).")
     vector_dtype: Literal["float16", "float32"] = Field(default="float32", description="Type of the vectors.")
-    fragment_rows: int = Field(default=16_384, ge=1, description="Rows of a Lance fragment.")
-    commit_rows: int = Field(default=65_536, ge=1, description="The most rows that a crash can cost.")
+    fragment_rows: int | None = Field(
+        default=None, ge=1, description="Rows of a Lance fragment; default: 16,384, in large tables up to 65,536."
+    )
+    commit_rows: int | None = Field(
+        default=None, ge=1, description="The most rows that a crash can cost; default: 65,536, or a 256th of the table."
+    )
     commit_interval_s: float = Field(default=60.0, gt=0, description="The most seconds between commits.")
     max_reject_rate: float = Field(
         default=1.0,

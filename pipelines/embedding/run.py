@@ -31,6 +31,7 @@ from pipelines.embedding.stages.reuse import index_digests
 from pipelines.embedding.stages.settings import rows_of_a_block
 from pipelines.faults import fault
 from pipelines.provenance import Provenance, library_versions
+from pipelines.retries import retry
 from pipelines.sink.committing import Committer
 from pipelines.sink.jobs import remember_job
 from pipelines.sink.lease import Lease
@@ -148,7 +149,8 @@ def _work_off(
         commit_interval_s=settings.commit_interval_s,
         block_rows=rows_of_a_block(job.description, settings),
     )
-    queue = CommitQueue(committer, limits)
+    table_rows = retry(open_dataset(job.table).count_rows, job.table.uri)
+    queue = CommitQueue(committer, limits, table_rows)
     expected = expected_rows(work)
 
     def tell(rows: int) -> None:

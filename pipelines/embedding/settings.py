@@ -30,8 +30,8 @@ class EmbedSettings:
     max_pixels: int = 100_000_000
     thumbnail_px: int = 0
     decode_timeout_s: float = 60.0
-    fragment_rows: int = 16_384
-    commit_rows: int = 65_536
+    fragment_rows: int | None = None
+    commit_rows: int | None = None
     commit_interval_s: float = 60.0
     engine: Engine = "auto"
     actors: int | None = None

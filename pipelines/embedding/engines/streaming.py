@@ -55,7 +55,7 @@ class StreamingSink:
         self._group.blocks += blocks
         self._blocks += blocks
         old = time.monotonic() - self._group.since >= self._queue.limits.commit_interval_s
-        if self._group.blocks * self._rows_per_block >= self._queue.limits.group_rows or old:
+        if self._group.blocks * self._rows_per_block >= self._queue.group_rows or old:
             self._start_staging()
         self._collect(wait=len(self._staging) > STAGES_IN_FLIGHT)
 

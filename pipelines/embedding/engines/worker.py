@@ -101,6 +101,7 @@ def _work(task: Task, send: Callable[[Any], None]) -> None:
     held: list[pa.Table] = []
     rows = done = 0
     started = since = time.monotonic()
+    group_rows = task.limits.rows_of_a_group(table_rows=0)  # Few rows are embedded here.
 
     def stage() -> None:
         nonlocal held, rows, since
@@ -115,7 +116,7 @@ def _work(task: Task, send: Callable[[Any], None]) -> None:
         rows += count
         done += block.group_by([SHARD, POSITION]).aggregate([]).num_rows
         send(Rows(count))
-        if rows >= task.limits.group_rows or time.monotonic() - since >= task.limits.commit_interval_s:
+        if rows >= group_rows or time.monotonic() - since >= task.limits.commit_interval_s:
             stage()
         if _is_too_much(task, done, time.monotonic() - started):
             stage()

@@ -12,13 +12,17 @@ from pipelines.embedding.settings import EmbedSettings
 from pipelines.embedding.stages.decoding import DecodeSettings
 from pipelines.embedding.stages.encoding import EncodeSettings
 from pipelines.embedding.stages.reading import ReadSettings
+from pipelines.sink.queueing import COMMIT_ROWS
 
 
 def rows_of_a_block(description: Description, settings: EmbedSettings) -> int:
     """Rows of a block: as configured, else what keeps its pixels within bounds; and never more than a commit may
     hold, since a block is staged as a whole."""
     transform = description.image_transform if "image" in settings.modalities else None
-    return min(settings.block_rows or block_rows(transform.pixel_bytes if transform else 0), settings.commit_rows)
+    return min(
+        settings.block_rows or block_rows(transform.pixel_bytes if transform else 0),
+        settings.commit_rows or COMMIT_ROWS,
+    )
 
 
 def read_settings(uris: Iterable[str], description: Description, settings: EmbedSettings) -> ReadSettings:
