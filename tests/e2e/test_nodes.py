@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from killing import ROWS, assert_same, kill, settled, start, write_corpus
 from ray.cluster_utils import Cluster
 
@@ -76,4 +77,28 @@ def test_a_driver_of_a_cluster_that_dies_is_taken_over_from(
     report = json.loads(out)
     assert report["skipped"] >= 600
     assert report["skipped"] + report["rows_in"] == ROWS
+    assert_same(table, calm)
+
+
+def test_gpus_of_several_nodes_get_an_actor_each(corpus: Path, calm: Path, tmp_path: Path) -> None:
+    """Ray hands GPUs out by count; that none idles, and that decoding needs none, can be seen without a device."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, num_gpus=1)
+        cluster.wait_for_nodes()
+        table, log = tmp_path / "db" / "t", tmp_path / "log"
+        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        process = start(corpus, table, log, cluster.address)
+        free = []
+        while process.poll() is None:
+            free.append(ray.available_resources().get("GPU", 0.0))
+            time.sleep(0.1)
+        out, _ = process.communicate(timeout=300)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert process.returncode == 0, log.read_text()
+    assert json.loads(out)["actors"] == 2
+    assert min(free) == 0.0, "a GPU was free all the time"
     assert_same(table, calm)
