@@ -1,0 +1,120 @@
+"""What a row costs, and what memory it takes, at ten thousand, a hundred thousand, a million and ten million rows.
+
+    python -m benchmarks.scale --folder /tmp/scale
+    python -m benchmarks.scale --folder /tmp/scale --ten-million
+
+`isthmus embed` runs on Ray, with the weight-free encoder, over Parquet files of tiny distinct pictures; then again, on
+what is done already. Peaks are of private memory (USS), of the driver, of the largest worker and of all workers,
+looked at twice a second. The driver's processor time for each fragment staged is compared between the first and the
+last tenth of the run: it must not grow with what is done. `--ten-million` does the same with captions alone, at one
+and at ten million rows, and takes some twenty minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Goal, report
+from benchmarks.incremental import write_file
+from benchmarks.watching import Watched, embed_command, watch
+
+_ROWS = (10_000, 100_000, 1_000_000)
+_TEXT_ROWS = (1_000_000, 10_000_000)
+_FILES = 100
+_REPEATS = 3
+_MIB = 1 << 20
+
+
+def measure(folder: Path, rows: int, *, pictures: bool) -> dict[str, Any]:
+    """A corpus of so many rows embedded, and embedded again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    corpus, table = folder / "corpus", folder / "db" / "t"
+    corpus.mkdir(parents=True)
+    each = rows // _FILES
+    for n in range(_FILES):
+        write_file(corpus / f"{n:03d}.parquet", n * each, each, 0, pictures=pictures)
+    data = Path(f"{table}.lance") / "data"
+    first = watch(embed_command(corpus, table, "--engine", "ray"), lambda: _files_in(data))
+    done = json.loads(first.stdout)
+    if done["written"] != rows:
+        raise RuntimeError(f"{done['written']} rows of {rows} are in the table")
+    again = [watch(embed_command(corpus, table)) for _ in range(_REPEATS)]
+    ledger = Path(f"{table}_ledger.lance")
+    result = _row(rows, first, again, done) | {"ledger, bytes": _bytes_in(ledger)}
+    shutil.rmtree(folder)
+    return result
+
+
+def _row(rows: int, first: Watched, again: Sequence[Watched], done: dict[str, Any]) -> dict[str, Any]:
+    second = statistics.median(one.seconds for one in again)
+    return {
+        "rows": rows,
+        "shards": done["shards"],
+        "commits": done["commits"],
+        "first run, s": round(first.seconds, 1),
+        "µs a row": round(1e6 * first.seconds / rows, 1),
+        "again, s": round(second, 2),
+        "again, share": round(second / first.seconds, 4),
+        "driver, MiB": round(first.driver_bytes / _MIB),
+        "largest worker, MiB": round(first.worker_bytes / _MIB),
+        "all workers, MiB": round(first.workers_bytes / _MIB),
+        "driver again, MiB": round(max(one.driver_bytes for one in again) / _MIB),
+        "driver, processor s": round(first.samples[-1].processor_s, 2),
+        "driver, ms a fragment, first tenth": round(1e3 * first.processor_s_between(0.0, 0.1), 1),
+        "driver, ms a fragment, last tenth": round(1e3 * first.processor_s_between(0.9, 1.0), 1),
+        "driver, ms a fragment, all": round(1e3 * first.processor_s_between(0.0, 1.0), 1),
+        "commit, s": done["stage_seconds"].get("commit", 0.0),
+    }
+
+
+def _files_in(folder: Path) -> int:
+    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def goals_of(small: dict[str, Any], large: dict[str, Any]) -> list[Goal]:
+    """What must not grow from one size to ten times as much."""
+    scale = f"{large['rows']:,} rows by {small['rows']:,}"
+    goals = [
+        Goal(name=f"{name}: {scale}", figure=large[name] / small[name], target=1.1, at_least=False)
+        for name in ("driver, MiB", "largest worker, MiB")
+    ]
+    early, late = (large[f"driver, ms a fragment, {when} tenth"] for when in ("first", "last"))
+    return [
+        *goals,
+        Goal(
+            name=f"a re-run of {large['rows']:,} rows: share of the first",
+            figure=large["again, share"],
+            target=0.02,
+            at_least=False,
+        ),
+        Goal(name="driver's work for a fragment: last tenth by first", figure=late / early, target=1.1, at_least=False),
+    ]
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--ten-million", action="store_true", help="captions alone, 1,000,000 and 10,000,000 rows")
+    given = parser.parse_args()
+    sizes = _TEXT_ROWS if given.ten_million else _ROWS
+    rows = [measure(given.folder / str(n), n, pictures=not given.ten_million) for n in sizes]
+    name = "scale_ten_million" if given.ten_million else "scale"
+    command = "python -m benchmarks.scale --folder FOLDER" + (" --ten-million" if given.ten_million else "")
+    goals = goals_of(rows[-2], rows[-1])
+    report(name, command, {"Runs": rows}, goals)
+    return 0 if all(goal.met for goal in goals) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

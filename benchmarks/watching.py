@@ -1,0 +1,116 @@
+"""A command watched from outside while it runs: private memory of its processes, processor time of its driver."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+
+_POLL_S = 0.4
+_RAYS_OWN = ("raylet", "gcs_server")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At `seconds` the driver had used `processor_s`, and `progress` was so far."""
+
+    seconds: float
+    processor_s: float
+    progress: int
+
+
+@dataclass
+class Watched:
+    """What a command did.
+
+    Attributes:
+        seconds: from start to end.
+        stdout: what it printed.
+        driver_bytes: peak private memory of the command's own process.
+        worker_bytes: of the largest process that it started, Ray's own ones left out.
+        workers_bytes: of all of them together.
+        samples: in order of time.
+    """
+
+    seconds: float = 0.0
+    stdout: str = ""
+    driver_bytes: int = 0
+    worker_bytes: int = 0
+    workers_bytes: int = 0
+    samples: list[Sample] = field(default_factory=list)
+
+    def processor_s_between(self, first: float, last: float) -> float:
+        """Seconds of the driver's processor for each unit of progress, between two shares of all of it."""
+        most = self.samples[-1].progress
+        inside = [s for s in self.samples if first * most <= s.progress <= last * most and s.progress > 0]
+        done = inside[-1].progress - inside[0].progress
+        return (inside[-1].processor_s - inside[0].processor_s) / max(done, 1)
+
+
+def watch(command: Sequence[str], progress: Callable[[], int] = lambda: 0) -> Watched:
+    """Run a command on a Ray of its own, looking at it all the time.
+
+    Args:
+        command: to run.
+        progress: how much is done, in units that the caller chooses.
+
+    Raises:
+        SystemExit: the command failed; holds what it said.
+    """
+    found = Watched()
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=said)
+        while process.poll() is None:
+            _look(psutil.Process(process.pid), found, time.perf_counter() - started, progress())
+            time.sleep(_POLL_S)
+        found.seconds = time.perf_counter() - started
+        printed.seek(0)
+        said.seek(0)
+        found.stdout = printed.read()
+        if process.returncode:
+            raise SystemExit(said.read())
+    return found
+
+
+def _look(root: psutil.Process, found: Watched, seconds: float, progress: int) -> None:
+    try:
+        used = root.cpu_times()
+        found.samples.append(Sample(seconds, used.user + used.system, progress))
+        found.driver_bytes = max(found.driver_bytes, root.memory_full_info().uss)
+        children = root.children(recursive=True)
+    except psutil.Error:  # It has just ended.
+        return
+    sizes = [size for child in children if (size := _private(child))]
+    found.worker_bytes = max([found.worker_bytes, *sizes])
+    found.workers_bytes = max(found.workers_bytes, sum(sizes))
+
+
+def _private(process: psutil.Process) -> int:
+    """Private bytes of a worker, 0 of Ray's own processes and of those that have ended."""
+    try:
+        name = process.name()
+        if name in _RAYS_OWN or _is_agent(process):
+            return 0
+        return int(process.memory_full_info().uss)
+    except psutil.Error:
+        return 0
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    return any(part.endswith(("agent.py", "main.py", "monitor.py", "log_monitor.py")) for part in process.cmdline()[:4])
+
+
+def embed_command(corpus: object, table: object, *more: str) -> list[str]:
+    """`isthmus embed` with the weight-free encoder."""
+    return [
+        sys.executable, "-m", "jobs.cli", "embed", str(corpus), "--table", str(table), "--encoder", "fake",
+        "--columns.key", "id", "--json", *more,
+    ]  # fmt: skip

@@ -1,0 +1,252 @@
+"""What the sink costs beside a bare write: rows and bytes a second of staging and committing encoded blocks exactly
+once, against `lance.write_dataset` of the same rows in one process.
+
+    python -m benchmarks.write --folder /tmp/write
+
+Contenders take turns on tables of their own: `write_dataset` in one call (its files as large as it likes, and as small
+as the sink's); the sink in one process, group after group, as `--engine process` runs it; and the sink on Ray, as a
+large job runs it, from blocks in the object store. Ray has started and has run a staging task before the clock does.
+*Steady* is the rate between the first commit and the last; *whole* holds the lease, the start and the end too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import ray
+from lance.fragment import write_fragments
+
+from benchmarks.encoded import blocks_of, schema_of
+from benchmarks.harness import Figures, Goal, ratio, report, take_turns
+from pipelines.blocks import unwrap, wrap
+from pipelines.embedding.engines import session
+from pipelines.embedding.engines.streaming import StreamingSink
+from pipelines.embedding.settings import EmbedSettings
+from pipelines.embedding.stages.reuse import index_digests
+from pipelines.sink.committing import Committer
+from pipelines.sink.lease import Lease
+from pipelines.sink.ledger import Ledger
+from pipelines.sink.queueing import CommitQueue, SinkLimits
+from pipelines.sink.staging import NO_FILES, stage_envelopes
+from pipelines.sink.tables import create_dataset
+from pipelines.storage import TableRef
+
+_DIM = 512
+_BLOCK_ROWS = 218  # What 32 MiB of pixels at 224 x 224 allow.
+_SHARD_ROWS = 8_192
+_ALONE, _ALONE_SMALL = "write_dataset", "write_dataset, files of 16,384 rows"
+_PROCESS, _RAY = "sink, one process", "sink on Ray"
+
+
+class Bench:
+    """The data, and each contender on it; a contender gives rows a second, and leaves what else it found in `found`."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self._folder = folder
+        self._schema = schema_of(_DIM)
+        blocks = blocks_of(rows, block_rows=_BLOCK_ROWS, shard_rows=_SHARD_ROWS, dim=_DIM)
+        self._rows = rows
+        self._bare = pa.concat_tables([block.select(self._schema.names) for block in blocks]).cast(self._schema)
+        self._envelopes = [wrap(block) for block in blocks]
+        self._refs: list[Any] = []
+        self.found: dict[str, list[dict[str, float]]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of the table's columns in memory."""
+        return int(self._bare.nbytes)
+
+    def write_dataset(self, name: str, rows_of_a_file: int | None = None) -> float:
+        """The bare write."""
+        table = self._fresh(name)
+        limit = {} if rows_of_a_file is None else {"max_rows_per_file": rows_of_a_file}
+        started = time.perf_counter()
+        lance.write_dataset(self._bare, table.uri, **limit)
+        return self._measured(name, table, time.perf_counter() - started, [])
+
+    def one_process(self) -> float:
+        """Stage and commit, one after the other."""
+        table = self._fresh(_PROCESS)
+        started = time.perf_counter()
+        with _Sink(table, self._schema) as sink:
+            each = sink.queue.group_rows // _BLOCK_ROWS + 1
+            for start in range(0, len(self._envelopes), each):
+                envelopes = self._envelopes[start : start + each]
+                sink.queue.add(stage_envelopes(table, self._schema, NO_FILES, *envelopes))
+                sink.queue.commit_if_due()
+            sink.queue.commit()
+        return self._measured(_PROCESS, table, time.perf_counter() - started, sink.commits)
+
+    def on_ray(self) -> float:
+        """Staging tasks beside the driver, which commits."""
+        if not self._refs:
+            self._refs = [ray.put(envelope) for envelope in self._envelopes]
+        table = self._fresh(_RAY)
+        started = time.perf_counter()
+        with _Sink(table, self._schema) as sink:
+            streaming = StreamingSink(sink.queue, table, self._schema)
+            for ref in self._refs:
+                streaming.add([ref], 1)
+            streaming.finish()
+        return self._measured(_RAY, table, time.perf_counter() - started, sink.commits)
+
+    def indexing_s(self) -> float:
+        """Seconds in which the digests of the last table of Ray's are indexed, once a run."""
+        table = TableRef.parse(str(self._folder / "db" / "t"))
+        started = time.perf_counter()
+        index_digests(table)
+        return time.perf_counter() - started
+
+    def stages(self) -> list[dict[str, Any]]:
+        """One group's steps, here and in a task of Ray's: seconds are of the second time, the caches warm."""
+        table = self._fresh("steps")
+        create_dataset(table, self._schema)
+        group = slice(0, _limits().rows_of_a_group(0) // _BLOCK_ROWS + 1)
+        on_ray = ray.remote(steps_of_staging)
+        for _ in range(2):
+            here = steps_of_staging(table, self._schema, *self._envelopes[group])
+            there = ray.get(on_ray.remote(table, self._schema, *self._refs[group]))
+        return [
+            {"step, ms for 16,384 rows": name, "in one process": round(here[name], 1), "on Ray": round(there[name], 1)}
+            for name in here
+        ]
+
+    def _fresh(self, name: str) -> TableRef:
+        shutil.rmtree(self._folder / "db", ignore_errors=True)
+        return TableRef.parse(str(self._folder / "db" / "t"))
+
+    def _measured(self, name: str, table: TableRef, seconds: float, commits: Sequence[tuple[float, int]]) -> float:
+        dataset = lance.dataset(table.uri)
+        if (n := dataset.count_rows()) != self._rows:
+            raise RuntimeError(f"{name}: {n} rows of {self._rows}")
+        found = {
+            "rows/s": self._rows / seconds,
+            "MB/s": self.bytes / seconds / 1e6,
+            "versions": float(len(dataset.versions())),
+            "data files": float(sum(1 for _ in Path(table.uri, "data").iterdir())),
+            "files in all": float(sum(1 for p in self._folder.rglob("*") if p.is_file())),
+        }
+        if len(commits) > 1:
+            (first, rows_first), (last, rows_last) = commits[0], commits[-1]
+            found["steady rows/s"] = (rows_last - rows_first) / (last - first)
+        self.found.setdefault(name, []).append(found)
+        return self._rows / seconds
+
+
+def steps_of_staging(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> dict[str, float]:
+    """Milliseconds of each step of staging a group, by the same calls as `stage_envelopes`, and of all of it."""
+    times = [time.perf_counter()]
+    blocks = [block for envelope in envelopes for block in unwrap(envelope)]
+    times.append(time.perf_counter())
+    rows = pa.concat_tables([block.select(schema.names) for block in blocks]).cast(schema)
+    times.append(time.perf_counter())
+    write_fragments(rows, table.uri, mode="append")
+    times.append(time.perf_counter())
+    stage_envelopes(table, schema, NO_FILES, *envelopes)
+    times.append(time.perf_counter())
+    names = ("opening envelopes", "putting blocks together", "write_fragments", "all of stage_envelopes, afterwards")
+    return {name: 1e3 * (b - a) for name, a, b in zip(names, times, times[1:], strict=False)}
+
+
+class _Sink:
+    """An empty table with a committer under its lease, whose commits are noted as (seconds, rows so far)."""
+
+    def __init__(self, table: TableRef, schema: pa.Schema) -> None:
+        create_dataset(table, schema)
+        self._lease = Lease.acquire(table)
+        committer = Committer(table, Ledger.reconcile(table), self._lease)
+        self.commits: list[tuple[float, int]] = []
+        self.queue = CommitQueue(_Noting(committer, self.commits), _limits())
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lease.release()
+
+
+class _Noting:
+    """A committer that notes when its commits landed."""
+
+    def __init__(self, committer: Committer, commits: list[tuple[float, int]]) -> None:
+        self._committer = committer
+        self._commits = commits
+
+    def commit(self, groups: Sequence[Any]) -> int:
+        version = self._committer.commit(groups)
+        self._commits.append((time.perf_counter(), self._committer.done.written))
+        return version
+
+
+def _limits() -> SinkLimits:
+    return SinkLimits(block_rows=_BLOCK_ROWS, commit_interval_s=EmbedSettings.commit_interval_s)
+
+
+def rows_of_report(bench: Bench) -> list[dict[str, Any]]:
+    """A row a contender: medians over the rounds."""
+    out = []
+    for name, found in bench.found.items():
+        medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        steady = medians.get("steady rows/s")
+        out.append(
+            {
+                "contender": name,
+                "rows/s, whole": round(medians["rows/s"]),
+                "MB/s, whole": round(medians["MB/s"]),
+                "rows/s, steady": round(steady) if steady else "",
+                "versions": int(medians["versions"]),
+                "data files": int(medians["data files"]),
+                "files in all": int(medians["files in all"]),
+            }
+        )
+    return out
+
+
+def goals_of(bench: Bench, figures: Figures) -> list[Goal]:
+    """The sink against the bare write, whole and steady."""
+    goals = []
+    for name in (_PROCESS, _RAY):
+        counted = bench.found[name][-len(figures[name]) :]
+        steady = {name: [found["steady rows/s"] for found in counted], _ALONE: figures[_ALONE]}
+        for part, among in (("whole", figures), ("steady", steady)):
+            share = ratio(among, name, _ALONE)
+            goals.append(Goal(name=f"{name}, {part}: share of write_dataset", figure=share, target=0.9))
+    return goals
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=327_680)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, required=True)
+    given = parser.parse_args()
+    bench = Bench(given.folder, given.rows)
+    session.ensure_ray()
+    contenders: dict[str, Callable[[], float]] = {
+        _ALONE: lambda: bench.write_dataset(_ALONE),
+        _ALONE_SMALL: lambda: bench.write_dataset(_ALONE_SMALL, 16_384),
+        _PROCESS: bench.one_process,
+        _RAY: bench.on_ray,
+    }
+    figures = take_turns(contenders, given.rounds, say=lambda line: sys.stderr.write(line + "\n"))
+    bench.on_ray()
+    after = [{"step": "digests indexed, once a run", "s": round(bench.indexing_s(), 2)}]
+    goals = goals_of(bench, figures)
+    tables = {"Writing": rows_of_report(bench), "Where staging spends": bench.stages(), "After the last commit": after}
+    report("write", f"python -m benchmarks.write --rounds {given.rounds} --folder FOLDER", tables, goals)
+    shutil.rmtree(given.folder, ignore_errors=True)
+    return 0 if all(goal.met for goal in goals) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
