@@ -78,7 +78,8 @@ class FakeEncoder:
         batch = np.stack(pixels).astype(np.float32) / 127.5 - 1.0
         n, height, width, _ = batch.shape
         grid = batch.reshape(n, _GRID, height // _GRID, _GRID, width // _GRID, 3).mean(axis=(2, 4))
-        vectors = grid.reshape(n, -1) @ self._projection
+        # Not `@`: BLAS rounds a row differently in batches of other sizes, on some processors.
+        vectors = np.einsum("nc,cd->nd", grid.reshape(n, -1), self._projection)
         vectors[:, 0] += 1e-3  # a grey picture has no direction of its own
         return _unit(vectors)
 
