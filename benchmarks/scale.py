@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -66,11 +67,15 @@ def _row(rows: int, first: Watched, again: Sequence[Watched], done: dict[str, An
         "all workers, MiB": round(first.workers_bytes / _MIB),
         "driver again, MiB": round(max(one.driver_bytes for one in again) / _MIB),
         "driver, processor s": round(first.samples[-1].processor_s, 2),
-        "driver, ms a fragment, first tenth": round(1e3 * first.processor_s_between(0.0, 0.1), 1),
-        "driver, ms a fragment, last tenth": round(1e3 * first.processor_s_between(0.9, 1.0), 1),
-        "driver, ms a fragment, all": round(1e3 * first.processor_s_between(0.0, 1.0), 1),
+        "driver, ms a fragment, first tenth": _ms(first.processor_s_between(0.0, 0.1)),
+        "driver, ms a fragment, last tenth": _ms(first.processor_s_between(0.9, 1.0)),
+        "driver, ms a fragment, all": _ms(first.processor_s_between(0.0, 1.0)),
         "commit, s": done["stage_seconds"].get("commit", 0.0),
     }
+
+
+def _ms(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else round(1e3 * seconds, 1)
 
 
 def _files_in(folder: Path) -> int:

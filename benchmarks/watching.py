@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -46,11 +47,15 @@ class Watched:
     samples: list[Sample] = field(default_factory=list)
 
     def processor_s_between(self, first: float, last: float) -> float:
-        """Seconds of the driver's processor for each unit of progress, between two shares of all of it."""
+        """Seconds of the driver's processor for each unit of progress, between two shares of all of it; not a number
+        where the run was too short to tell."""
         most = self.samples[-1].progress
-        inside = [s for s in self.samples if first * most <= s.progress <= last * most and s.progress > 0]
-        done = inside[-1].progress - inside[0].progress
-        return (inside[-1].processor_s - inside[0].processor_s) / max(done, 1)
+        # What comes before the first unit is the start, what comes after the last is the end.
+        inside = [s for s in self.samples if max(1.0, first * most) <= s.progress <= last * most]
+        inside = [s for s in inside if s.progress < most] + [s for s in inside if s.progress == most][:1]
+        if len(inside) < 2 or inside[-1].progress == inside[0].progress:
+            return math.nan
+        return (inside[-1].processor_s - inside[0].processor_s) / (inside[-1].progress - inside[0].progress)
 
 
 def watch(command: Sequence[str], progress: Callable[[], int] = lambda: 0) -> Watched:

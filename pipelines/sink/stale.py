@@ -116,7 +116,7 @@ def replacing_rows(
     if not fragments:
         return lance.LanceOperation.Merge(list(new), dataset.lance_schema)
     removed, updated = [], []
-    for fragment in fragments:
+    for fragment in fragments if rows else fragments[:1]:
         leaving = by_fragment.get(fragment.fragment_id)
         left = fragment.delete(_predicate(leaving)) if leaving else fragment.metadata
         if left is None:
