@@ -3,10 +3,10 @@ would break.
 
     python -m benchmarks.model --folder /tmp/model
 
-Reads `benchmarks/results/commits.json` and `scale.json` (run these benches first), measures what a core decodes and
-indexes, and applies the pipeline's own rules for the sizes of shards, blocks, fragments and commits, to pictures of
-50 kB in Parquet files. What a GPU encodes is assumed from clip-retrieval's published figures (8 A100, S3 to S3: 7,000
-pictures a second with ViT-B/32, 2,500 with ViT-L/14); nothing of a GPU was measured.
+Reads `benchmarks/results/commits.json` (run that bench first), measures what a core decodes and indexes and what the
+driver does for a block, and applies the pipeline's own rules for the sizes of shards, blocks, fragments and commits,
+to pictures of 50 kB in Parquet files. What a GPU encodes is assumed from clip-retrieval's published figures (8 A100,
+S3 to S3: 7,000 pictures a second with ViT-B/32, 2,500 with ViT-L/14); nothing of a GPU was measured.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from PIL import Image
 from benchmarks.commits import fixed_and_growing
 from benchmarks.encoded import blocks_of, schema_of
 from benchmarks.harness import RESULTS, report
+from benchmarks.incremental import write_file
+from benchmarks.watching import embed_command, watch
 from encoders.images.prepare import prepare
 from encoders.images.transform import ImageTransform
 from pipelines.contract import IMAGE_VECTOR
@@ -81,15 +83,13 @@ class Measured:
 
 
 def read_results() -> dict[str, float]:
-    """What other benches measured.
+    """What `benchmarks.commits` measured.
 
     Raises:
-        FileNotFoundError: one of them was not run.
+        FileNotFoundError: it was not run.
     """
-    commits, scale = (json.loads((RESULTS / f"{name}.json").read_text())["tables"] for name in ("commits", "scale"))
+    commits = json.loads((RESULTS / "commits.json").read_text())["tables"]
     fixed, growing = fixed_and_growing(commits["Commits"], "fragments", "commit, ms")
-    largest = scale["Runs"][-1]
-    blocks_of_a_fragment = FRAGMENT_ROWS / block_rows(32 * 32 * 3)  # Of the weight-free encoder.
     return {
         "commit_ms": fixed,
         "fragment_us": 1e3 * growing,
@@ -98,8 +98,22 @@ def read_results() -> dict[str, float]:
         "claim_bytes": commits["The ledger"][-1]["ledger, bytes a claim"],
         "shard_us": commits["The plan"][-1]["µs a shard"],
         "shard_bytes": commits["The plan"][-1]["bytes a shard"],
-        "block_ms": largest["driver, ms a fragment, all"] / blocks_of_a_fragment,
     }
+
+
+def driver_ms_of_a_block(folder: Path, rows: int = 40_000) -> float:
+    """Milliseconds of the driver's processor for a block: what many blocks of some captions take more than few."""
+    shutil.rmtree(folder, ignore_errors=True)
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True)
+    for n in range(4):
+        write_file(corpus / f"{n}.parquet", n * rows // 4, rows // 4, 0, pictures=False)
+    many, few = 16, 160
+    used = {}
+    for size in (many, few):
+        done = watch(embed_command(corpus, folder / "db" / f"t{size}", "--engine", "ray", "--block-rows", str(size)))
+        used[size] = done.samples[-1].processor_s
+    return 1e3 * (used[many] - used[few]) / (rows / many - rows / few)
 
 
 def decode_rate(pictures: int = 300) -> float:
@@ -229,6 +243,7 @@ def main() -> int:
     given = parser.parse_args()
     m = Measured(
         **read_results(),  # type: ignore[arg-type]
+        block_ms=driver_ms_of_a_block(given.folder),
         decoded=decode_rate(),
         normalised=normalise_rate(),
         indexed=index_rates(given.folder, 100_000, (256, 4_096)),

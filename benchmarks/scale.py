@@ -5,7 +5,7 @@
 
 `isthmus embed` runs on Ray, with the weight-free encoder, over Parquet files of tiny distinct pictures; then again, on
 what is done already. Peaks are of private memory (USS), of the driver, of the largest worker and of all workers,
-looked at twice a second. The driver's processor time for each fragment staged is compared between the first and the
+looked at each second. The driver's processor time for each fragment staged is compared between the first and the
 last tenth of the run: it must not grow with what is done. `--ten-million` does the same with captions alone, at one
 and at ten million rows, and takes some twenty minutes.
 """
@@ -64,6 +64,7 @@ def _row(rows: int, first: Watched, again: Sequence[Watched], done: dict[str, An
         "again, share": round(second / first.seconds, 4),
         "driver, MiB": round(first.driver_bytes / _MIB),
         "largest worker, MiB": round(first.worker_bytes / _MIB),
+        "which": first.worker,
         "all workers, MiB": round(first.workers_bytes / _MIB),
         "driver again, MiB": round(max(one.driver_bytes for one in again) / _MIB),
         "driver, processor s": round(first.samples[-1].processor_s, 2),

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
-_POLL_S = 0.4
+# The kernel walks a process's memory for its private part: looking more often costs the processes time.
+_POLL_S = 1.0
 _RAYS_OWN = ("raylet", "gcs_server")
 
 
@@ -35,6 +36,7 @@ class Watched:
         stdout: what it printed.
         driver_bytes: peak private memory of the command's own process.
         worker_bytes: of the largest process that it started, Ray's own ones left out.
+        worker: its title.
         workers_bytes: of all of them together.
         samples: in order of time.
     """
@@ -43,6 +45,7 @@ class Watched:
     stdout: str = ""
     driver_bytes: int = 0
     worker_bytes: int = 0
+    worker: str = ""
     workers_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
 
@@ -93,20 +96,21 @@ def _look(root: psutil.Process, found: Watched, seconds: float, progress: int) -
         children = root.children(recursive=True)
     except psutil.Error:  # It has just ended.
         return
-    sizes = [size for child in children if (size := _private(child))]
-    found.worker_bytes = max([found.worker_bytes, *sizes])
-    found.workers_bytes = max(found.workers_bytes, sum(sizes))
+    sizes = [(size, name) for child in children for size, name in [_private(child)] if size]
+    found.worker_bytes, found.worker = max([(found.worker_bytes, found.worker), *sizes])
+    found.workers_bytes = max(found.workers_bytes, sum(size for size, _ in sizes))
 
 
-def _private(process: psutil.Process) -> int:
-    """Private bytes of a worker, 0 of Ray's own processes and of those that have ended."""
+def _private(process: psutil.Process) -> tuple[int, str]:
+    """Private bytes of a worker and its title; 0 of Ray's own processes and of those that have ended."""
     try:
         name = process.name()
         if name in _RAYS_OWN or _is_agent(process):
-            return 0
-        return int(process.memory_full_info().uss)
+            return 0, name
+        title = " ".join(process.cmdline()[:1])
+        return int(process.memory_full_info().uss), title
     except psutil.Error:
-        return 0
+        return 0, ""
 
 
 def _is_agent(process: psutil.Process) -> bool:
