@@ -219,8 +219,15 @@ def goals_of(bench: Bench, figures: Figures) -> list[Goal]:
         steady = {name: [found["steady rows/s"] for found in counted], _ALONE: figures[_ALONE]}
         for part, among in (("whole", figures), ("steady", steady)):
             share = ratio(among, name, _ALONE)
-            goals.append(Goal(name=f"{name}, {part}: share of write_dataset", figure=share, target=0.9))
+            goals.append(
+                Goal(name=f"{name}, {part}: share of write_dataset", figure=share, target=0.9, note=_why(figures))
+            )
     return goals
+
+
+def _why(figures: Figures) -> str:
+    """What of the gap is not the sink's: a fragment's last part is written while nothing is encoded."""
+    return f"write_dataset with files of 16,384 rows: {ratio(figures, _ALONE_SMALL, _ALONE):.2f} of the same"
 
 
 def main() -> int:
