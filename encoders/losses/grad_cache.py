@@ -1,13 +1,15 @@
 """Large contrastive batches in the memory of small ones (GradCache, Gao et al., arXiv:2101.06983), exactly.
 
-1. Forward every chunk without a graph, keeping its vectors and the state of the random generators.
+1. Forward every chunk but the last without a graph, keeping its vectors and the state of the random generators; the
+last with one.
 2. The loss of the whole batch gives the gradients of the vectors. It runs in blocks of rows, so that no (n, n) matrix
 is ever held.
-3. Forward every chunk again, with a graph and the same random numbers, and push its vectors' gradients through it.
+3. Push the last chunk's gradients through its graph; then forward every other chunk again, with a graph and the same
+random numbers, and push its vectors' gradients through it.
 
 Unlike plain gradient accumulation, which only knows the negatives of its chunk, this is the gradient of the full
-batch, that of the logit scale included. Two
-forwards for one backward: about 4/3 of the time of a plain step.
+batch, that of the logit scale included. Of k chunks k − 1 are forwarded twice: with a backward that takes two forwards,
+(4 − 1/k)/3 of the time of a plain step.
 """
 
 from __future__ import annotations
@@ -50,25 +52,31 @@ def cached_backward(
     """As `plain_backward` of all chunks together, in the memory of one.
 
     Args:
-        forward: a chunk → its pairs. Called twice a chunk, with the same random numbers.
-        chunks: the batch in pieces.
+        forward: a chunk → its pairs. Called twice a chunk, with the same random numbers; once for the last.
+        chunks: the batch in pieces, one at least.
         loss: of the whole batch; additive over blocks of rows, as all of `encoders.losses` are.
-        no_sync: keeps DDP from averaging gradients before the last chunk.
+        no_sync: keeps DDP from averaging gradients before the last backward.
     """
+    *others, kept = chunks
     states, pieces = [], []
     with torch.no_grad():
-        for chunk in chunks:
+        for chunk in others:
             states.append(_random_state())
             pieces.append(forward(chunk))
-    batch = _leaves(_concatenated(pieces))
-    value, everything = _loss_backward(batch, loss)
+    # Its graph is a chunk's memory, which the loss in blocks leaves free.
+    with no_sync() if others else contextlib.nullcontext():
+        graph = forward(kept)
+        batch = _leaves(_concatenated([*pieces, _detached(graph)]))
+        value, everything = _loss_backward(batch, loss)
+        start = len(batch) - len(graph)
+        _surrogate(graph, batch, slice(start, None), scalars=True).backward()
+    del graph
     start = 0
-    for i, (chunk, state, piece) in enumerate(zip(chunks, states, pieces, strict=True)):
-        last = i == len(pieces) - 1
+    for i, (chunk, state, piece) in enumerate(zip(others, states, pieces, strict=True)):
         rows = slice(start, start + len(piece))
         start += len(piece)
-        with contextlib.nullcontext() if last else no_sync(), _replayed(state):
-            _surrogate(forward(chunk), batch, rows, scalars=last).backward()
+        with no_sync() if i < len(others) - 1 else contextlib.nullcontext(), _replayed(state):
+            _surrogate(forward(chunk), batch, rows, scalars=False).backward()
     return value, everything
 
 

@@ -94,7 +94,7 @@ class Process:
         for arrays in self._stream():
             if self.finished or self.step >= last:
                 break
-            value = self._train_step(arrays)
+            value = self.train_step(arrays)
             if not math.isfinite(value):
                 self._say_diverged(self.step, f"the loss or its gradient is {value}")
                 return
@@ -127,7 +127,7 @@ class Process:
     def _checkpoint_due(self) -> bool:
         return self.step % (self.settings.checkpoint_every or self.work.plan.steps_per_epoch) == 0
 
-    def _train_step(self, arrays: Arrays) -> float:
+    def train_step(self, arrays: Arrays) -> float:
         """Forward, backward, step; the mean loss of the whole batch, or its gradient's length where that is no number,
         and then the weights are left as they were."""
         self.forward.train()

@@ -16,6 +16,7 @@ from torch import nn
 
 from encoders.losses.gather import gather_rows, row_counts
 from encoders.training.models import Batch
+from encoders.training.optimiser import load_state, state_of
 from encoders.training.pairs import PairsModel
 from pipelines.training.settings import Sharding
 
@@ -50,7 +51,11 @@ class Alone:
 
     def clip_gradient(self, longest: float) -> float:
         """Shorten the gradient of the whole model to a length; the length that it had."""
-        return float(torch.nn.utils.clip_grad_norm_(self.trained, longest))
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if float(norm) > longest:
+            torch.nn.utils.clip_grads_with_norm_(self.trained, longest, norm)
+        return float(norm)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -75,11 +80,11 @@ class Alone:
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> State:
         """The same of the optimiser."""
-        return optimiser.state_dict()
+        return state_of(optimiser)
 
     def load_optimiser(self, optimiser: torch.optim.Optimizer, state: State) -> None:
         """Take up what `optimiser_state` gave, in whichever way it was made."""
-        optimiser.load_state_dict(state)
+        load_state(optimiser, state)
 
 
 class Copies(Alone):
@@ -91,7 +96,11 @@ class Copies(Alone):
 
     def _wrap(self) -> None:
         devices = [self.device] if self.device.type == "cuda" else None
-        self.forward = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
+        # No buffer changes in training (batch norms keep their statistics), so none is sent round before each forward;
+        # and gradients lie where they are averaged, not copied there and back.
+        self.forward = nn.parallel.DistributedDataParallel(
+            self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """DDP's own."""

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from encoders.training.models import Batch
+from encoders.training.optimiser import load_state
 from encoders.training.pairs import PairsModel
 from encoders.training.tuning import blocks_of
 from pipelines.training.parallel import Copies, State
@@ -112,7 +113,7 @@ class Shards(Copies):
             i: {name: _part_like(parameters[i], value) for name, value in entry.items()}
             for i, entry in state["state"].items()
         }
-        optimiser.load_state_dict({**state, "state": parts})
+        load_state(optimiser, {**state, "state": parts})
 
 
 def _blocks(model: PairsModel) -> list[nn.Module]:

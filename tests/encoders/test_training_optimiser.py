@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoders.training.models import open_model
-from encoders.training.optimiser import cosine_with_warmup, global_norm, make_optimiser, parameter_groups
+from encoders.training.optimiser import (
+    cosine_with_warmup,
+    global_norm,
+    load_state,
+    make_optimiser,
+    parameter_groups,
+    state_of,
+)
 from encoders.training.pairs import PairsModel
 from encoders.training.tuning import Tuning, apply_tuning
 
@@ -81,3 +88,36 @@ def test_the_norm_of_all_gradients() -> None:
     layers[0].weight.grad, layers[1].weight.grad = torch.full((2, 2), 3.0), torch.full((2, 2), 4.0)
     assert global_norm(layer.weight for layer in layers) == pytest.approx(10.0)
     assert global_norm([layers[2].weight]) == 0.0
+
+
+def test_one_kernel_steps_as_the_plain_optimiser_does() -> None:
+    """A fast step that drifts from AdamW would only show as a model that is a little worse."""
+    models = [torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    groups = [parameter_groups(model, learning_rate=0.01, weight_decay=0.3) for model in models]
+    fast, plain = make_optimiser(groups[0]), torch.optim.AdamW(groups[1], betas=(0.9, 0.98), eps=1e-6)
+    assert fast.param_groups[0]["fused"]
+    for step in range(20):
+        for optimiser, model in zip((fast, plain), models, strict=True):
+            torch.manual_seed(step)
+            optimiser.zero_grad()
+            model(torch.randn(4, 5)).pow(3).sum().backward()
+            optimiser.step()
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_state_of_another_way_to_step_is_taken_up() -> None:
+    """A run that began sharded, or before the one kernel was used, goes on; and steps as this process does."""
+    model = torch.nn.Linear(3, 3)
+    optimiser = make_optimiser(parameter_groups(model, learning_rate=0.1, weight_decay=0.5))
+    older = torch.optim.AdamW(parameter_groups(model, learning_rate=0.2, weight_decay=0.5))
+    model(torch.ones(1, 3)).sum().backward()
+    older.step()
+    load_state(optimiser, older.state_dict())
+    assert [group["fused"] for group in state_of(optimiser)["param_groups"]] == [None, None]
+    assert all(group["fused"] for group in optimiser.param_groups)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.2, 0.2]
+    assert float(optimiser.state[model.weight]["step"]) == 1.0
+    optimiser.step()
+    assert float(optimiser.state[model.weight]["step"]) == 2.0

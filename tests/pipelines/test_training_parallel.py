@@ -30,6 +30,7 @@ Segments = list[tuple[Sharding, int]]
 WAYS: dict[str, tuple[Segments, int | None]] = {
     "plain": ([("fsdp", STEPS)], None),
     "chunks": ([("fsdp", STEPS)], 3),
+    "copies in chunks": ([("ddp", STEPS)], 3),
     # On CPUs `auto` is a copy each.
     "there and back": ([("ddp", 1), ("fsdp", 1), ("auto", STEPS - 2)], None),
 }

@@ -105,8 +105,23 @@ def test_the_second_forward_draws_the_same_random_numbers() -> None:
         seen.append(pairs.image.detach())
         return pairs
 
-    batch = make_batch(6)
-    cached_backward(forward, [cut(batch, 0, 3), cut(batch, 3, 6)], loss)
-    torch.testing.assert_close(seen[0], seen[2])
-    torch.testing.assert_close(seen[1], seen[3])
-    assert not torch.equal(seen[0], seen[1])
+    batch = make_batch(9)
+    cached_backward(forward, [cut(batch, start, start + 3) for start in (0, 3, 6)], loss)
+    first, second, _, first_again, second_again = seen  # the last chunk is forwarded once
+    torch.testing.assert_close(first, first_again)
+    torch.testing.assert_close(second, second_again)
+    assert not torch.equal(first, second)
+
+
+def test_a_single_chunk_is_forwarded_once() -> None:
+    """A batch that fits costs what a plain step costs."""
+    towers = TinyTowers()
+    loss = WeightedLoss([parse_term("infonce")], dim=5).double()
+    calls: list[int] = []
+
+    def forward(batch: dict[str, torch.Tensor]) -> Any:
+        calls.append(len(batch["image"]))
+        return towers(batch)
+
+    cached_backward(forward, [make_batch(ROWS)], loss)
+    assert calls == [ROWS]
