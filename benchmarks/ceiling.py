@@ -1,0 +1,59 @@
+"""The ceiling of an embed job: the bare loop of decoding and encoding on all cores, with no Ray and no writing.
+
+    python -m benchmarks.ceiling CORPUS MODEL
+
+One process a core, each with one torch thread, as the job has its actors; the pictures are in memory before the clock
+starts, and the model has seen a batch. Prints pictures per second of all processes together.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from queue import Queue
+
+import pyarrow.parquet as pq
+
+_BATCH = 64
+
+
+def loop(corpus: Path, model: str, part: int, parts: int, ready: Barrier, times: Queue[tuple[int, float]]) -> None:
+    """Decode and encode every `parts`-th picture, from `part` on; put (pictures, seconds)."""
+    from encoders.images import prepare
+    from encoders.protocol import EncoderOptions
+    from encoders.registry import describe, load
+
+    options = EncoderOptions(threads=1, batch_size=_BATCH)
+    transform = describe(model, options).image_transform
+    assert transform is not None
+    encoder = load(model, options)
+    found = [data for path in sorted(corpus.glob("*.parquet")) for data in pq.read_table(path)["image"].to_pylist()]
+    mine = found[part::parts]
+    encoder.encode_images([prepare(data, transform) for data in mine[:_BATCH]])
+    ready.wait()
+    started = time.perf_counter()
+    for start in range(0, len(mine), _BATCH):
+        encoder.encode_images([prepare(data, transform) for data in mine[start : start + _BATCH]])
+    times.put((len(mine), time.perf_counter() - started))
+
+
+def measure(corpus: Path, model: str) -> float:
+    """Pictures per second, from when all processes begin until the last one ends."""
+    spawn = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0))
+    ready, times = spawn.Barrier(cores), spawn.Queue()
+    processes = [spawn.Process(target=loop, args=(corpus, model, part, cores, ready, times)) for part in range(cores)]
+    for process in processes:
+        process.start()
+    done = [times.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(n for n, _ in done) / max(seconds for _, seconds in done)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{measure(Path(sys.argv[1]), sys.argv[2])}\n")

@@ -1,0 +1,219 @@
+"""Rows per second of `isthmus embed`, against the bare loop on the same cores and against its peers.
+
+    sh benchmarks/peers/install.sh PEERS
+    python -m benchmarks.embed --folder FOLDER --peers PEERS
+
+Parquet with JPEG bytes becomes a committed table, with random weights of a CLIP ViT-B/32 and of a ViT so small that the
+pipeline is what is measured. Contenders take turns; each is a process of its own, timed from outside. *Whole* is the
+rows by all of its seconds; *steady* leaves its start out: the rows by the seconds beyond those of a job of few rows. The
+ceiling is `benchmarks/ceiling.py`. A case that was measured is kept in FOLDER, and the report is of all that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+
+from benchmarks.harness import Goal, ratio, report, summary, take_turns
+from benchmarks.models import clip
+from benchmarks.pictures import write_parquet, write_tars
+
+OURS, CEILING, CLIP_RETRIEVAL, DAFT, RECIPE = "isthmus", "ceiling", "clip-retrieval", "Daft", "Ray Data recipe"
+FEW = 16
+# (model, size of the pictures) → rows: some twenty seconds of isthmus' steady work.
+CASES = {
+    ("small ViT", "256 px"): 6_000,
+    ("small ViT", "640 px"): 4_000,
+    ("small ViT", "12 MP"): 400,
+    ("ViT-B/32", "256 px"): 400,
+    ("ViT-B/32", "640 px"): 400,
+    ("ViT-B/32", "12 MP"): 240,
+}
+_CEILING_GOALS = {"ViT-B/32": 0.95, "small ViT": 0.85}
+_PEER_GOALS = {CLIP_RETRIEVAL: 1.3, DAFT: 1.2, RECIPE: 1.5}
+_SCRIPTS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What one run of the bench embeds."""
+
+    model: str
+    size: str
+    rows: int
+    folder: Path
+    peers: Path
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.model}, {self.size}"
+
+    def corpus(self, rows: int, kind: str = "parquet") -> Path:
+        """The corpus of so many rows."""
+        write = write_parquet if kind == "parquet" else write_tars
+        return write(self.folder / "corpora" / self.size.replace(" ", "") / f"{rows}-{kind}", self.size, rows)
+
+    @property
+    def weights(self) -> str:
+        """The model's directory."""
+        return str(clip(self.folder / "models", self.model))
+
+
+def seconds_of(command: Sequence[str], out: Path) -> float:
+    """Wall seconds of a process that writes to `out`, which is removed first.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-3000:]}")
+    return seconds
+
+
+def ours(case: Case, rows: int) -> float:
+    """`isthmus embed`."""
+    out = case.folder / "out" / "isthmus"
+    program = str(Path(sys.executable).parent / "isthmus")
+    command = [program, "embed", str(case.corpus(rows)), "--table", f"{out}/t", "--encoder", case.weights]
+    seconds = seconds_of([*command, "--embed", "image", "--columns.key", "id", "--json"], out)
+    if (found := lance.dataset(f"{out}/t.lance").count_rows()) != rows:
+        raise RuntimeError(f"isthmus wrote {found} rows of {rows}")
+    return seconds
+
+
+def clip_retrieval(case: Case, rows: int) -> float:
+    """`clip-retrieval inference` over WebDataset tars, its own fast path."""
+    out, tars = case.folder / "out" / "clip-retrieval", case.corpus(rows, "tars")
+    last = len(list(tars.glob("*.tar"))) - 1
+    program = str(case.peers / "clip-retrieval" / "bin" / "clip-retrieval")
+    command = [program, "inference", "--input_dataset", f"{tars}/{{00000..{last:05d}}}.tar", "--output_folder"]
+    options = {"input_format": "webdataset", "batch_size": "64", "num_prepro_workers": str(os.cpu_count())}
+    options |= {"enable_text": "False", "enable_metadata": "True", "clip_model": f"hf_clip:{case.weights}"}
+    return seconds_of([*command, str(out), *(word for k, v in options.items() for word in (f"--{k}", v))], out)
+
+
+def script(case: Case, rows: int, python: str, name: str, workers: int) -> float:
+    """A script of `benchmarks/peers`."""
+    out = case.folder / "out" / name
+    return seconds_of([python, str(_SCRIPTS / name), str(case.corpus(rows)), str(out), case.weights, str(workers)], out)
+
+
+def contenders(case: Case) -> dict[str, Callable[[int], float]]:
+    """Name → seconds of a job of so many rows."""
+    cores = os.cpu_count() or 1
+    daft = str(case.peers / "daft" / "bin" / "python")
+    return {
+        OURS: lambda rows: ours(case, rows),
+        CLIP_RETRIEVAL: lambda rows: clip_retrieval(case, rows),
+        DAFT: lambda rows: script(case, rows, daft, "daft_embed.py", cores),
+        RECIPE: lambda rows: script(case, rows, sys.executable, "ray_recipe.py", cores),
+    }
+
+
+def ceiling(case: Case) -> float:
+    """Pictures per second of the bare loop, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ceiling", str(case.corpus(case.rows)), case.weights]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure(case: Case, rounds: int, names: Sequence[str]) -> dict[str, Any]:
+    """The case's figures: rows per second, whole and steady, of each contender, and the ceiling."""
+    runs = {name: run for name, run in contenders(case).items() if name in names}
+    starts = {name: min(run(FEW), run(FEW)) for name, run in runs.items()}
+    turns: dict[str, Callable[[], float]] = {name: lambda run=run: run(case.rows) for name, run in runs.items()}
+    turns[CEILING] = lambda: ceiling(case)
+    found = take_turns(turns, rounds, warmup=0, say=lambda line: sys.stderr.write(f"{case.name}: {line}\n"))
+    whole = {name: [case.rows / s for s in found[name]] for name in runs}
+    steady = {name: [(case.rows - FEW) / max(s - starts[name], 1e-3) for s in found[name]] for name in runs}
+    return {
+        "model": case.model,
+        "size": case.size,
+        "rows": case.rows,
+        "start_s": starts,
+        "whole": whole,
+        "steady": steady | {CEILING: found[CEILING]},
+    }
+
+
+def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A case as rows of a table."""
+    whole, steady = summary(found["whole"]), summary(found["steady"])
+    return [
+        {
+            "model": found["model"],
+            "pictures": found["size"],
+            "rows": found["rows"],
+            "": name,
+            "steady rows/s": steady[name]["median"],
+            "of the ceiling": f"{ratio(found['steady'], name, CEILING):.3f}",
+            "whole rows/s": whole[name]["median"] if name in whole else "",
+            "start s": round(found["start_s"][name], 1) if name in whole else "",
+        }
+        for name in steady
+    ]
+
+
+def goals_of(found: dict[str, Any]) -> list[Goal]:
+    """How a case meets its goals."""
+    case, steady, whole = f"{found['model']}, {found['size']}", found["steady"], found["whole"]
+    target = _CEILING_GOALS[found["model"]]
+    goals = [Goal(name=f"embed, {case}: steady ÷ ceiling", figure=ratio(steady, OURS, CEILING), target=target)]
+    for peer in _PEER_GOALS:
+        if peer in whole:
+            wanted = _PEER_GOALS[peer] if found["model"] == "small ViT" else 1.0
+            goals += [
+                Goal(name=f"embed, {case}: {kind} ÷ {peer}", figure=ratio(figures, OURS, peer), target=wanted)
+                for kind, figures in (("steady", steady), ("whole", whole))
+            ]
+    return goals
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="corpora, models and figures are kept here")
+    parser.add_argument("--peers", type=Path, default=None, help="where install.sh put them; without, ours alone")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--cases", nargs="*", default=None, help="e.g. 'small ViT, 640 px'; default: those not yet kept"
+    )
+    parser.add_argument("--no-report", action="store_true", help="print this run's figures only")
+    given = parser.parse_args()
+    names = [OURS, CLIP_RETRIEVAL, DAFT, RECIPE] if given.peers else [OURS]
+    kept = given.folder / "figures"
+    kept.mkdir(parents=True, exist_ok=True)
+    for (model, size), rows in CASES.items():
+        case = Case(model=model, size=size, rows=rows, folder=given.folder, peers=given.peers or Path())
+        path = kept / f"{case.name.replace('/', '-')}.json"
+        if case.name in given.cases if given.cases is not None else not path.is_file():
+            found = measure(case, given.rounds, names)
+            sys.stderr.write(f"{json.dumps(rows_of(found), indent=1)}\n")
+            if not given.no_report:
+                path.write_text(json.dumps(found))
+    if not given.no_report:
+        all_found = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
+        table = [row for found in all_found for row in rows_of(found)]
+        command = "python -m benchmarks.embed --folder FOLDER --peers PEERS"
+        report("embed", command, {"Rows per second": table}, [goal for found in all_found for goal in goals_of(found)])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

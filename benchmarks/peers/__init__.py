@@ -1,0 +1,1 @@
+"""Scripts that run another system on the bench's corpus, each in a virtual environment of its own (`install.sh`)."""
