@@ -3,10 +3,11 @@
     sh benchmarks/peers/install.sh PEERS
     python -m benchmarks.embed --folder FOLDER --peers PEERS
 
-Parquet with JPEG bytes becomes a committed table, with random weights of a CLIP ViT-B/32 and of a ViT so small that the
-pipeline is what is measured. Contenders take turns; each is a process of its own, timed from outside. *Whole* is the
-rows by all of its seconds; *steady* leaves its start out: the rows by the seconds beyond those of a job of few rows. The
-ceiling is `benchmarks/ceiling.py`. A case that was measured is kept in FOLDER, and the report is of all that are there.
+Parquet with JPEG bytes becomes a committed table, with random weights of a CLIP ViT-B/32 and of a ViT so small that
+the pipeline is what is measured. Contenders take turns; each is a process of its own, timed from outside. *Whole* is
+the rows by all of its seconds; *steady* leaves its start out: the rows by the seconds beyond those of a job of few
+rows. The ceiling is `benchmarks/ceiling.py`. A case that was measured is kept in FOLDER, and the report is of all that
+are there.
 """
 
 from __future__ import annotations

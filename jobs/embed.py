@@ -53,8 +53,7 @@ class EmbedConfig(JobConfig):
     batch_size: int = Field(default=64, ge=1, description="Inputs of a forward pass; halved when memory runs out.")
     engine: Literal["auto", "ray", "process"] = Field(
         default="auto",
-        description="What runs the stages. auto: one process beside this one where that is done before Ray would have "
-        "started, else Ray.",
+        description="What runs the stages. auto: Ray on a cluster or with GPUs, else a process a core.",
     )
     actors: int | None = Field(default=None, ge=1, description="Encode actors; default: one a GPU, else one a core.")
     num_gpus: float | None = Field(default=None, ge=0, description="GPUs of each actor; default: 1 if there are any.")

@@ -39,6 +39,7 @@ HEIGHT = "_height"
 WIDTH = "_width"
 OVERLONG = "_overlong"
 REUSED = "_reused"
+READY = "_ready"
 KNOWN_PREFIX = "_known_"
 SECONDS_PREFIX = "_seconds_"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipelines.pace import Crew, Pace
+
 _HINTS = {
     "read": "reading is the bottleneck: more CPUs, or a store nearer to the workers",
     "decode": "decoding is the bottleneck: more CPUs (per GPU, where there are GPUs), or --preprocessing fast",
@@ -41,6 +43,9 @@ class EmbedReport:
         seconds: wall seconds of the run, with start-up.
         rows_per_s: `rows_in` by `seconds`.
         stage_seconds: worker seconds of each stage.
+        steady_rows_per_s: the same from the first blocks on, without any start; None for runs of few blocks.
+        ceiling_rows_per_s: what the workers could decode and encode if they did nothing else, by their first blocks.
+        share_of_ceiling: `steady_rows_per_s` by `ceiling_rows_per_s`.
         bottleneck: the stage whose workers were busiest.
         hint: what to add.
         versions: library versions.
@@ -68,6 +73,9 @@ class EmbedReport:
     version: int
     seconds: float
     rows_per_s: float
+    steady_rows_per_s: float | None = None
+    ceiling_rows_per_s: float | None = None
+    share_of_ceiling: float | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
     bottleneck: str | None = None
     hint: str | None = None
@@ -88,6 +96,22 @@ def find_bottleneck(stage_seconds: dict[str, float], workers: dict[str, int]) ->
     return max(load, key=lambda stage: load[stage]) if load else None
 
 
-def hint_for(stage: str | None) -> str | None:
-    """What relieves a bottleneck."""
+def hint_for(stage: str | None, pace: Pace, crew: Crew | None) -> str | None:
+    """What relieves a bottleneck; of decoding and encoding, how much of what, by the run's own figures."""
+    costs = pace.costs()
+    if stage in ("decode", "encode") and costs and crew:
+        return crew.wanting(*costs)
     return _HINTS.get(stage) if stage else None
+
+
+def shares(pace: Pace, crew: Crew | None) -> dict[str, float | None]:
+    """The report's `steady_rows_per_s`, `ceiling_rows_per_s` and `share_of_ceiling`."""
+    costs = pace.costs()
+    steady = pace.steady_rows_per_s(crew.encoders) if crew else None
+    ceiling = crew.ceiling(*costs) if crew and costs else None
+    share = steady / ceiling if steady and ceiling else None
+    return {
+        "steady_rows_per_s": steady and round(steady, 2),
+        "ceiling_rows_per_s": ceiling and round(ceiling, 2),
+        "share_of_ceiling": share and round(share, 3),
+    }

@@ -18,18 +18,19 @@ from pipelines.contract import (
     THUMBNAIL,
     VECTOR_COLUMNS,
 )
-from pipelines.embedding.engines import one_process
+from pipelines.embedding.engines import processes
 from pipelines.embedding.engines.job import Job, Ran
-from pipelines.embedding.engines.one_process import is_small, this_machine
+from pipelines.embedding.engines.processes import fits_this_machine, this_machine
 from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
 from pipelines.embedding.planning import Resources, plan_pools
-from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for
+from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for, shares
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.embedding.stages.encoding import vector_type
 from pipelines.embedding.stages.reading import ShardWork
 from pipelines.embedding.stages.reuse import index_digests
 from pipelines.embedding.stages.settings import rows_of_a_block
 from pipelines.faults import fault
+from pipelines.pace import Pace
 from pipelines.provenance import Provenance, library_versions
 from pipelines.retries import retry
 from pipelines.sink.committing import Committer
@@ -79,8 +80,8 @@ def embed(
     plan = make_plan(source, ledger.coverage, description, settings)
     if plan.is_empty and not settings.retry and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
-    small = is_small(expected_rows(plan.work), settings)
-    resources = this_machine() if small else _rays_resources()
+    here = fits_this_machine(settings)
+    resources = this_machine() if here else _rays_resources()
     # What cannot be is refused before the table is made.
     plan_pools(resources, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
@@ -106,9 +107,7 @@ def embed(
             job = Job(
                 source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
             )
-            # A retry's rows are known only now.
-            small = small and is_small(expected_rows(plan.work), settings)
-            ran = _work_off(job, plan.work, committer, ledger, progress, small=small)
+            ran = _work_off(job, plan.work, committer, ledger, progress, here=here)
             _check_complete(plan, ledger, table)
         committer.sweep()
         ledger.compact()
@@ -135,7 +134,7 @@ def _work_off(
     ledger: Ledger,
     progress: Progress,
     *,
-    small: bool,
+    here: bool,
 ) -> Ran:
     """Run the stages over the work until all of it is committed.
 
@@ -156,8 +155,8 @@ def _work_off(
     def tell(rows: int) -> None:
         progress(rows, expected)
 
-    if small:
-        ran = one_process.run_stages(job, work, ledger, queue, tell)
+    if here:
+        ran = processes.run_stages(job, work, ledger, queue, tell)
         if ran is not None:
             return ran
         work = remaining(work, ledger.coverage)
@@ -223,6 +222,7 @@ def _report(
     seconds = time.perf_counter() - started
     stages = {name: round(value, 3) for name, value in (done.seconds if done else {}).items()}
     bottleneck = find_bottleneck(stages, ran.workers if ran else {})
+    pace, crew = done.pace if done else Pace(), ran.crew if ran else None
     return EmbedReport(
         table=str(table),
         encoder=description.card.name,
@@ -248,6 +248,7 @@ def _report(
         rows_per_s=round(rows_in / seconds, 2) if seconds else 0.0,
         stage_seconds=stages,
         bottleneck=bottleneck,
-        hint=hint_for(bottleneck),
+        hint=hint_for(bottleneck, pace, crew),
+        **shares(pace, crew),
         versions=library_versions(),
     )

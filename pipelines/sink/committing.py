@@ -16,6 +16,7 @@ import lance
 
 from pipelines.contract import SHARD
 from pipelines.faults import fault
+from pipelines.pace import Pace
 from pipelines.sink.claims import Change, file_of, removals_of
 from pipelines.sink.landing import Lander, Step
 from pipelines.sink.lease import Lease
@@ -61,6 +62,7 @@ class Committed:
     replaced: int = 0
     removed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
 
 
 class Committer:
@@ -259,6 +261,7 @@ class Committer:
             done.written += group.rows
             done.overlong += group.overlong
             done.reused += group.reused
+            done.pace.add(group.times)
             for name, value in group.seconds.items():
                 done.seconds[name] = done.seconds.get(name, 0.0) + value
             for reason in group.rejects["reason"].to_pylist():

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, REUSED, STAGE, timing_columns, unwrap
+from pipelines.blocks import LAST, MESSAGE, OVERLONG, READY, REASON, REUSED, STAGE, timing_columns, unwrap
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.faults import fault, fault_is_set
+from pipelines.pace import BlockTime
 from pipelines.retries import retry
 from pipelines.sink.claims import Claim, claims_of_columns, file_of
 from pipelines.sink.rejects import REJECT_ID, REJECTS_SCHEMA
@@ -59,6 +60,7 @@ class StagedGroup:
         reused: vectors that the table held already, or that an actor had just made.
         started: when the first file may have been written, Unix seconds.
         files: file id → uri of the files that its shards belong to.
+        times: when its blocks were ready, and what they took.
         successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
     """
 
@@ -73,6 +75,7 @@ class StagedGroup:
     started: float
     files: dict[str, str] = field(default_factory=dict)
     successors: tuple[str, ...] = ()
+    times: tuple[BlockTime, ...] = ()
 
 
 def stage_envelopes(table: TableRef, schema: pa.Schema, files: Files, *envelopes: pa.Table) -> StagedGroup:
@@ -119,7 +122,17 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
         started=started_at,
         files={name: files.uris[name] for name in sorted(names) if name in files.uris},
         successors=tuple(group[ROW_ID].to_pylist()) if files.bring_successors else (),
+        times=tuple(_block_time(block) for block in blocks if block.num_rows and READY in block.column_names),
     )
+
+
+def _block_time(block: pa.Table) -> BlockTime:
+    columns = timing_columns(block.schema)
+    decode_s, encode_s = (
+        float(pc.sum(block[columns[stage]]).as_py()) if stage in columns else 0.0 for stage in ("decode", "encode")
+    )
+    ready = float(block[READY][0].as_py())
+    return BlockTime(ready=ready, rows=block.num_rows, decode_s=decode_s, encode_s=encode_s)
 
 
 def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Small runs go through one process, all others through Ray, and nobody can tell by the table."""
+"""One machine embeds in processes, a cluster on Ray, and nobody can tell by the table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from corpora import Pair, pairs, write_parquet
 from killing import is_worker
 from pydantic import ValidationError
 
-from jobs.embed import EmbedConfig, prepare, run, run_with
-from pipelines.embedding.engines import one_process, worker
+from jobs.embed import EmbedConfig, prepare, run
+from pipelines.embedding.engines import processes, worker
 from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
 
 ROWS = 240
@@ -54,7 +56,9 @@ def assert_same(table: Path, wanted: Path) -> None:
     assert found[0].column_names == other[0].column_names
     for name in other[0].column_names:
         if name.endswith("_vector"):
-            np.testing.assert_allclose(found[0][name].to_pylist(), other[0][name].to_pylist(), atol=1e-6)
+            # Pictures meet in other batches, which may turn the last bit; of float16 that is worth a thousandth.
+            step = 1e-3 if pa.types.is_float16(found[0][name].type.value_type) else 1e-7
+            np.testing.assert_allclose(found[0][name].to_pylist(), other[0][name].to_pylist(), atol=1e-6, rtol=step)
         else:
             assert found[0][name].equals(other[0][name]), name
 
@@ -62,7 +66,7 @@ def assert_same(table: Path, wanted: Path) -> None:
 @pytest.fixture
 def no_ray_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process of its own, where nobody started Ray."""
-    monkeypatch.setattr(one_process, "_has_ray", lambda: False)
+    monkeypatch.setattr(processes, "_has_ray", lambda: False)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -73,14 +77,14 @@ def test_both_engines_make_the_same_table(more: dict[str, Any], tmp_path: Path) 
     corpus = corpus_of(tmp_path)
     on_ray = embed(corpus, tmp_path / "db" / "ray", engine="ray", **more)
     here = embed(corpus, tmp_path / "db" / "process", engine="process", **more)
-    assert (on_ray.engine, here.engine, here.actors, here.read_tasks) == ("ray", "process", 1, 1)
+    assert (on_ray.engine, here.engine, here.actors) == ("ray", "process", here.read_tasks)
     assert_same(tmp_path / "db" / "process", tmp_path / "db" / "ray")
     assert (on_ray.rows_in, on_ray.written, on_ray.rejected) == (here.rows_in, here.written, here.rejected)
     assert set(here.stage_seconds) == set(on_ray.stage_seconds)
     assert here.bottleneck in here.stage_seconds
 
 
-def test_a_small_run_never_imports_ray(tmp_path: Path) -> None:
+def test_one_machine_never_imports_ray(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, 40)
     config = {"corpus": str(corpus), "table": str(tmp_path / "db" / "t"), **SMALL}
     code = (
@@ -90,22 +94,6 @@ def test_a_small_run_never_imports_ray(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["process", "40", "False"]
-
-
-@pytest.mark.usefixtures("ray_session", "no_ray_yet")
-def test_what_turns_out_to_be_too_much_goes_on_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = corpus_of(tmp_path)
-    told: list[int] = []
-    embed(corpus, tmp_path / "db" / "wanted", engine="ray")
-    monkeypatch.setattr(one_process, "TRIAL_S", 0.0)
-    monkeypatch.setattr(one_process, "PATIENCE_S", 0.0)
-    config = EmbedConfig(**{"corpus": str(corpus), "table": str(tmp_path / "db" / "t"), **SMALL})
-    report = run(config, lambda done, total: told.append(done))
-    assert (report.engine, report.rows_in) == ("ray", ROWS)
-    # In between Ray's count is an estimate, which may step back.
-    assert told[0] > 0
-    assert told[-1] == ROWS, "what the process did counts on"
-    assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
 
 
 @pytest.mark.usefixtures("ray_session", "no_ray_yet")
@@ -122,14 +110,17 @@ def test_two_processes_that_die_leave_the_rest_to_ray(
     assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
 
 
-@pytest.mark.usefixtures("ray_session", "no_ray_yet")
-def test_a_retry_is_judged_by_the_rows_that_it_opens_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before they are opened there is nothing to do, which is little."""
-    assert embed(corpus_of(tmp_path), tmp_path / "db" / "t").engine == "process"
-    monkeypatch.setattr(one_process, "_FEW_ROWS", 0)
-    given = EmbedConfig(**{"corpus": str(tmp_path / "c.parquet"), "table": str(tmp_path / "db" / "t"), **SMALL})
-    report = run_with(given, {"retry": frozenset({"not_an_image"})}, None)
-    assert (report.engine, report.rows_in, report.rejected) == ("ray", ROWS // 20, {"not_an_image": ROWS // 20})
+@pytest.mark.parametrize("rows_of_a_group", [30, 1_000])
+def test_the_cores_share_the_work(rows_of_a_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many shards each process takes some; the only shard of a file is cut for them, and is whole again after."""
+    monkeypatch.setattr(processes, "_cores", lambda: 3)
+    corpus = write_parquet(tmp_path / "c.parquet", pairs(ROWS), row_group_rows=rows_of_a_group)
+    report = embed(corpus, tmp_path / "db" / "t", engine="process", commit_rows=ROWS, fragment_rows=ROWS)
+    assert (report.actors, report.rows_in, report.written) == (3, ROWS, ROWS)
+    embed(corpus, tmp_path / "db" / "wanted", engine="process", block_rows=ROWS)
+    assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
+    again = embed(corpus, tmp_path / "db" / "t", engine="process")
+    assert (again.rows_in, again.skipped) == (0, ROWS), "a shard that was cut is complete"
 
 
 def test_alone_it_goes_on_while_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,39 +154,47 @@ class _Sticky(Exception):
         super().__init__(f"{one} and {two}")
 
 
+def test_a_thread_that_reads_ahead_passes_on_what_it_reads_and_what_it_raises() -> None:
+    def tables() -> Iterator[pa.Table]:
+        for number in range(3):
+            yield pa.table({"n": [number]})
+        raise OSError("the store broke off")
+
+    read: list[int] = []
+    with pytest.raises(OSError, match="the store broke off"):
+        read.extend(table["n"][0].as_py() for table in worker.read_ahead(tables()))
+    assert [table["n"][0].as_py() for table in worker.read_ahead(islice(tables(), 3))] == [0, 1, 2]
+
+
 def test_errors_that_cannot_travel_say_what_they_were() -> None:
     assert str(worker.portable(_Sticky(1, 2))) == "_Sticky: 1 and 2"
     assert isinstance(worker.portable(PermissionError("no")), PermissionError)
 
 
-def test_only_runs_that_are_surely_small_go_to_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_clusters_gpus_and_who_asks_for_actors_get_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = {"corpus": str(corpus_of(tmp_path, 20)), "table": str(tmp_path / "t"), **SMALL}
 
-    def small(rows: int | None = 1_000, **more: Any) -> bool:
+    def here(**more: Any) -> bool:
         *_, settings = prepare(EmbedConfig(**given, **more))
-        return one_process.is_small(rows, settings)
+        return processes.fits_this_machine(settings)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(one_process, "_CLUSTER", str(tmp_path / "cluster"))
-    monkeypatch.setattr(one_process, "_GPUS", ())
+    monkeypatch.setattr(processes, "_CLUSTER", str(tmp_path / "cluster"))
+    monkeypatch.setattr(processes, "_GPUS", ())
     monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
-    assert small()
-    assert small(0), "a run that only removes rows needs no engine"
-    assert not small(None)
-    assert not small(10_000_000)
-    assert small(10_000_000, engine="process")
-    assert not small(engine="ray")
-    assert not small(actors=2)
-    monkeypatch.setattr(one_process, "_GPUS", (str(tmp_path),))
-    assert not small()
-    assert small(device="cpu")
-    monkeypatch.setattr(one_process, "_GPUS", ())
+    assert here()
+    assert not here(engine="ray")
+    assert not here(actors=2)
+    monkeypatch.setattr(processes, "_GPUS", (str(tmp_path),))
+    assert not here()
+    assert here(device="cpu")
+    monkeypatch.setattr(processes, "_GPUS", ())
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert not small()
+    assert not here()
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert small()
+    assert here()
     (tmp_path / "cluster").touch()
-    assert not small()
+    assert not here()
     with pytest.raises(ValidationError, match="drop them, or --engine process"):
         EmbedConfig(**given, engine="process", actors=2)
 

@@ -1,1 +1,1 @@
-"""What runs the stages: Ray Data, for all that is large; one process, for what Ray's start would cost more than."""
+"""What runs the stages: Ray Data on a cluster and on GPUs, processes on a machine alone."""

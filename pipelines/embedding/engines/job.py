@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from encoders.description import Description
 from pipelines.embedding.settings import EmbedSettings
+from pipelines.pace import Crew
 from pipelines.sink.staging import Files
 from pipelines.sources.base import Source
 from pipelines.storage import TableRef
@@ -40,12 +41,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """How an engine did its work: on how many cores, with how many encode actors, reading in how many tasks."""
+    """How an engine did its work: cores, encode actors, their GPUs, and tasks that read."""
 
     engine: Literal["ray", "process"]
     cores: int
     actors: int
     read_tasks: int
+    gpus: float = 0.0
 
     @property
     def workers(self) -> dict[str, int]:
@@ -53,3 +55,9 @@ class Ran:
         if self.engine == "process":
             return {}
         return {"read": self.cores, "decode": self.cores, "encode": self.actors, "stage": STAGES_IN_FLIGHT}
+
+    @property
+    def crew(self) -> Crew:
+        """Who decodes and who encodes: with GPUs each actor has a CPU, and the others decode."""
+        decoders = max(1, self.cores - self.actors) if self.gpus else 0
+        return Crew(encoders=self.actors, decoders=decoders, gpus=self.gpus)

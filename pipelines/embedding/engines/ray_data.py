@@ -89,7 +89,13 @@ def run_stages(job: Job, work: list[ShardWork], queue: CommitQueue, progress: Ca
             progress(int(sink.rows))
         sink.finish()
     progress(int(sink.rows))
-    return Ran(engine="ray", cores=max(1, int(resources.cpus)), actors=pools.actors, read_tasks=len(groups))
+    return Ran(
+        engine="ray",
+        cores=max(1, int(resources.cpus)),
+        actors=pools.actors,
+        read_tasks=len(groups),
+        gpus=pools.actors * pools.gpus_per_actor,
+    )
 
 
 def _encoded_blocks(dataset: Dataset) -> Iterator[tuple[list[Any], int]]:

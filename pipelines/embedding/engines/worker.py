@@ -1,4 +1,4 @@
-"""The process that runs all stages of a small run: what it is told, what it says, and what it does.
+"""A process that runs all stages: what it is told, what it says, and what it does.
 
 It does what Ray's tasks and actors do, with the same functions on the same blocks, one after the other.
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
+from queue import SimpleQueue
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.blocks import unwrap_one
-from pipelines.contract import POSITION, SHARD
 from pipelines.embedding.stages.decoding import DecodeSettings, decode_envelope
 from pipelines.embedding.stages.encoding import EncodeBlocks, EncodeSettings
 from pipelines.embedding.stages.reading import ReadSettings, ShardWork
@@ -27,7 +27,7 @@ from pipelines.embedding.stages.reuse import KnownVectors, read_envelopes
 from pipelines.sink.queueing import SinkLimits
 from pipelines.sink.staging import Files, stage_envelopes
 from pipelines.sources.base import Source
-from pipelines.storage import Storage, TableRef
+from pipelines.storage import Storage, TableRef, is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,6 @@ class Task:
 
     Attributes:
         source: the corpus.
-        work: the shards to read.
         read: see `stages.settings`; as `decode` and `encode`.
         decode: None where no pictures are embedded.
         encode: for the encoder.
@@ -46,13 +45,10 @@ class Task:
         schema: the table's.
         files: of the corpus.
         limits: when to stage.
-        rows: records to do, where that is known.
-        trial_s: seconds of work before the process judges whether the rest is too much for it.
-        patience_s: the most seconds that the rest may then seem to take; None if it does all of it in any case.
+        group_rows: rows at which blocks are staged.
     """
 
     source: Source
-    work: list[ShardWork]
     read: ReadSettings
     decode: DecodeSettings | None
     encode: EncodeSettings
@@ -62,16 +58,14 @@ class Task:
     schema: pa.Schema
     files: Files
     limits: SinkLimits
-    rows: int | None
-    trial_s: float
-    patience_s: float | None
+    group_rows: int
 
 
-class End(Enum):
-    """How the process ended: with all done, or because the rest is too much for it, or not by itself."""
+class Signal(Enum):
+    """A message: the process wants more work, or it is done; or, of a process that says no more, that it died."""
 
+    MORE = "more"
     FINISHED = "finished"
-    TOO_MUCH = "too much"
     DIED = "died"
 
 
@@ -89,71 +83,76 @@ class Failure:
     error: Exception
 
 
-def _encoded(task: Task, encode: EncodeBlocks) -> Iterator[pa.Table]:
+def _encoded(task: Task, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
     """Envelopes, as an encode actor gives them."""
-    for envelope in read_envelopes(task.source, task.work, task.read, task.storage, task.known):
+    encode = EncodeBlocks(task.encode)
+    envelopes = read_envelopes(task.source, work, task.read, task.storage, task.known)
+    for envelope in read_ahead(envelopes) if is_remote(task.read.root) else envelopes:
         yield encode(envelope if task.decode is None else decode_envelope(envelope, task.decode))
 
 
-def _work(task: Task, send: Callable[[Any], None]) -> None:
-    """Do the task and say what is done."""
-    encode = EncodeBlocks(task.encode)
+def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same items, the next one made in a thread meanwhile: while pictures are decoded, a store answers."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def _work(task: Task, work: Iterator[ShardWork], send: Callable[[Any], None]) -> None:
+    """Do the work and say what is done."""
     held: list[pa.Table] = []
-    rows = done = 0
-    started = since = time.monotonic()
-    group_rows = task.limits.rows_of_a_group(table_rows=0)  # Few rows are embedded here.
-
-    def stage() -> None:
-        nonlocal held, rows, since
-        if held:
-            send(stage_envelopes(task.table, task.schema, task.files, *held))
-        held, rows, since = [], 0, time.monotonic()
-
-    for envelope in _encoded(task, encode):
-        block = unwrap_one(envelope)
-        count = block.num_rows
+    rows, since = 0, time.monotonic()
+    for envelope in _encoded(task, work):
+        count = unwrap_one(envelope).num_rows
         held.append(envelope)
         rows += count
-        done += block.group_by([SHARD, POSITION]).aggregate([]).num_rows
         send(Rows(count))
-        if rows >= group_rows or time.monotonic() - since >= task.limits.commit_interval_s:
-            stage()
-        if _is_too_much(task, done, time.monotonic() - started):
-            stage()
-            send(End.TOO_MUCH)
-            return
-    stage()
-    send(End.FINISHED)
-
-
-def _is_too_much(task: Task, done: int, seconds: float) -> bool:
-    """Whether what is left would take longer than Ray's start, by what was done takes so far."""
-    if task.patience_s is None or task.rows is None or seconds < task.trial_s:
-        return False
-    return (task.rows - done) * seconds > task.patience_s * done
+        if rows >= task.group_rows or time.monotonic() - since >= task.limits.commit_interval_s:
+            send(stage_envelopes(task.table, task.schema, task.files, *held))
+            held, rows, since = [], 0, time.monotonic()
+    if held:
+        send(stage_envelopes(task.table, task.schema, task.files, *held))
+    send(Signal.FINISHED)
 
 
 def main() -> None:
-    """Do the task that is on standard input; the messages go to standard output, and nothing else does."""
+    """Do the task that is on standard input, and the work that is given on asking; the messages go to standard
+    output, and nothing else does."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    task = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
+    saying = threading.Lock()
 
     def send(message: Any) -> None:
-        pickle.dump(message, out)
-        out.flush()
+        with saying:
+            pickle.dump(message, out)
+            out.flush()
+
+    def given() -> Iterator[ShardWork]:
+        """What the driver gives; it is asked when all before is done."""
+        send(Signal.MORE)
+        while portion := inbox.get():
+            yield from portion
+            send(Signal.MORE)
 
     try:
-        _work(task, send)
+        _work(inbox.get(), given(), send)
     except Exception as error:
         send(Failure(portable(error)))
 
 
-def _end_with_the_driver() -> None:
-    """The pipe's other end closes when the driver has ended, however it did; nobody would commit what is staged."""
-    os.read(0, 1)
-    os._exit(1)
+def _listen(inbox: SimpleQueue[Any]) -> None:
+    """Take in what the driver says. The pipe's other end closes when the driver has ended, however it did; nobody
+    would commit what is staged."""
+    said = os.fdopen(os.dup(0), "rb")
+    while True:
+        try:
+            inbox.put(pickle.load(said))
+        except (EOFError, pickle.UnpicklingError):
+            os._exit(1)
 
 
 def portable(error: Exception) -> Exception:

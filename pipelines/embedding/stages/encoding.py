@@ -19,6 +19,7 @@ from pipelines.blocks import (
     KNOWN_PREFIX,
     OVERLONG,
     PIXELS,
+    READY,
     REUSED,
     WIDTH,
     Rejections,
@@ -110,6 +111,7 @@ def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) ->
     for name, array in vectors.items():
         block = block.append_column(name, array)
     block = block.append_column(OVERLONG, pa.array(overlong)).append_column(REUSED, pa.array(reused))
+    block = block.append_column(READY, pa.array(np.full(block.num_rows, time.time())))
     spare = [n for n in block.column_names if n in (PIXELS, HEIGHT, WIDTH, IMAGE) or n.startswith(KNOWN_PREFIX)]
     return with_seconds(block.drop_columns(spare), "encode", time.perf_counter() - started)
 

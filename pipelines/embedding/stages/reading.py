@@ -78,7 +78,9 @@ class ReadSettings:
     fetch_threads: int = 8
 
 
-def read_blocks(source: Source, work: list[ShardWork], settings: ReadSettings, storage: Storage) -> Iterator[pa.Table]:
+def read_blocks(
+    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage
+) -> Iterator[pa.Table]:
     """All blocks of the given shards, in order.
 
     Raises:

@@ -7,7 +7,7 @@ encoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ class KnownVectors:
 
 
 def read_envelopes(
-    source: Source, work: list[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
+    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
 ) -> Iterator[pa.Table]:
     """`read_blocks`, each block with the vectors that are known of it, in its envelope."""
     blocks = read_blocks(source, work, settings, storage)

@@ -1,0 +1,73 @@
+"""How work is shared out among processes that ask for more when they are done: a pure function of plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from pipelines.embedding.stages.reading import ShardWork
+from pipelines.sink.claims import Coverage
+
+# Each process gets its work in so many portions or more, if there are rows enough.
+_EACH = 8
+
+
+def portions(work: Sequence[ShardWork], processes: int, block_rows: int) -> Iterator[list[ShardWork]]:
+    """The work in the order of the corpus, in portions of up to about a block.
+
+    A shard is read as a whole by whoever reads any of it. So it is cut only where there are too few for the processes
+    to end together, and then into no more pieces than processes.
+
+    Args:
+        work: shards, and which of their records are settled.
+        processes: how many will ask.
+        block_rows: rows of a block.
+    """
+    if len(work) < _EACH * processes:
+        work = [piece for item in work for piece in _pieces(item, processes, block_rows)]
+    held: list[ShardWork] = []
+    rows = 0
+    for item in work:
+        held.append(item)
+        rows += _rows_left(item, unknown=block_rows)
+        if rows >= block_rows:
+            yield held
+            held, rows = [], 0
+    if held:
+        yield held
+
+
+def left_of(given: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
+    """What is left of work that was given to somebody, now that more of it is settled: the others' pieces of a shard
+    that was cut stay theirs."""
+    now = [replace(item, done=(*item.done, *coverage.ranges(item.shard_id))) for item in given]
+    return [
+        item
+        for item in now
+        if not coverage.is_complete(item.shard_id, item.shard.rows) and _rows_left(item, unknown=1) > 0
+    ]
+
+
+def _rows_left(item: ShardWork, unknown: int) -> int:
+    if item.shard.rows is None:
+        return unknown
+    left, reached = item.shard.rows, 0
+    for start, stop in sorted(item.done):
+        left -= max(0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return left
+
+
+def _pieces(item: ShardWork, processes: int, block_rows: int) -> Iterator[ShardWork]:
+    """The shard in pieces of a block or more: to each, the rest of it is as good as settled."""
+    rows = item.shard.rows or 0
+    parts = min(processes, math.ceil(_rows_left(item, unknown=0) / block_rows))
+    if parts < 2:
+        yield item
+        return
+    cuts = [rows * part // parts for part in range(parts + 1)]
+    for start, stop in pairwise(cuts):
+        others = tuple(r for r in ((0, start), (stop, rows)) if r[0] < r[1])
+        yield replace(item, done=(*item.done, *others))

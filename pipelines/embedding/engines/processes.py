@@ -1,0 +1,309 @@
+"""The stages in processes beside the driver, one a core: what one machine does without Ray.
+
+Each process does what Ray's tasks and actors do, with the same functions on the same blocks, one after the other, and
+hands staged groups to the driver, which commits them. They ask the driver for work, portion by portion, so that they
+end together. They are processes of their own since decoders are C code that reads hostile bytes: if one dies, another
+one takes its place. What it did not stage is still to do, for another one or for Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+from pipelines.embedding.engines import worker
+from pipelines.embedding.engines.job import Job, Ran
+from pipelines.embedding.engines.portions import left_of, portions
+from pipelines.embedding.engines.worker import Failure, Rows, Signal, Task
+from pipelines.embedding.incremental import expected_rows
+from pipelines.embedding.planning import Resources, plan_pools
+from pipelines.embedding.settings import EmbedSettings
+from pipelines.embedding.stages.reading import ShardWork
+from pipelines.embedding.stages.reuse import known_vectors
+from pipelines.embedding.stages.settings import decode_settings, encode_settings, read_settings
+from pipelines.sink.ledger import Ledger
+from pipelines.sink.queueing import CommitQueue
+from pipelines.sink.staging import StagedGroup
+
+log = logging.getLogger(__name__)
+_LAST_WORDS = 2_000
+# With Ray behind them, a second death is reason enough to leave the rest to Ray.
+_DEATHS, _DEATHS_ALONE = 2, 5
+# So many blocks for each process, where there are rows enough: at the end they wait for one another for less than one.
+_BLOCKS_EACH, _LEAST_BLOCK_ROWS = 16, 64
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+_CLUSTER = "/tmp/ray/ray_current_cluster"
+
+
+def this_machine() -> Resources:
+    """The cores that this process may use. GPUs are Ray's to share out."""
+    return Resources(cpus=_cores(), gpus=0.0)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fits_this_machine(settings: EmbedSettings) -> bool:
+    """Whether a run needs no Ray: there is no cluster, and no GPU to share out.
+
+    Args:
+        settings: of the run. Who asks for actors or GPUs gets Ray, and so does who has a cluster.
+    """
+    if settings.engine != "auto":
+        return settings.engine == "process"
+    asks = settings.actors or settings.gpus_per_actor or settings.actor_memory_bytes
+    return not asks and not _has_ray() and (settings.options.device == "cpu" or not _has_gpu())
+
+
+def _has_ray() -> bool:
+    """Whether Ray runs already, or a cluster's is meant; looked up without importing it, which takes a second."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return True
+    return os.environ.get("RAY_ADDRESS", "local") != "local" or Path(_CLUSTER).exists()
+
+
+def _has_gpu() -> bool:
+    return any(Path(device).exists() for device in _GPUS)
+
+
+def run_stages(
+    job: Job, work: list[ShardWork], ledger: Ledger, queue: CommitQueue, progress: Callable[[int], None]
+) -> Ran | None:
+    """Run the stages over the work, in a process a core, and commit what they stage.
+
+    Args:
+        job: the run.
+        work: what is left of it.
+        ledger: knows what is committed.
+        queue: commits what is staged.
+        progress: called with the rows of the queue, and those that are on their way there.
+
+    Returns:
+        None if Ray should do the rest.
+
+    Raises:
+        RuntimeError: too many of the processes died, and Ray is not to be used.
+        Exception: what a stage raised.
+    """
+    rows = expected_rows(work)
+    count = _processes(rows, queue.limits.block_rows)
+    task = _task(job, work, queue, count)
+    with Crew(task, deque(portions(work, count, task.read.block_rows)), count) as crew:
+        done = _commit_all(crew, ledger, queue, progress, alone=job.settings.engine == "process")
+    return Ran(engine="process", cores=_cores(), actors=count, read_tasks=count) if done else None
+
+
+def _processes(rows: int | None, block_rows: int) -> int:
+    """One a core, and no more than there are blocks: each loads the encoder."""
+    return _cores() if rows is None else max(1, min(_cores(), math.ceil(rows / block_rows)))
+
+
+def _task(job: Job, work: list[ShardWork], queue: CommitQueue, count: int) -> Task:
+    settings, description = job.settings, job.description
+    read = read_settings([item.shard.uri for item in work], description, settings)
+    rows = expected_rows(work)
+    if settings.block_rows is None and rows is not None:
+        even = max(_LEAST_BLOCK_ROWS, rows // (_BLOCKS_EACH * count))
+        read = replace(read, block_rows=min(read.block_rows, even))
+    return Task(
+        source=job.source,
+        read=read,
+        decode=decode_settings(description, settings),
+        encode=encode_settings(description, settings, plan_pools(this_machine(), actors=count)),
+        storage=settings.corpus_storage,
+        known=known_vectors(job.table, settings),
+        table=job.table,
+        schema=job.schema,
+        files=job.files,
+        limits=queue.limits,
+        group_rows=queue.group_rows,
+    )
+
+
+def _commit_all(
+    crew: Crew, ledger: Ledger, queue: CommitQueue, progress: Callable[[int], None], *, alone: bool
+) -> bool:
+    """Commit what the crew stages until all is done; False if Ray should do the rest.
+
+    Raises:
+        RuntimeError: too many processes died, and Ray is not to be used.
+        Exception: what a stage raised.
+    """
+    deaths = before = 0
+    for process, message in crew.messages():
+        if isinstance(message, StagedGroup):
+            queue.add(message)
+            process.coming = 0
+        elif isinstance(message, Rows):
+            process.coming += message.rows
+            progress(queue.rows + crew.coming)
+        elif isinstance(message, Failure):
+            raise message.error
+        elif message is Signal.DIED:
+            queue.commit()
+            # Alone, they go on as long as some rows get done.
+            deaths = 1 if alone and queue.rows > before else deaths + 1
+            before = queue.rows
+            if deaths == (_DEATHS_ALONE if alone else _DEATHS):
+                return _give_up(process.last_words(), alone=alone)
+            log.warning("a process that embeds died (%s); another one goes on", process.last_words())
+            crew.replace(process, left_of(process.given, ledger.coverage))
+        queue.commit_if_due()
+    queue.commit()
+    progress(queue.rows)
+    return True
+
+
+def _give_up(last_words: str, *, alone: bool) -> bool:
+    """What happens when processes die one after the other: Ray goes on, if it may.
+
+    Raises:
+        RuntimeError: it may not.
+    """
+    if not alone:
+        log.warning("two processes that embed died (%s); Ray goes on", last_words)
+        return False
+    raise RuntimeError(
+        f"engine 'process': {_DEATHS_ALONE} processes died one after the other ({last_words}). "
+        "What is committed is kept; mend the cause, or let Ray do it, and run again"
+    )
+
+
+class Crew:
+    """The processes, and the work that none of them has yet. Use it as a context: all of them end with it."""
+
+    def __init__(self, task: Task, pending: deque[list[ShardWork]], count: int) -> None:
+        self._task = task
+        self._pending = pending
+        self._inbox: SimpleQueue[tuple[Process, Any]] = SimpleQueue()
+        self._running: list[Process] = []
+        self._open = contextlib.ExitStack()
+        for _ in range(count):
+            self._start()
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    @property
+    def coming(self) -> int:
+        """Rows that were encoded and are not staged yet."""
+        return sum(process.coming for process in self._running)
+
+    def messages(self) -> Iterator[tuple[Process, Any]]:
+        """What the processes say, until all of them are done; who asks for work gets some on the way."""
+        while self._running:
+            process, message = self._inbox.get()
+            if message is Signal.MORE:
+                process.give(self._pending.popleft() if self._pending else [])
+                continue
+            if message is Signal.FINISHED:
+                self._running.remove(process)
+            yield process, message
+
+    def replace(self, process: Process, left: list[ShardWork]) -> None:
+        """Another process in place of one that died, which left some of its work undone."""
+        self._running.remove(process)
+        self._pending.extendleft([item] for item in reversed(left))
+        self._start()
+
+    def _start(self) -> None:
+        self._running.append(self._open.enter_context(Process(self._task, self._inbox)))
+
+
+class Process:
+    """One of the processes: started at once, so that its imports take no time of the driver's.
+
+    Args:
+        task: what it needs to know.
+        inbox: where what it says goes, beside itself; `Signal.DIED` after its last word, if it had more to say.
+
+    Attributes:
+        coming: rows that it encoded and did not stage yet.
+        given: the work that it got.
+    """
+
+    def __init__(self, task: Task, inbox: SimpleQueue[tuple[Process, Any]]) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.coming = 0
+        self.given: list[ShardWork] = []
+        self._open = contextlib.ExitStack()
+        self._said = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        # A session of its own: Ctrl-C is for the driver, which ends it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {worker.__name__} import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=environment,
+            start_new_session=True,
+        )
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            self._open.callback(_close, stream)
+        self._listener = threading.Thread(target=self._talk, args=(task, inbox), daemon=True)
+        self._listener.start()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._listener.join()
+        self._open.close()
+
+    def give(self, portion: list[ShardWork]) -> None:
+        """Some work; none means that there is no more."""
+        self.given += portion
+        self._send(portion)
+
+    def last_words(self) -> str:
+        """How the process ended, and the end of what it said; for a log."""
+        code = self._process.wait()
+        self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, self._said.tell() - _LAST_WORDS))
+        said = self._said.read().decode(errors="replace").strip()
+        return f"it ended by signal {-code}" if code < 0 else f"it ended with code {code}: {said}"
+
+    def _send(self, message: Any) -> None:
+        """To one that died nothing can be said; that it did, its listener finds out."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            pickle.dump(message, self._process.stdin)
+            self._process.stdin.flush()
+
+    def _talk(self, task: Task, inbox: SimpleQueue[tuple[Process, Any]]) -> None:
+        """Hand over the task, which waits for the other side's imports, and pass on what it says until its end."""
+        self._send(task)
+        assert self._process.stdout is not None
+        message: Any = None
+        while message is not Signal.FINISHED and not isinstance(message, Failure):
+            try:
+                message = pickle.load(self._process.stdout)
+            except (EOFError, pickle.UnpicklingError):
+                inbox.put((self, Signal.DIED))
+                return
+            inbox.put((self, message))
+
+
+def _close(stream: IO[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
