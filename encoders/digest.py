@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,23 @@ def digest_files(paths: Iterable[Path]) -> str:
     Raises:
         FileNotFoundError: a path is missing.
     """
+    ordered = sorted(paths, key=lambda p: p.name)
+    return _digest_files(tuple(_as_it_is(path) for path in ordered))
+
+
+def _as_it_is(path: Path) -> tuple[Path, int, int, int]:
+    found = path.stat()
+    return path, found.st_size, found.st_mtime_ns, found.st_ino
+
+
+@lru_cache(maxsize=64)
+def _digest_files(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """Of files with their size, time of change and inode: an encoder is described, checked and then loaded, and its
+    weights are read for a digest once a process.
+    """
     state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for path in sorted(paths, key=lambda p: p.name):
-        state.update(path.name.encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
+    for path, size, _, _ in files:
+        state.update(path.name.encode() + b"\0" + size.to_bytes(8, "little"))
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 state.update(chunk)

@@ -15,6 +15,7 @@ from pipelines.indexing.parameters import (
     forget_parameters,
     plan_index,
     read_parameters,
+    reads_too_much,
     write_parameters,
 )
 from pipelines.indexing.recall import K, Measurement, Probe, make_probes, measure
@@ -63,8 +64,8 @@ def build_vector_index(
     """Index a vector column, and store the fastest parameters that keep the promised recall.
 
     Recall is measured for queries of every kind that will ask: vectors of the column itself, and of columns that share
-    its space. HNSW that misses (it does among many equal vectors) gives way to IVF_RQ. An index that is there answers,
-    with parameters that are slow and sure, until the new one takes its place.
+    its space. IVF_FLAT that reads too much a query gives way to IVF_RQ. An index that is there answers, with parameters
+    that are slow and sure, until the new one takes its place.
 
     Args:
         table: the table.
@@ -78,7 +79,8 @@ def build_vector_index(
     """
     dataset = open_dataset(table)
     rows = dataset.count_rows(f"{column} IS NOT NULL")
-    plan = plan_index(rows, dataset.schema.field(column).type.list_size, memory_bytes)
+    dim = dataset.schema.field(column).type.list_size
+    plan = plan_index(rows, dim, memory_bytes)
     stored = read_parameters(dataset, column)
     if plan.type == "exact":
         _drop(dataset, column)
@@ -87,12 +89,16 @@ def build_vector_index(
     exact_ms = measure(dataset, column, probes[:_EXACT_TRIES], {"use_index": False}).ms
     missed: list[str] = []
     curve: tuple[Point, ...] = ()
-    for tried in (plan, *fallback_plans(plan, rows)):
+    plans = (plan, *fallback_plans(plan, rows))
+    for tried in plans:
         if stored is not None:
             write_parameters(open_dataset(table), column, _while_rebuilding(stored, tried))
         _create(table, column, tried, workers)
         tuned = _tune(table, column, candidate_lines(tried), probes, target_recall)
         curve = (*curve, *tuned.points)
+        if tuned.parameters is not None and tried is plan and reads_too_much(tuned.parameters, plan, rows, dim):
+            missed.append(f"{tried.type} would read much ({tuned.parameters}; {tuned.ms:.1f} ms)")
+            continue
         if tuned.parameters is not None:
             kept = replace(tuned.parameters, target=target_recall, rows=rows)
             write_parameters(open_dataset(table), column, kept)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import lance
 
-IndexType = Literal["exact", "IVF_HNSW_SQ", "IVF_RQ"]
+# IVF_HNSW_SQ is built no more; tables that were indexed by earlier versions are queried through it.
+IndexType = Literal["exact", "IVF_FLAT", "IVF_RQ", "IVF_HNSW_SQ"]
 PARAMETERS_KEY = "isthmus.index."
 # Below this an exact scan takes milliseconds, and is right.
 _EXACT_BELOW_ROWS = 10_000
-# HNSW gives the best latency, but builds some ten times slower than IVF_RQ and wants the vectors in memory.
-_HNSW_BELOW_ROWS = 200_000
-_HNSW_MEMORY_FACTOR = 4
+# IVF_FLAT holds the vectors once more, and wants them in memory: they may take this share of it.
+_FLAT_MEMORY_SHARE = 8
+# Comparing with this many bytes of whole vectors takes as long as refining what codes found.
+_FLAT_BYTES_A_QUERY = 16 << 20
 _MOST_PARTITIONS = 65_536
 # (refine factor, list size) of HNSW, the fastest first.
 _HNSW_TRIES = ((2, 64), (4, 200), (10, 600), (20, 1_500))
-_REFINE_FACTORS = (5, 20, 60)
-_PROBES = (4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+_REFINE_FACTORS = (2, 5, 20, 60)
+_PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+# Parameters are tuned for ten rows. More rows lie in more partitions, and beyond this many Lance chooses how many.
+_TUNED_K, _MOST_SCALED_K = 10, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,13 @@ class QueryParameters:
     Attributes:
         type: of the index.
         nprobes: partitions searched; more where a filter leaves fewer than k rows in them.
-        refine_factor: candidates re-ranked exactly, as a multiple of k.
+        refine_factor: candidates re-ranked exactly, as a multiple of k; 0 where the index compares exactly itself.
         ef: HNSW's list size, None for other types.
         recall: recall@10 against exact search at these parameters, on queries that did not choose them.
         target: the recall that was asked for.
         rows: vectors in the column when this was measured.
+        effort: Lance's search effort. 0 keeps to `nprobes`; None, of tables indexed by earlier versions, lets Lance
+            take many more partitions than that.
     """
 
     type: IndexType
@@ -60,20 +66,30 @@ class QueryParameters:
     recall: float
     target: float = 0.0
     rows: int = 0
+    effort: float | None = None
 
-    def nearest(self, k: int) -> dict[str, Any]:
+    def nearest(self, k: int, *, filtered: bool = False) -> dict[str, Any]:
         """As Lance's `nearest` takes them.
 
         Args:
             k: rows that are asked for. HNSW's list has to hold all candidates.
+            filtered: whether only rows that meet a condition count. The nearest of these lie in more partitions than
+                were tuned for all rows, so Lance chooses how many.
         """
         ef = max(self.ef, k * self.refine_factor) if self.ef is not None else None
-        values = {"minimum_nprobes": self.nprobes, "refine_factor": self.refine_factor, "ef": ef}
+        values: dict[str, Any] = {
+            "minimum_nprobes": self.nprobes,
+            "refine_factor": self.refine_factor or None,
+            "ef": ef,
+        }
+        if self.effort is not None and not filtered and k <= _MOST_SCALED_K:
+            values |= {"minimum_nprobes": self.nprobes * math.ceil(k / _TUNED_K), "search_effort": self.effort}
         return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
+        refine = f", refine {self.refine_factor}" if self.refine_factor else ""
         ef = f", ef {self.ef}" if self.ef is not None else ""
-        return f"nprobes {self.nprobes}, refine {self.refine_factor}{ef}"
+        return f"nprobes {self.nprobes}{refine}{ef}"
 
 
 def plan_index(rows: int, dim: int, memory_bytes: int) -> IndexPlan:
@@ -86,20 +102,25 @@ def plan_index(rows: int, dim: int, memory_bytes: int) -> IndexPlan:
     """
     if rows < _EXACT_BELOW_ROWS:
         return IndexPlan(type="exact", partitions=0, reason=f"{rows:,} vectors: an exact scan is fast and right")
-    need = rows * dim * 4 * _HNSW_MEMORY_FACTOR
-    if rows < _HNSW_BELOW_ROWS and need < memory_bytes:
-        return IndexPlan(type="IVF_HNSW_SQ", partitions=1, reason=f"{rows:,} vectors fit in memory")
-    return _ivf_rq(rows)
+    if rows * dim * 4 * _FLAT_MEMORY_SHARE < memory_bytes:
+        return _ivf("IVF_FLAT", rows, f"{rows:,} vectors fit in memory")
+    return _ivf("IVF_RQ", rows, f"{rows:,} vectors")
 
 
 def fallback_plans(plan: IndexPlan, rows: int) -> list[IndexPlan]:
-    """What to try where `plan` misses its target: HNSW does among many equal vectors."""
-    return [_ivf_rq(rows)] if plan.type == "IVF_HNSW_SQ" else []
+    """What to try where `plan` misses its target, or compares a query with too many vectors: codes are smaller."""
+    if plan.type != "IVF_FLAT":
+        return []
+    return [_ivf("IVF_RQ", rows, f"{rows:,} vectors, in codes"), replace(plan, reason=f"{plan.reason}, codes miss")]
 
 
-def _ivf_rq(rows: int) -> IndexPlan:
-    partitions = max(1, min(_MOST_PARTITIONS, round(math.sqrt(rows))))
-    return IndexPlan(type="IVF_RQ", partitions=partitions, reason=f"{rows:,} vectors")
+def reads_too_much(parameters: QueryParameters, plan: IndexPlan, rows: int, dim: int) -> bool:
+    """Whether a query is compared with so many whole vectors that codes of them are likely faster."""
+    return plan.type == "IVF_FLAT" and parameters.nprobes * rows / plan.partitions * dim * 4 > _FLAT_BYTES_A_QUERY
+
+
+def _ivf(kind: IndexType, rows: int, reason: str) -> IndexPlan:
+    return IndexPlan(type=kind, partitions=max(1, min(_MOST_PARTITIONS, round(math.sqrt(rows)))), reason=reason)
 
 
 def candidate_lines(plan: IndexPlan) -> list[list[QueryParameters]]:
@@ -107,11 +128,12 @@ def candidate_lines(plan: IndexPlan) -> list[list[QueryParameters]]:
     if plan.type == "IVF_HNSW_SQ":
         return [[_candidate(plan, plan.partitions, refine, ef) for refine, ef in _HNSW_TRIES]]
     probes = [n for n in _PROBES if n < plan.partitions] + [plan.partitions]
-    return [[_candidate(plan, n, refine, None) for n in probes] for refine in _REFINE_FACTORS]
+    factors = (0,) if plan.type == "IVF_FLAT" else _REFINE_FACTORS
+    return [[_candidate(plan, n, refine, None) for n in probes] for refine in factors]
 
 
 def _candidate(plan: IndexPlan, nprobes: int, refine: int, ef: int | None) -> QueryParameters:
-    return QueryParameters(type=plan.type, nprobes=nprobes, refine_factor=refine, ef=ef, recall=0.0)
+    return QueryParameters(type=plan.type, nprobes=nprobes, refine_factor=refine, ef=ef, recall=0.0, effort=0.0)
 
 
 def read_parameters(dataset: lance.LanceDataset, column: str) -> QueryParameters | None:

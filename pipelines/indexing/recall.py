@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.contract import ROW_ID
-from pipelines.filters import quote
 from pipelines.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -191,12 +190,14 @@ def _distances(
     own_id: str | None,
     parameters: dict[str, Any],
 ) -> list[float]:
-    """Cosine distances of the nearest rows other than the query's own, ascending."""
-    scan = dataset.scanner(
-        nearest={"column": column, "q": query, "k": K, "metric": "cosine", **parameters},
-        columns=["_distance"],
-        filter=None if own_id is None else f"{ROW_ID} != {quote(own_id)}",
-        prefilter=True,
+    """Cosine distances of the nearest rows other than the query's own, ascending.
+
+    The own row is asked for and left out: a filter would make it another, slower search than the one that is tuned.
+    """
+    found = dataset.scanner(
+        nearest={"column": column, "q": query, "k": K + (own_id is not None), "metric": "cosine", **parameters},
+        columns=[ROW_ID, "_distance"],
         disable_scoring_autoprojection=True,
-    )
-    return sorted(scan.to_table()["_distance"].to_pylist())
+    ).to_table()
+    pairs = zip(found[ROW_ID].to_pylist(), found["_distance"].to_pylist(), strict=True)
+    return sorted(distance for row_id, distance in pairs if row_id != own_id)[:K]

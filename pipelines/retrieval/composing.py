@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Enough for a standard deviation within a few per cent.
 _SAMPLED_ROWS = 512
+# A vector column → some of its vectors (n, dim).
+Gallery = Callable[[str], NDArray[np.float64]]
 _MODALITY: dict[Kind, Modality] = {"words": "text", "image": "image"}
 
 
@@ -104,7 +106,12 @@ class QueryEncoder:
 
 
 def query_vector(
-    dataset: lance.LanceDataset, column: str, terms: Sequence[Term], encoded: Sequence[NDArray | None], table: str
+    dataset: lance.LanceDataset,
+    column: str,
+    terms: Sequence[Term],
+    encoded: Sequence[NDArray | None],
+    table: str,
+    gallery: Gallery,
 ) -> NDArray[np.float32]:
     """The vector by which a column is searched.
 
@@ -114,6 +121,7 @@ def query_vector(
         terms: of the query.
         encoded: their vectors, None for rows and raw vectors.
         table: for messages.
+        gallery: asked where there are several terms.
 
     Returns:
         (dim,) of length 1, or the term's own vector where it is alone.
@@ -127,11 +135,16 @@ def query_vector(
     ]
     if len(vectors) == 1:
         return np.asarray(vectors[0], np.float32)
-    gallery = np.array([vector for _, vector in sample_vectors(dataset, column, _SAMPLED_ROWS)], np.float64)
+    weights = np.array([term.weight for term in terms])
     try:
-        return compose(np.array(vectors, np.float64), np.array([term.weight for term in terms]), gallery)
+        return compose(np.array(vectors, np.float64), weights, gallery(column))
     except ValueError as error:
         raise ValueError(f"table {table}: {error}") from None
+
+
+def sample_gallery(dataset: lance.LanceDataset, column: str) -> NDArray[np.float64]:
+    """Some vectors of a column (n, dim), the same each time; enough to say how widely cosines to it spread."""
+    return np.array([vector for _, vector in sample_vectors(dataset, column, _SAMPLED_ROWS)], np.float64)
 
 
 def compose(

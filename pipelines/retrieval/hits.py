@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,13 +28,22 @@ class Hits:
             which the rows are then ordered), the columns asked for.
         column: the column that was searched; several joined by " + ".
         exact: whether every row was compared.
-        pictures: `caption`, `image_uri` and, where there are any, `thumbnail` of the same rows, for a page.
+        read_pictures: gives `pictures`.
     """
 
     rows: pa.Table
     column: str
     exact: bool
-    pictures: pa.Table
+    read_pictures: Callable[[], pa.Table] = field(repr=False, compare=False)
+
+    @cached_property
+    def pictures(self) -> pa.Table:
+        """`caption`, `image_uri` and, where there are any, `thumbnail` of the same rows, read now, for a page.
+
+        Raises:
+            OSError: the store cannot be read.
+        """
+        return self.read_pictures()
 
     def to_arrow(self) -> pa.Table:
         """The rows as an Arrow table."""

@@ -129,8 +129,10 @@ def _check_terms(terms: tuple[Term, ...]) -> None:
     for term in terms:
         if not math.isfinite(term.weight) or term.weight == 0:
             raise ValueError(f"search: weight {term.weight} of {term.kind}: a number other than 0")
-        if term.vector is not None and not (np.isfinite(term.vector).all() and np.any(term.vector)):
-            raise ValueError("search: vector: needs finite numbers that are not all 0")
+        if term.vector is not None:
+            numbers = np.asarray(term.vector, np.float64)
+            if not (np.isfinite(numbers).all() and numbers.any()):
+                raise ValueError("search: vector: needs finite numbers that are not all 0")
     if not any(term.weight > 0 for term in terms):
         asked = f"only what to be unlike ({', '.join(term.kind for term in terms)})" if terms else "nothing"
         raise ValueError(f"search: asks for {asked}; give words, an image, a row to be like, or a vector")

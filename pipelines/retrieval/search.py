@@ -9,22 +9,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
+from pipelines.contract import CAPTION, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
 from pipelines.filters import check_filter, quote
-from pipelines.indexing.parameters import read_parameters
 from pipelines.provenance import Provenance
 from pipelines.reranking.pictures import ReadPictures, reader
-from pipelines.retrieval.calibration import Calibration, read_calibration
-from pipelines.retrieval.comparing import FewRows, few_matches
+from pipelines.retrieval.calibration import Calibration
+from pipelines.retrieval.comparing import OFFSET, FewRows, few_matches
 from pipelines.retrieval.composing import QueryEncoder, choose_columns, query_vector, row_of
 from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
 from pipelines.retrieval.hits import MATCH, RERANK, SCORE, Hits
+from pipelines.retrieval.known import Known
 from pipelines.retrieval.publishing import answering
 from pipelines.retrieval.queries import Query, Term
 from pipelines.sink.tables import open_dataset
@@ -55,6 +57,7 @@ class OpenTable:
         table: the table that answers: the one that was opened, or one that was promoted to its place.
         dataset: its Lance dataset.
         provenance: how its vectors were made.
+        known: what this version says of itself, read once.
         encoder: for words and pictures.
     """
 
@@ -78,6 +81,7 @@ class OpenTable:
         self._rerankers: dict[str, Reranker] = {}
         self._lock = threading.Lock()
         self.dataset = dataset
+        self.known = Known(dataset)
         self.provenance = Provenance.from_schema(dataset.schema, str(table))
         self.encoder = encoder or QueryEncoder(self.provenance.encoder.spec)
 
@@ -117,13 +121,13 @@ class OpenTable:
         terms = query.all_terms()
         if query.where is not None:
             check_filter(query.where, self.dataset)
-        _check_columns(query, self.dataset)
+        _check_columns(query, self.known.names)
         rankings, likeness = _rankings(self, query, terms)
         if query.rerank is None:
-            return _hits(_take(rankings, likeness, query), query, rankings)
+            return _hits(self.dataset, _take(rankings, likeness, query), query, rankings)
         first = _take(rankings, likeness, replace(query, skip=0, k=max(query.rerank_depth, query.skip + query.k)))
         ordered = self.reranker(query.rerank).order(first, terms, query.rerank_depth)
-        return _hits(ordered.slice(query.skip, query.k), query, rankings)
+        return _hits(self.dataset, ordered.slice(query.skip, query.k), query, rankings)
 
     def reranker(self, spec: str) -> Reranker:
         """A cross-encoder for this table's rows, loaded once.
@@ -182,50 +186,65 @@ def _rankings(opened: OpenTable, query: Query, terms: tuple[Term, ...]) -> tuple
     dataset, provenance, name = opened.dataset, opened.provenance, str(opened.table)
     if query.full_text:
         alike = choose_columns(provenance, (), query.asked_columns(), name)[0] if query.diversity else None
-        return [_by_words(dataset, query, alike)], alike
+        return [_by_words(opened.known, query, alike)], alike
     columns = choose_columns(provenance, [term.kind for term in terms], query.asked_columns(), name)
-    others = _others(dataset, query, terms, name)
+    gallery, others = opened.known.gallery, _others(dataset, query, terms, name)
     likeness = columns[0] if query.diversity else None
     encoded = opened.encoder.encode(terms, provenance, name)
     rankings = [
-        _by_vector(dataset, query, column, query_vector(dataset, column, terms, encoded, name), others, likeness)
+        _by_vector(
+            opened.known, query, column, query_vector(dataset, column, terms, encoded, name, gallery), others, likeness
+        )
         for column in columns
     ]
     if len(rankings) == len(terms) == 1 and not query.hybrid and terms[0].kind in _SOURCES:
-        calibration = read_calibration(dataset, columns[0], _SOURCES[terms[0].kind])
+        calibration = opened.known.calibration(columns[0], _SOURCES[terms[0].kind])
         return [replace(rankings[0], calibration=calibration)], likeness
-    return [*rankings, *([_by_words(dataset, query, likeness, others)] if query.hybrid else [])], likeness
+    return [*rankings, *([_by_words(opened.known, query, likeness, others)] if query.hybrid else [])], likeness
 
 
-def _others(dataset: lance.LanceDataset, query: Query, terms: tuple[Term, ...], table: str) -> list[str]:
-    """Conditions by which the rows that a query names are no answers to it; with `distinct`, their items neither."""
-    conditions = []
-    for term in terms:
-        if term.like is None:
-            continue
-        own = row_of(dataset, term.like, [], table)[ITEM_ID] if query.distinct else None
-        conditions.append(f"{ITEM_ID} != {quote(own)}" if own else f"{ROW_ID} != {quote(term.like)}")
-    return conditions
+@dataclass(frozen=True, kw_only=True)
+class _Others:
+    """The rows that a query names, which are no answers to it: of an item each, or single ones."""
+
+    items: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+    def conditions(self) -> list[str]:
+        """As SQL."""
+        pairs = [(ITEM_ID, self.items), (ROW_ID, self.rows)]
+        return [f"{column} != {quote(name)}" for column, names in pairs for name in names]
+
+
+def _others(dataset: lance.LanceDataset, query: Query, terms: tuple[Term, ...], table: str) -> _Others:
+    named = [term.like for term in terms if term.like is not None]
+    if not query.distinct:
+        return _Others(rows=tuple(dict.fromkeys(named)))
+    owners = {row_id: row_of(dataset, row_id, [], table)[ITEM_ID] for row_id in named}
+    return _Others(
+        items=tuple(item for item in dict.fromkeys(owners.values()) if item),
+        rows=tuple(row_id for row_id, item in owners.items() if not item),
+    )
 
 
 def _by_vector(
-    dataset: lance.LanceDataset,
-    query: Query,
-    column: str,
-    vector: NDArray[np.float32],
-    others: list[str],
-    likeness: str | None,
+    known: Known, query: Query, column: str, vector: NDArray[np.float32], others: _Others, likeness: str | None
 ) -> _Ranking:
+    dataset = known.dataset
+    # A filter makes Lance look at every row's id; where only single rows are left out, they are asked for and dropped.
+    dropped = others.rows if query.where is None and not others.items else ()
     # No "IS NOT NULL": Lance leaves null vectors out, and the condition would read the whole column.
-    conditions = " AND ".join(f"({c})" for c in (query.where, *others) if c)
-    columns = _fetched(query, dataset, likeness)
+    conditions = "" if dropped else " AND ".join(f"({c})" for c in (query.where, *others.conditions()) if c)
+    columns = _fetched(query, known, likeness)
     if query.where is not None and (matches := few_matches(dataset, conditions, _FEW)) is not None:
         few = FewRows(dataset, column, vector, matches)
-        return _Ranking(column=column, exact=True, fetch=lambda k: few.best(k, columns, SCORE), vector=vector)
-    parameters = read_parameters(dataset, column)
+        wanted = [name for name in columns if name != OFFSET]
+        return _Ranking(column=column, exact=True, fetch=lambda k: few.best(k, wanted, SCORE), vector=vector)
+    parameters = known.parameters(column)
 
-    def fetch(k: int) -> pa.Table:
-        extra = parameters.nearest(k) if parameters else {"use_index": False}
+    def fetch(wanted: int) -> pa.Table:
+        k = wanted + len(dropped)
+        extra = parameters.nearest(k, filtered=bool(conditions)) if parameters else {"use_index": False}
         rows = dataset.scanner(
             nearest={"column": column, "q": vector, "k": k, "metric": "cosine", **extra},
             columns=[*columns, "_distance"],
@@ -234,20 +253,26 @@ def _by_vector(
             disable_scoring_autoprojection=True,
         ).to_table()
         scores = 1.0 - np.asarray(rows["_distance"].to_numpy(), np.float64)
-        return rows.drop_columns(["_distance"]).add_column(1, SCORE, pa.array(scores))
+        rows = rows.drop_columns(["_distance"]).add_column(1, SCORE, pa.array(scores))
+        return _without(rows, dropped).slice(0, wanted) if dropped else rows
 
     return _Ranking(column=column, exact=parameters is None, fetch=fetch, vector=vector)
 
 
-def _by_words(dataset: lance.LanceDataset, query: Query, likeness: str | None, others: Sequence[str] = ()) -> _Ranking:
-    if not any(list(index.field_names) == [CAPTION] for index in dataset.describe_indices()):
+def _without(rows: pa.Table, row_ids: Sequence[str]) -> pa.Table:
+    return rows.filter(pc.invert(pc.is_in(rows[ROW_ID], value_set=pa.array(row_ids, rows.schema.field(ROW_ID).type))))
+
+
+def _by_words(known: Known, query: Query, likeness: str | None, others: _Others | None = None) -> _Ranking:
+    if not known.has_text_index:
         raise ValueError("search: the captions have no full-text index; run `isthmus index` first")
-    conditions = [f"({c})" for c in (query.where, *others) if c]
+    conditions = [f"({c})" for c in (query.where, *(others.conditions() if others else ())) if c]
+    columns = _fetched(query, known, likeness)
 
     def fetch(k: int) -> pa.Table:
-        rows = dataset.scanner(
+        rows = known.dataset.scanner(
             full_text_query={"query": query.asked_words(), "columns": [CAPTION]},
-            columns=[*_fetched(query, dataset, likeness), "_score"],
+            columns=[*columns, "_score"],
             filter=" AND ".join(conditions) or None,
             prefilter=bool(conditions),
             limit=k,
@@ -264,7 +289,7 @@ def _take(rankings: list[_Ranking], likeness: str | None, query: Query) -> pa.Ta
     need = query.skip + query.k
     depth = max(need, _FUSED_DEPTH if len(rankings) > 1 else 0, _VARIED_DEPTH if likeness else 0)
     for _ in range(_MOST_ROUNDS):
-        found = [ranking.fetch(depth).sort_by(_ORDER) for ranking in rankings]
+        found = [_in_order(ranking.fetch(depth)) for ranking in rankings]
         rows = _fused(found, query) if len(found) > 1 else found[0]
         if query.distinct:
             rows = _first_of_items(rows)
@@ -272,6 +297,12 @@ def _take(rankings: list[_Ranking], likeness: str | None, query: Query) -> pa.Ta
             break
         depth *= 4
     return (_varied(rows, likeness, query.diversity, need) if likeness else rows).slice(query.skip, query.k)
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Best first, equal scores by id. Lance's answers mostly are so, and to sort ten rows takes a tenth of a search."""
+    scores = rows[SCORE].to_numpy()
+    return rows if bool((scores[1:] < scores[:-1]).all()) else rows.sort_by(_ORDER)
 
 
 def _fused(found: list[pa.Table], query: Query) -> pa.Table:
@@ -305,39 +336,42 @@ def _varied(rows: pa.Table, likeness: str, diversity: float, count: int) -> pa.T
     return rows.take(pa.array(diversify(rows[SCORE].to_numpy(), vectors, diversity, count), pa.int64()))
 
 
-def _fetched(query: Query, dataset: lance.LanceDataset, likeness: str | None) -> list[str]:
-    chosen = query.columns if query.columns is not None else [n for n in dataset.schema.names if n not in _HIDDEN]
-    thumbnail = [THUMBNAIL] if THUMBNAIL in dataset.schema.names else []
-    alike = [likeness] if likeness else []
-    wanted = dict.fromkeys([ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *chosen, *thumbnail, *alike])
+def _fetched(query: Query, known: Known, likeness: str | None) -> list[str]:
+    """What is read of each candidate: each column costs time, and pictures are read once somebody looks at them."""
+    chosen = query.columns if query.columns is not None else [n for n in known.names if n not in _HIDDEN]
+    pictures = known.picture_columns if query.rerank is not None else []
+    own = [ITEM_ID] if query.distinct else []
+    wanted = dict.fromkeys([ROW_ID, *own, *chosen, *pictures, *([likeness] if likeness else []), OFFSET])
     return [name for name in wanted if name != SCORE]  # the corpus' own column of that name gives way
 
 
-def _hits(rows: pa.Table, query: Query, rankings: list[_Ranking]) -> Hits:
+def _hits(dataset: lance.LanceDataset, rows: pa.Table, query: Query, rankings: list[_Ranking]) -> Hits:
     calibration, vector = rankings[0].calibration, rankings[0].vector
     if calibration is not None and vector is not None:
         chance = calibration.probability(rows[SCORE].to_numpy(), vector)
         rows = rows.drop_columns([MATCH]) if MATCH in rows.column_names else rows
         rows = rows.add_column(rows.column_names.index(SCORE) + 1, MATCH, pa.array(chance))
-    pictures = rows.select([name for name in (CAPTION, IMAGE_URI, THUMBNAIL) if name in rows.column_names])
     return Hits(
         rows=_shown(rows, query),
         column=" + ".join(ranking.column for ranking in rankings),
         exact=all(ranking.exact for ranking in rankings),
-        pictures=pictures,
+        read_pictures=partial(_pictures, dataset, rows[OFFSET].to_numpy()),
     )
+
+
+def _pictures(dataset: lance.LanceDataset, offsets: NDArray[np.int64]) -> pa.Table:
+    return dataset.take(offsets, columns=Known(dataset).picture_columns)
 
 
 def _shown(rows: pa.Table, query: Query) -> pa.Table:
     """The columns asked for, with the id and the score."""
     if query.columns is None:
-        return rows.select([name for name in rows.column_names if name not in _HIDDEN])
+        return rows.select([name for name in rows.column_names if name not in (*_HIDDEN, OFFSET)])
     first = [name for name in (ROW_ID, SCORE, MATCH, RERANK) if name in rows.column_names]
     return rows.select([*first, *(name for name in query.columns if name not in first)])
 
 
-def _check_columns(query: Query, dataset: lance.LanceDataset) -> None:
-    names = dataset.schema.names
+def _check_columns(query: Query, names: list[str]) -> None:
     for name in query.columns or ():
         if name not in names:
             raise ValueError(f"search: no column {name!r}; columns are {', '.join(names)}")

@@ -79,7 +79,9 @@ def _add_functions(connection: duckdb.DuckDBPyConnection, opened: OpenTable, pro
 
     def vector(term: Term, column: str) -> list[float]:
         encoded = opened.encoder.encode([term], opened.provenance, name)
-        return [float(value) for value in query_vector(opened.dataset, column, [term], encoded, name)]
+        return [
+            float(value) for value in query_vector(opened.dataset, column, [term], encoded, name, opened.known.gallery)
+        ]
 
     def of_words(words: str) -> list[float]:
         return vector(Term(words=words), "")

@@ -56,6 +56,23 @@ def test_a_search_prints_one_json_object(table: Path, tmp_path: Path) -> None:
     assert (tmp_path / "p.html").stat().st_size > 3_000
 
 
+@pytest.mark.parametrize("query", [["--full-text", "red cat"], ["--like", "00007"]], ids=["full text", "row"])
+def test_a_search_without_a_model_imports_no_torch(query: list[str], table: Path) -> None:
+    """Torch alone would double the time of a search from the command line, and Ray again."""
+    assert isthmus("index", table).returncode == 0
+    code = (
+        f"import sys; sys.argv = ['isthmus', 'search', {str(table)!r}, *{query!r}, '--json']\n"
+        "from jobs.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'ray', 'transformers', 'lancedb', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["hits"]
+
+
 def test_a_row_finds_its_neighbours_without_a_model(table: Path) -> None:
     done = isthmus("search", table, "--like", "00007", "--columns", "caption,year", "--json")
     hits = json.loads(done.stdout)["hits"]

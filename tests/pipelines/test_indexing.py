@@ -21,8 +21,10 @@ from pipelines.indexing.distributed import share_fragments
 from pipelines.indexing.parameters import (
     QueryParameters,
     candidate_lines,
+    fallback_plans,
     plan_index,
     read_parameters,
+    reads_too_much,
     write_parameters,
 )
 from pipelines.indexing.recall import K, Measurement, Probe, exact_distances, make_probes, measure, recall_at_k
@@ -78,12 +80,29 @@ def make_table(
 
 def test_the_plan_follows_size_and_memory() -> None:
     assert plan_index(5_000, 512, 16 * GIB).type == "exact"
-    assert plan_index(50_000, 512, 16 * GIB).type == "IVF_HNSW_SQ"
+    assert plan_index(50_000, 512, 16 * GIB).type == "IVF_FLAT"
     assert plan_index(50_000, 512, GIB // 8).type == "IVF_RQ"
     large = plan_index(100_000_000, 512, 64 * GIB)
     assert (large.type, large.partitions) == ("IVF_RQ", 10_000)
     for line in candidate_lines(large):
         assert line[-1].nprobes == large.partitions, "the last try searches everything"
+
+
+def test_whole_vectors_give_way_to_codes_where_a_query_would_read_much() -> None:
+    plan = plan_index(1_000_000, 512, 64 * GIB)
+    (line,) = candidate_lines(plan)
+    assert [reads_too_much(tried, plan, 1_000_000, 512) for tried in line[:5]] == [False, False, False, False, True]
+    assert [other.type for other in fallback_plans(plan, 1_000_000)] == ["IVF_RQ", "IVF_FLAT"]
+
+
+def test_parameters_of_earlier_versions_keep_what_they_were_measured_with() -> None:
+    """Their recall was reached with Lance's own, larger number of partitions, not with the one that is stored."""
+    old = QueryParameters(type="IVF_RQ", nprobes=4, refine_factor=5, ef=None, recall=0.97)
+    assert old.nearest(10) == {"minimum_nprobes": 4, "refine_factor": 5}
+    new = replace(old, effort=0.0)
+    assert new.nearest(10) == {"minimum_nprobes": 4, "refine_factor": 5, "search_effort": 0.0}
+    assert new.nearest(25)["minimum_nprobes"] == 12, "more rows lie in more partitions"
+    assert "search_effort" not in new.nearest(10, filtered=True)
 
 
 def test_recall_counts_places_filled_as_near_as_the_exact_ones() -> None:
@@ -99,7 +118,7 @@ def test_rows_with_equal_vectors_answer_for_each_other(tmp_path: Path) -> None:
     built = build_vector_index(table, "image_vector", 0.95, 16 * GIB)
     assert built.parameters is not None
     assert built.parameters.recall >= 0.95
-    assert built.type == "IVF_RQ", "HNSW loses its way among equal vectors"
+    assert built.type == "IVF_FLAT"
 
 
 def test_rare_vectors_are_measured_too(tmp_path: Path) -> None:
@@ -137,14 +156,14 @@ def test_a_filter_that_leaves_few_rows_loses_none(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("memory", [64 * GIB, 1 << 20], ids=["hnsw", "ivf_rq"])
+@pytest.mark.parametrize("memory", [64 * GIB, 1 << 20], ids=["ivf_flat", "ivf_rq"])
 def test_filters_of_any_selectivity_keep_the_promise(memory: int, tmp_path: Path) -> None:
     """Half of the rows, one in a hundred, one in ten thousand: recall@10, and never fewer rows than there are."""
     n, asked = 150_000, 40
     vectors = clustered(n)
     table = make_table(tmp_path, n, vectors=vectors)
     built = build_vector_index(table, "image_vector", 0.95, memory)
-    assert built.type == ("IVF_HNSW_SQ" if memory > GIB else "IVF_RQ")
+    assert built.type == ("IVF_FLAT" if memory > GIB else "IVF_RQ")
     opened = OpenTable.open(table)
     queries = np.random.default_rng(5).choice(n, asked, replace=False)
     for step in (2, 100, 10_000):
@@ -160,7 +179,7 @@ def test_filters_of_any_selectivity_keep_the_promise(memory: int, tmp_path: Path
         assert recall >= 0.95, (step, recall)
 
 
-@pytest.mark.parametrize("memory", [16 * GIB, 1 << 20], ids=["hnsw", "ivf_rq"])
+@pytest.mark.parametrize("memory", [16 * GIB, 1 << 20], ids=["ivf_flat", "ivf_rq"])
 def test_an_index_reaches_its_target_and_search_uses_its_parameters(memory: int, tmp_path: Path) -> None:
     table = make_table(tmp_path, 12_000, nulls=40)
     built = build_vector_index(table, "image_vector", 0.95, memory)
@@ -171,7 +190,7 @@ def test_an_index_reaches_its_target_and_search_uses_its_parameters(memory: int,
     assert built.curve
     assert built.exact_ms is not None
     assert parameters.rows == 11_960
-    assert parameters.type == ("IVF_HNSW_SQ" if memory > GIB else "IVF_RQ")
+    assert parameters.type == ("IVF_FLAT" if memory > GIB else "IVF_RQ")
 
     hits = search(table, Query(like="r100", k=10))
     assert not hits.exact
@@ -221,7 +240,7 @@ def test_fragments_are_shared_by_their_rows(tmp_path: Path) -> None:
 def test_an_index_answers_while_it_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = make_table(tmp_path, 12_000)
     exact = search(table, Query(like="r100", k=10)).rows[ROW_ID].to_pylist()
-    build_vector_index(table, "image_vector", 0.95, 16 * GIB)  # HNSW gives way to IVF_RQ: other parameters
+    build_vector_index(table, "image_vector", 0.95, 16 * GIB)  # IVF_FLAT gives way to IVF_RQ: other parameters
     seen: list[int] = []
 
     def look() -> None:
