@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,9 +59,12 @@ def recall(search: Search, queries: NDArray[np.float32], wanted: NDArray[np.int6
 
 
 def ours(opened: OpenTable) -> Search:
-    """The Python API."""
+    """The Python API; a batch is asked by as many threads as there are cores."""
+    threads = ThreadPoolExecutor(os.cpu_count())
 
     def search(query: NDArray[np.float32]) -> NDArray[np.int64]:
+        if query.ndim == 2:
+            return np.stack(list(threads.map(search, query)))
         hits = opened.search(vector=tuple(query.tolist()), vector_column=COLUMN, k=K, columns=())
         return hits.rows[ROW_ID].to_numpy(zero_copy_only=False).astype(np.int64)
 
@@ -67,7 +72,7 @@ def ours(opened: OpenTable) -> Search:
 
 
 def bare(opened: OpenTable) -> Search:
-    """What the Python API stands on: one call of Lance, with the same parameters."""
+    """What the Python API stands on: one call of Lance, with the same parameters; a batch is one call too."""
     parameters = read_parameters(opened.dataset, COLUMN)
     assert parameters is not None, "the index reached its target"
     extra = parameters.nearest(K)
@@ -78,7 +83,8 @@ def bare(opened: OpenTable) -> Search:
             columns=[ROW_ID, "_distance"],
             disable_scoring_autoprojection=True,
         ).to_table()
-        return rows[ROW_ID].to_numpy(zero_copy_only=False).astype(np.int64)
+        ids = rows[ROW_ID].to_numpy(zero_copy_only=False).astype(np.int64)
+        return ids.reshape(len(query), -1) if query.ndim == 2 else ids
 
     return search
 
@@ -190,6 +196,8 @@ def ask(given: argparse.Namespace, ref: TableRef) -> None:
         Contender(name=name, setting=setting, search=search, recall=recall(search, asked, answers), build_s=build_s)
         for name, search in ((_OURS, ours(opened)), (_BARE, bare(opened)))
     ]
+    for one in mine:
+        curves += curve(one.name, [Try(setting=setting, search=one.search)], asked, answers)
     contenders = [*mine, *others]
     figures = take_turns(
         {
@@ -214,7 +222,7 @@ def ask(given: argparse.Namespace, ref: TableRef) -> None:
         f"One query at a time, {given.rows:,} × {given.dim}, target {given.target}": table,
         "Filters, isthmus": filtered(opened, folder, given.rows, given.dim, queries),
         "Cold and warm, isthmus": cold_and_warm(ref, folder, asked[:30]),
-        "Peers by recall": curves,
+        "By recall, and in a batch": curves,
     }
     command = f"python -m benchmarks.search --folder FOLDER --rows {given.rows} --dim {given.dim}"
     report("search", command, tables, goals(contenders, figures, given.target, given.note))

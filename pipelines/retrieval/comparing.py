@@ -19,7 +19,7 @@ from pipelines.contract import ROW_ID
 if TYPE_CHECKING:
     import lance
 
-OFFSET, _SCORE = "_rowoffset", "_score"
+_OFFSET, _SCORE = "_rowoffset", "_score"
 _CHUNK = 4_096
 
 
@@ -45,11 +45,11 @@ class FewRows:
         Args:
             k: the most rows.
             columns: of the table.
-            score: what the cosines are called; the second column. The last is the rows' offsets.
+            score: what the cosines are called; the second column.
         """
         offsets, scores = self._ranked
         rows = self.dataset.take(offsets[:k], columns=columns)
-        return rows.add_column(1, score, pa.array(scores[:k])).append_column(OFFSET, pa.array(offsets[:k]))
+        return rows.add_column(1, score, pa.array(scores[:k]))
 
     @cached_property
     def _ranked(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -59,7 +59,7 @@ class FewRows:
         if not pieces:
             return np.zeros(0, np.int64), np.zeros(0)
         ranked = pa.concat_tables(pieces).sort_by([(_SCORE, "descending"), (ROW_ID, "ascending")])
-        return ranked[OFFSET].to_numpy(), ranked[_SCORE].to_numpy()
+        return ranked[_OFFSET].to_numpy(), ranked[_SCORE].to_numpy()
 
     def _compare(self, offsets: NDArray[np.int64], query: NDArray[np.float32]) -> pa.Table:
         rows = self.dataset.take(offsets, columns=[ROW_ID, self.column])
@@ -70,11 +70,11 @@ class FewRows:
         norms = np.linalg.norm(vectors, axis=1)
         # Row by row: in a matrix product equal vectors need not have equal scores, and ties would break by chance.
         scores = (vectors * query).sum(axis=1, dtype=np.float64) / np.where(norms > 0, norms, 1.0)
-        return pa.table({ROW_ID: rows[ROW_ID], OFFSET: offsets, _SCORE: scores})
+        return pa.table({ROW_ID: rows[ROW_ID], _OFFSET: offsets, _SCORE: scores})
 
 
 def few_matches(dataset: lance.LanceDataset, condition: str, most: int) -> NDArray[np.int64] | None:
     """Offsets of the rows that meet a condition, None where there are more than `most`; reads its columns alone."""
-    scanner = dataset.scanner(columns=[OFFSET], filter=condition, limit=most + 1)
-    offsets = np.asarray(scanner.to_table()[OFFSET].to_numpy(), np.int64)
+    scanner = dataset.scanner(columns=[_OFFSET], filter=condition, limit=most + 1)
+    offsets = np.asarray(scanner.to_table()[_OFFSET].to_numpy(), np.int64)
     return offsets if len(offsets) <= most else None

@@ -22,7 +22,7 @@ from pipelines.filters import check_filter, quote
 from pipelines.provenance import Provenance
 from pipelines.reranking.pictures import ReadPictures, reader
 from pipelines.retrieval.calibration import Calibration
-from pipelines.retrieval.comparing import OFFSET, FewRows, few_matches
+from pipelines.retrieval.comparing import FewRows, few_matches
 from pipelines.retrieval.composing import QueryEncoder, choose_columns, query_vector, row_of
 from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
 from pipelines.retrieval.hits import MATCH, RERANK, SCORE, Hits
@@ -238,8 +238,7 @@ def _by_vector(
     columns = _fetched(query, known, likeness)
     if query.where is not None and (matches := few_matches(dataset, conditions, _FEW)) is not None:
         few = FewRows(dataset, column, vector, matches)
-        wanted = [name for name in columns if name != OFFSET]
-        return _Ranking(column=column, exact=True, fetch=lambda k: few.best(k, wanted, SCORE), vector=vector)
+        return _Ranking(column=column, exact=True, fetch=lambda k: few.best(k, columns, SCORE), vector=vector)
     parameters = known.parameters(column)
 
     def fetch(wanted: int) -> pa.Table:
@@ -341,7 +340,7 @@ def _fetched(query: Query, known: Known, likeness: str | None) -> list[str]:
     chosen = query.columns if query.columns is not None else [n for n in known.names if n not in _HIDDEN]
     pictures = known.picture_columns if query.rerank is not None else []
     own = [ITEM_ID] if query.distinct else []
-    wanted = dict.fromkeys([ROW_ID, *own, *chosen, *pictures, *([likeness] if likeness else []), OFFSET])
+    wanted = dict.fromkeys([ROW_ID, *own, *chosen, *pictures, *([likeness] if likeness else [])])
     return [name for name in wanted if name != SCORE]  # the corpus' own column of that name gives way
 
 
@@ -355,18 +354,25 @@ def _hits(dataset: lance.LanceDataset, rows: pa.Table, query: Query, rankings: l
         rows=_shown(rows, query),
         column=" + ".join(ranking.column for ranking in rankings),
         exact=all(ranking.exact for ranking in rankings),
-        read_pictures=partial(_pictures, dataset, rows[OFFSET].to_numpy()),
+        read_pictures=partial(_pictures, dataset, rows[ROW_ID].to_pylist()),
     )
 
 
-def _pictures(dataset: lance.LanceDataset, offsets: NDArray[np.int64]) -> pa.Table:
-    return dataset.take(offsets, columns=Known(dataset).picture_columns)
+def _pictures(dataset: lance.LanceDataset, row_ids: list[str]) -> pa.Table:
+    """What a page shows of rows, in their order."""
+    columns = Known(dataset).picture_columns
+    if not row_ids:
+        return dataset.take([], columns=columns)
+    condition = f"{ROW_ID} IN ({', '.join(map(quote, row_ids))})"
+    found = dataset.scanner(columns=[ROW_ID, *columns], filter=condition).to_table()
+    places = {row_id: place for place, row_id in enumerate(found[ROW_ID].to_pylist())}
+    return found.take([places[row_id] for row_id in row_ids]).select(columns)
 
 
 def _shown(rows: pa.Table, query: Query) -> pa.Table:
     """The columns asked for, with the id and the score."""
     if query.columns is None:
-        return rows.select([name for name in rows.column_names if name not in (*_HIDDEN, OFFSET)])
+        return rows.select([name for name in rows.column_names if name not in _HIDDEN])
     first = [name for name in (ROW_ID, SCORE, MATCH, RERANK) if name in rows.column_names]
     return rows.select([*first, *(name for name in query.columns if name not in first)])
 
