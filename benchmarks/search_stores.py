@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def cold_and_warm(ref: TableRef, folder: Path, queries: NDArray[np.float32]) -> 
     asked = folder / "asked.npy"
     np.save(asked, queries)
     rows = [_measured("disk, page cache dropped", f"{ref.database}/{ref.name}", asked, {}, Path(ref.uri))]
-    with seaweedfs(folder / "s3") as endpoint:
+    with TemporaryDirectory(dir=folder) as store, seaweedfs(Path(store)) as endpoint:
         uri = upload(endpoint, Path(ref.uri), f"db/{ref.name}.lance")
         rows.append(_measured("S3 (SeaweedFS on this machine)", uri, asked, options(endpoint), None))
     return rows
