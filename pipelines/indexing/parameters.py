@@ -24,7 +24,7 @@ _MOST_PARTITIONS = 65_536
 _HNSW_TRIES = ((2, 64), (4, 200), (10, 600), (20, 1_500))
 _REFINE_FACTORS = (2, 5, 20, 60)
 _PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
-# Parameters are tuned for ten rows. More rows lie in more partitions, and beyond this many Lance chooses how many.
+# Parameters are tuned for ten rows. More rows lie in more partitions, and beyond this many Lance may take more yet.
 _TUNED_K, _MOST_SCALED_K = 10, 100
 
 
@@ -74,7 +74,7 @@ class QueryParameters:
         Args:
             k: rows that are asked for. HNSW's list has to hold all candidates.
             filtered: whether only rows that meet a condition count. The nearest of these lie in more partitions than
-                were tuned for all rows, so Lance chooses how many.
+                were tuned for all rows, so Lance may take more.
         """
         ef = max(self.ef, k * self.refine_factor) if self.ef is not None else None
         values: dict[str, Any] = {
@@ -82,8 +82,9 @@ class QueryParameters:
             "refine_factor": self.refine_factor or None,
             "ef": ef,
         }
-        if self.effort is not None and not filtered and k <= _MOST_SCALED_K:
-            values |= {"minimum_nprobes": self.nprobes * math.ceil(k / _TUNED_K), "search_effort": self.effort}
+        if self.effort is not None:
+            values["minimum_nprobes"] = self.nprobes * math.ceil(k / _TUNED_K)
+            values["search_effort"] = None if filtered or k > _MOST_SCALED_K else self.effort
         return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:

@@ -102,7 +102,8 @@ def test_parameters_of_earlier_versions_keep_what_they_were_measured_with() -> N
     new = replace(old, effort=0.0)
     assert new.nearest(10) == {"minimum_nprobes": 4, "refine_factor": 5, "search_effort": 0.0}
     assert new.nearest(25)["minimum_nprobes"] == 12, "more rows lie in more partitions"
-    assert "search_effort" not in new.nearest(10, filtered=True)
+    assert new.nearest(10, filtered=True) == {"minimum_nprobes": 4, "refine_factor": 5}
+    assert new.nearest(200) == {"minimum_nprobes": 80, "refine_factor": 5}
 
 
 def test_recall_counts_places_filled_as_near_as_the_exact_ones() -> None:
