@@ -1,6 +1,6 @@
 """The goals of all benches, as they were last measured, in `benchmarks/README.md`.
 
-    python -m benchmarks.summary
+python -m benchmarks.summary
 """
 
 from __future__ import annotations
