@@ -11,24 +11,39 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.acceleration import ChosenForward, Forward
+from encoders.backend import check_backend, has_openvino, is_openvino_asked
 from encoders.protocol import EncoderOptions
 
 log = logging.getLogger(__name__)
-_CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+_CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
 
 
 class Runtime:
-    """The device, the precision and the batch size of one encoder."""
+    """The device, the backend, the precision and the batch size of one encoder.
+
+    Attributes:
+        settles_at_once: whether OpenVINO was asked for, so that towers go over to it before their first input.
+    """
 
     def __init__(self, options: EncoderOptions) -> None:
         """Choose them.
 
         Raises:
-            ValueError: CUDA was asked for and is not there.
+            ValueError: CUDA was asked for and is not there, or OpenVINO was and CUDA is.
+            ModuleNotFoundError: OpenVINO was asked for and is not installed.
         """
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda': this process sees no CUDA device; use --device auto or cpu")
         cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+        self.settles_at_once = is_openvino_asked(options)
+        if cuda and self.settles_at_once:
+            raise ValueError("backend 'openvino' and precision 'int8' are for the CPU, and there is CUDA: --device cpu")
+        check_backend(options)
+        self._tries_openvino = not cuda and options.backend != "torch" and has_openvino()
+        if not cuda and options.backend == "auto" and not self._tries_openvino:
+            log.info("torch computes on the CPU; pip install 'isthmus[cpu]' makes that several times faster")
+        self._precision = "fp32" if options.precision == "auto" else options.precision
         self.device = torch.device("cuda" if cuda else "cpu")
         self.autocast_dtype = _autocast_dtype(options, cuda=cuda)
         self.batch_size = options.batch_size
@@ -39,6 +54,20 @@ class Runtime:
         """The model on the device, for inference, with channels-last convolutions."""
         model = model.eval().requires_grad_(False).to(self.device)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def fastest(self, forward: Forward, traced: Forward | None = None) -> Forward:
+        """A tower's forward pass, by the backend that the options and, for `auto`, its own first batches choose.
+
+        Args:
+            forward: named tensors (n, …) → features (n, dim), by torch; pictures of one size.
+            traced: the same in torch operations alone, where `forward` is not.
+        """
+        if not self._tries_openvino:
+            return forward
+        threads = torch.get_num_threads()
+        return ChosenForward(
+            forward, traced or forward, precision=self._precision, threads=threads, asked=self.settles_at_once
+        )
 
     def tensor(self, array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
         """An array on the device, through pinned memory where that lets the copy overlap with work."""
@@ -111,7 +140,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _autocast_dtype(options: EncoderOptions, *, cuda: bool) -> torch.dtype | None:
-    named = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    named = {"fp32": None, "int8": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if options.precision != "auto":
         if options.precision == "fp16" and not cuda:
             raise ValueError("precision 'fp16' needs CUDA; use fp32 or bf16 on the CPU")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from encoders.backend import check_backend
 from encoders.description import Description
 from encoders.protocol import Encoder, EncoderOptions
 
@@ -65,8 +66,11 @@ def describe(spec: str, options: EncoderOptions | None = None) -> Description:
     Raises:
         ValueError: the spec is nothing that is known, or the directory cannot be used.
         FileNotFoundError: a file that the model needs is missing.
-        ModuleNotFoundError: the package that ships the encoder is not installed.
+        ModuleNotFoundError: the package that ships the encoder, or the backend that the options ask for, is not
+            installed.
     """
+    if options is not None:
+        check_backend(options)
     if "+" in spec and not Path(spec).exists():
         from encoders.paired import describe_pair
 

@@ -7,7 +7,7 @@ make no others long.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,19 @@ from encoders.protocol import TextPolicy, TextVectors
 
 TokenBatch = dict[str, torch.Tensor]
 _CPU_TOKENS = 512
+_SAMPLE_CAPTIONS = (
+    "a dog",
+    "one red house",
+    "two cats asleep on a grey sofa",
+    "一只狗",
+    "the small boat of a fisherman, drawn up on the sand between nets and baskets in the evening",
+    "7:30",
+    "an old map",
+    "children run after a kite on a wide green hill",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class TextTower:
     """A text tower that is ready to run.
 
@@ -37,12 +47,22 @@ class TextTower:
     """
 
     tokenizer: Any
-    forward: Callable[[TokenBatch], torch.Tensor]
+    forward: InitVar[Callable[[TokenBatch], torch.Tensor]]
     max_tokens: int
     pad_to_max: bool
     dim: int
     runtime: Runtime
     policy: TextPolicy
+    _chosen: Callable[[TokenBatch], torch.Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self, forward: Callable[[TokenBatch], torch.Tensor]) -> None:
+        """Keep only what is needed, so that a tower that went over to OpenVINO lets its torch weights go."""
+        self._chosen = self.runtime.fastest(forward)
+
+    def settle(self) -> None:
+        """Encode some captions, where OpenVINO was asked for: it is then found out now whether it takes this tower."""
+        if self.runtime.settles_at_once:
+            self.encode(_SAMPLE_CAPTIONS)
 
     def encode(self, texts: Sequence[str]) -> TextVectors:
         """Vectors (n, dim) of n captions, in the order given."""
@@ -87,7 +107,7 @@ class TextTower:
     def _features(self, windows: Sequence[list[int]]) -> torch.Tensor:
         padding = {"padding": "max_length", "max_length": self.max_tokens} if self.pad_to_max else {"padding": True}
         batch = self.tokenizer.pad({"input_ids": list(windows)}, return_tensors="pt", **padding)
-        return self.forward({name: self.runtime.tensor(tensor) for name, tensor in batch.items()})
+        return self._chosen({name: self.runtime.tensor(tensor) for name, tensor in batch.items()})
 
     @staticmethod
     def _average(vectors: NDArray[np.float32], owner: NDArray[np.int64], n: int) -> NDArray[np.float32]:

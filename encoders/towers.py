@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.acceleration import Tensors
 from encoders.device import Runtime
 from encoders.images.transform import ImageTransform
 from encoders.protocol import EncoderCard, TextVectors
 from encoders.text import TextTower
 
+log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
+_SAMPLE_PICTURES = 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ImageTower:
     """An image tower that is ready to run.
 
@@ -30,16 +34,31 @@ class ImageTower:
     """
 
     transform: ImageTransform
-    forward: Callable[..., torch.Tensor]
+    forward: InitVar[Callable[..., torch.Tensor]]
     dim: int
     runtime: Runtime
+    _features: Callable[[Sequence[Pixels]], torch.Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self, forward: Callable[..., torch.Tensor]) -> None:
+        """Keep only what is needed, so that a tower that went over to OpenVINO lets its torch weights go."""
+        self._features = _image_features(self.transform, forward, self.runtime)
+
+    def settle(self) -> None:
+        """Encode noise, where OpenVINO was asked for: it is then found out now whether it takes this tower."""
+        if not self.runtime.settles_at_once:
+            return
+        if self.transform.fixed_size is None:
+            log.warning("pictures of varying size are for torch: OpenVINO does not compute this image tower")
+            return
+        shape = (_SAMPLE_PICTURES, *self.transform.fixed_size, 3)
+        self.encode(list(np.random.default_rng(0).integers(0, 256, shape, np.uint8)))
 
     def encode(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
         """Vectors (n, dim) of n pictures uint8 (height, width, 3), L2-normalised."""
         if not pixels:
             return np.zeros((0, self.dim), np.float32)
         if self.transform.kind == "patches":
-            return self.runtime.run(self.forward, list(pixels))
+            return self.runtime.run(self._features, list(pixels))
         vectors = np.empty((len(pixels), self.dim), np.float32)
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for i, picture in enumerate(pixels):
@@ -48,8 +67,22 @@ class ImageTower:
             vectors[places] = self.runtime.run(self._features, [pixels[i] for i in places])
         return vectors
 
-    def _features(self, pixels: Sequence[Pixels]) -> torch.Tensor:
-        return self.forward(self.runtime.tensor(self.transform.normalise(pixels)))
+
+def _image_features(
+    transform: ImageTransform, forward: Callable[..., torch.Tensor], runtime: Runtime
+) -> Callable[[Sequence[Pixels]], torch.Tensor]:
+    """Pictures → features, by torch, or by OpenVINO, whose graph also does the normalising."""
+    if transform.kind == "patches":
+        return forward
+
+    def by_torch(inputs: Tensors) -> torch.Tensor:
+        return forward(runtime.tensor(transform.normalise(list(inputs["pixels"].numpy()))))
+
+    def traced(inputs: Tensors) -> torch.Tensor:
+        return forward(transform.normalise_tensor(inputs["pixels"]))
+
+    chosen = runtime.fastest(by_torch, traced) if transform.fixed_size else by_torch
+    return lambda pixels: chosen({"pixels": torch.from_numpy(np.stack(pixels))})
 
 
 class TowersEncoder:
@@ -59,6 +92,9 @@ class TowersEncoder:
         self._card = card
         self._image = image
         self._text = text
+        for tower in (image, text):
+            if tower is not None:
+                tower.settle()
 
     @property
     def card(self) -> EncoderCard:

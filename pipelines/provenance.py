@@ -13,7 +13,7 @@ from encoders.protocol import EncoderCard, Modality, TowerCard
 from pipelines.contract import VECTOR_COLUMNS
 
 METADATA_KEY = b"isthmus"
-_LIBRARIES = ("isthmus", "torch", "transformers", "ray", "lancedb", "pylance", "pyarrow", "pillow")
+_LIBRARIES = ("isthmus", "torch", "transformers", "ray", "lancedb", "pylance", "pyarrow", "pillow", "openvino")
 
 
 class EncoderMismatchError(ValueError):

@@ -7,12 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.digest import digest_json
+
+if TYPE_CHECKING:
+    import torch
 
 Kind = Literal["resize", "shortest_edge", "patches"]
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -85,6 +88,11 @@ class ImageTransform:
         return digest_json(self.to_dict())
 
     @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(height, width) of every prepared picture, None where they vary."""
+        return self.crop or (self.size if self.kind == "resize" else None)
+
+    @property
     def pixel_bytes(self) -> int:
         """Bytes of one prepared picture (the most, where sizes vary)."""
         if self.kind == "patches":
@@ -108,6 +116,13 @@ class ImageTransform:
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         batch = (batch * np.float32(self.scale) - mean) / std
         return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+
+    def normalise_tensor(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`normalise` in torch operations, of uint8 (n, height, width, 3)."""
+        import torch
+
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return ((pixels.float() * self.scale - mean) / std).permute(0, 3, 1, 2)
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) that a picture is resized to, before any crop."""

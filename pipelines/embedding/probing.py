@@ -109,6 +109,7 @@ def probe(
         ValueError: the encoder is not the one described.
         OSError: a shard's file cannot be read.
     """
+    from encoders.backend import settled
     from encoders.registry import load
 
     encode = encode_settings(description, settings, pools)
@@ -117,7 +118,7 @@ def probe(
     counts = _Counts()
     with PeakMemory() as memory:
         started = time.perf_counter()
-        encoder = load(encode.spec, encode.options)
+        encoder = load(encode.spec, settled(encode.options))
         load_s = time.perf_counter() - started
         deadline = time.perf_counter() + seconds
         steps = _Steps(encoder, encode, description, settings)

@@ -188,6 +188,7 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
             "preprocessing": settings.options.preprocessing,
             "text_policy": settings.options.text_policy,
             "precision": settings.options.precision,
+            "backend": settings.options.backend,
             "vector_dtype": settings.vector_dtype,
             "normalised": True,
             "libraries": library_versions(),

@@ -1,0 +1,110 @@
+"""What computes a tower's forward pass: torch, or on the CPU OpenVINO where it gives the same vectors faster."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from encoders.openvino_graph import OpenVinoGraph, Tensors
+
+log = logging.getLogger(__name__)
+Forward = Callable[[Tensors], torch.Tensor]
+# The least cosine to torch's own vectors, over the inputs of a trial.
+_LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.995, "int8": 0.99}
+# A trial costs about as much, and a run that is over before then is better off without.
+_WORTH_S = 1.0
+# Questions of a person come one at a time; nobody should wait for a trial.
+_TRIAL_ROWS = 2
+
+
+class ChosenForward:
+    """A forward pass that torch computes until OpenVINO has shown, on a batch, that it gives the same vectors faster.
+
+    The trial costs one to three seconds a tower. `auto` therefore waits until torch has worked for a second; where
+    OpenVINO was asked for, the first batch is the trial, and need not show that it is faster.
+    """
+
+    def __init__(self, forward: Forward, traced: Forward, *, precision: str, threads: int, asked: bool) -> None:
+        """Start with torch.
+
+        Args:
+            forward: named tensors (n, …) → features (n, dim), by torch.
+            traced: the same, in torch operations alone.
+            precision: `fp32`, `bf16` or `int8`.
+            threads: of the CPU.
+            asked: whether OpenVINO was asked for.
+        """
+        self._forward = forward
+        self._traced: Forward | None = traced
+        self._precision = precision
+        self._threads = threads
+        self._asked = asked
+        self._settled = False
+        self._batches = 0
+        self._spent_s = 0.0
+
+    def __call__(self, inputs: Tensors) -> torch.Tensor:
+        """Features (n, dim), not normalised, of named tensors (n, …)."""
+        if self._settled:
+            return self._forward(inputs)
+        started = time.perf_counter()
+        found = self._forward(inputs)
+        took = time.perf_counter() - started
+        self._batches += 1
+        self._spent_s += took
+        if self._asked or (self._batches > 1 and self._spent_s >= _WORTH_S and len(found) >= _TRIAL_ROWS):
+            self._settled = True
+            self._settle(inputs, found, took)
+        return found
+
+    def _settle(self, inputs: Tensors, found: torch.Tensor, took: float) -> None:
+        """Go over to OpenVINO if it passes; int8 that strays too far is tried again as fp32."""
+        traced, self._traced = self._traced, None
+        assert traced is not None
+        for precision in dict.fromkeys((self._precision, "fp32" if self._precision == "int8" else self._precision)):
+            graph = self._tried(traced, precision, inputs, found, took)
+            if graph is not None:
+                self._forward = graph
+                return
+
+    def _tried(
+        self, traced: Forward, precision: str, inputs: Tensors, found: torch.Tensor, took: float
+    ) -> OpenVinoGraph | None:
+        """The graph, if it is as good as torch on this batch."""
+        try:
+            graph = OpenVinoGraph(traced, _example(inputs), precision=precision, threads=self._threads)
+            graph(inputs)  # lays out the weights
+            started = time.perf_counter()
+            vectors = graph(inputs)
+            graph_took = time.perf_counter() - started
+        except Exception as error:
+            # The frontend raises whatever its C++ side does; torch stands by in any case.
+            log.warning("OpenVINO does not take this tower in %s: %s", precision, _first_line(error))
+            return None
+        cosine = float(torch.nn.functional.cosine_similarity(vectors.float(), found.float(), dim=-1).min())
+        if not cosine >= _LEAST_COSINE[precision]:
+            log.warning("OpenVINO strays from torch in %s: cosine %.5f; it is not used", precision, cosine)
+            return None
+        if graph_took > took and not self._asked:
+            log.info("OpenVINO is no faster than torch here (%.3f s against %.3f s); it is not used", graph_took, took)
+            return None
+        log.info("OpenVINO, %s: %.3f s where torch takes %.3f s, cosine %.6f", precision, graph_took, took, cosine)
+        return graph
+
+
+def _example(inputs: Tensors) -> Tensors:
+    """A batch to trace: of another size than the one that the trace is tried on, and of fewer tokens, so that whatever
+    the tracer took for a constant is found out."""
+    n = len(next(iter(inputs.values())))
+    rows = torch.arange(1 if n == 2 else 2) % n
+    return {
+        name: tensor[rows] if tensor.dim() == 4 else tensor[rows][:, : max(1, tensor.shape[1] // 2)]
+        for name, tensor in inputs.items()
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
