@@ -84,7 +84,9 @@ class ChosenForward:
             # The frontend raises whatever its C++ side does; torch stands by in any case.
             log.warning("OpenVINO does not take this tower in %s: %s", precision, _first_line(error))
             return None
-        cosine = float(torch.nn.functional.cosine_similarity(vectors.float(), found.float(), dim=-1).min())
+        cosines = torch.nn.functional.cosine_similarity(vectors.float(), found.float(), dim=-1)
+        # An input on which torch itself gives no numbers will be rejected; it says nothing about OpenVINO.
+        cosine = float(cosines[found.isfinite().all(dim=-1)].min())
         if not cosine >= _LEAST_COSINE[precision]:
             log.warning("OpenVINO strays from torch in %s: cosine %.5f; it is not used", precision, cosine)
             return None
