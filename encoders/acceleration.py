@@ -86,7 +86,7 @@ class ChosenForward:
             return None
         cosines = torch.nn.functional.cosine_similarity(vectors.float(), found.float(), dim=-1)
         # An input on which torch itself gives no numbers will be rejected; it says nothing about OpenVINO.
-        cosine = float(cosines[found.isfinite().all(dim=-1)].min())
+        cosine = min(cosines[found.isfinite().all(dim=-1)].tolist(), default=float("nan"))
         if not cosine >= _LEAST_COSINE[precision]:
             log.warning("OpenVINO strays from torch in %s: cosine %.5f; it is not used", precision, cosine)
             return None
