@@ -1,7 +1,8 @@
-"""`isthmus serve`: a web page and an HTTP API over tables."""
+"""`isthmus serve`: a web page and an HTTP API over tables, by one process or by replicas on Ray Serve."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from jobs.config import JobConfig
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from ray.serve import Application
 
+    from pipelines.serving.app import ServeSettings
     from pipelines.storage import TableRef
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -35,6 +38,10 @@ class ServeConfig(JobConfig):
         default_factory=list, description="Folders besides the corpora from which pictures may be shown."
     )
     time_limit_s: float = Field(default=30.0, gt=0, description="A request that takes longer is given up.")
+    replicas: int | None = Field(
+        default=None, ge=1, description="Serve by Ray Serve, with so many replicas; without it, by one process."
+    )
+    cpus_per_replica: float = Field(default=1.0, gt=0, description="Cores that each replica reserves.")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
     corpus_storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="The same for the corpus' pictures."
@@ -67,30 +74,58 @@ def make_app(config: ServeConfig) -> FastAPI:
         FileNotFoundError: a table is not there.
         ValueError: a table was not made by isthmus, or the server would be open to others without a token.
     """
-    from pipelines.serving.app import ServeSettings, create_app
-    from pipelines.storage import Storage, TableRef
+    from pipelines.serving.app import create_app
+
+    return create_app(_tables(config), _settings(config, is_local=config.host in _LOCAL))
+
+
+def ray_application(args: dict[str, Any]) -> Application:
+    """The app for `serve run`, `serve deploy` and KubeRay's RayService, which say where their proxies listen.
+
+    Args:
+        args: fields of `ServeConfig` other than host and port; `tables` may be one text with commas.
+
+    Raises:
+        ValueError: an argument is wrong, or ISTHMUS_TOKEN is not set: proxies of a cluster are open to others.
+    """
+    tables = args.get("tables")
+    config = ServeConfig.model_validate(args | {"tables": tables.split(",") if isinstance(tables, str) else tables})
+    return _application(config, is_local=False)
+
+
+def _application(config: ServeConfig, *, is_local: bool) -> Application:
+    from pipelines.serving.replicas import ReplicaSettings, application
+
+    size = ReplicaSettings(replicas=config.replicas or 1, cpus=config.cpus_per_replica)
+    return application(_tables(config), _settings(config, is_local=is_local), size)
+
+
+def _settings(config: ServeConfig, *, is_local: bool) -> ServeSettings:
+    from pipelines.serving.app import ServeSettings
+    from pipelines.storage import Storage, absolute
 
     token = os.environ.get(_TOKEN_VARIABLE) or None
-    if config.host not in _LOCAL and token is None:
+    if not is_local and token is None:
+        where = f"host {config.host!r}" if config.host not in _LOCAL else "a cluster's proxy"
         raise ValueError(
-            f"host {config.host!r}: others could search these tables; set {_TOKEN_VARIABLE} to a secret, "
-            "or listen on 127.0.0.1"
+            f"{where}: others could search these tables; set {_TOKEN_VARIABLE} to a secret, or listen on 127.0.0.1"
         )
-    storage = Storage.from_options(config.storage_options)
-    refs = [TableRef.parse(name, storage, versions=True) for name in config.tables]
     hosts = ("localhost", "127.0.0.1", "[::1]", *config.allowed_host)
-    settings = ServeSettings(
+    return ServeSettings(
         token=token,
-        hosts=hosts if config.host in _LOCAL or config.allowed_host else ("*",),
+        hosts=hosts if is_local or config.allowed_host else ("*",),
         time_limit_s=config.time_limit_s,
-        picture_roots=tuple(config.pictures),
+        picture_roots=tuple(absolute(folder) for folder in config.pictures),
         corpus_storage=Storage.from_options(config.corpus_storage_options),
     )
-    return create_app(_by_name(refs), settings)
 
 
-def _by_name(refs: list[TableRef]) -> dict[str, TableRef]:
-    """Short names where they tell the tables apart, else whole ones."""
+def _tables(config: ServeConfig) -> dict[str, TableRef]:
+    """The tables, by short names where those tell them apart, else by whole ones."""
+    from pipelines.storage import Storage, TableRef
+
+    storage = Storage.from_options(config.storage_options)
+    refs = [TableRef.parse(name, storage, versions=True) for name in config.tables]
     names = [ref.label for ref in refs]
     return {ref.label if names.count(ref.label) == 1 else str(ref): ref for ref in refs}
 
@@ -100,10 +135,15 @@ def run(config: ServeConfig) -> ServeReport:
 
     Raises:
         FileNotFoundError: a table is not there.
-        ModuleNotFoundError: the extra `serve` is not installed.
+        ModuleNotFoundError: the extra `serve`, or for replicas `serve-ray`, is not installed.
         ValueError: as `make_app`.
         OSError: the port is taken.
+        RuntimeError: the cluster's Ray Serve is set up otherwise, or a replica cannot start.
     """
+    return _run_alone(config) if config.replicas is None else _run_replicas(config)
+
+
+def _run_alone(config: ServeConfig) -> ServeReport:
     import socket
 
     from jobs.display import say
@@ -114,7 +154,8 @@ def run(config: ServeConfig) -> ServeReport:
         raise ModuleNotFoundError("isthmus serve needs more packages: pip install 'isthmus[serve]'") from None
 
     app = make_app(config)
-    listening = socket.create_server((config.host, config.port), family=_family(config.host), reuse_port=False)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.create_server((config.host, config.port), family=family, reuse_port=False)
     address = f"http://{config.host}:{listening.getsockname()[1]}/"
     say(f"serving {', '.join(config.tables)} at {address} (end with Ctrl-C)")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=10, limit_concurrency=200))
@@ -122,7 +163,25 @@ def run(config: ServeConfig) -> ServeReport:
     return ServeReport(tables=list(config.tables), address=address)
 
 
-def _family(host: str) -> int:
-    import socket
+def _run_replicas(config: ServeConfig) -> ServeReport:
+    from jobs.display import say
 
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        from pipelines.serving.cluster import Listening, deployed, watch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "isthmus serve --replicas needs more packages: pip install 'isthmus[serve-ray]'"
+        ) from None
+    from pipelines.retrieval.search import OpenTable
+
+    app = _application(config, is_local=config.host in _LOCAL)
+    for table in _tables(config).values():
+        # What is wrong with a table is said here in one line, rather than by each replica.
+        OpenTable.open(table)
+    at = Listening(host=config.host, port=config.port, time_limit_s=config.time_limit_s)
+    with deployed(app, at, say) as address:
+        say(f"serving {', '.join(config.tables)} at {address} by {config.replicas} replicas (end with Ctrl-C)")
+        # Ctrl-C is how it ends, and no failure.
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(say)
+    return ServeReport(tables=list(config.tables), address=address)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import anyio
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
@@ -30,15 +29,14 @@ from pipelines.retrieval.queries import Query, Term
 from pipelines.retrieval.search import OpenTable
 from pipelines.serving.facets import Chosen, condition, facets
 from pipelines.serving.guards import BodyLimit, SafeHeaders, TokenGate
-from pipelines.serving.pictures import BroughtPictures, corpus_root, row_picture
+from pipelines.serving.pictures import BroughtPictures, PictureStore, corpus_root, row_picture
+from pipelines.serving.steps import Steps
 from pipelines.sink.jobs import remembered_jobs
 from pipelines.storage import Storage, TableRef
 
-T = TypeVar("T")
 _MOST_BYTES = 12 * 1024 * 1024
 _MOST_PIXELS = 50_000_000
 _FRESH_S = 5.0
-_SLOTS, _WAITING = 4, 64
 _OWN_PLACE = (ROW_ID, SCORE, MATCH, CAPTION, ITEM_ID)
 Words = Annotated[str, Field(min_length=1, max_length=2_000)]
 Id = Annotated[str, Field(min_length=1, max_length=1_000)]
@@ -57,7 +55,7 @@ class ServeSettings:
         corpus_storage: how to reach the corpora's pictures.
     """
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     time_limit_s: float = 30.0
     picture_roots: tuple[str, ...] = ()
@@ -120,12 +118,15 @@ class _Served:
             return self._opened
 
 
-def create_app(tables: Mapping[str, TableRef], settings: ServeSettings) -> FastAPI:
-    """The app over these tables.
+def create_app(
+    tables: Mapping[str, TableRef], settings: ServeSettings, pictures: PictureStore | None = None
+) -> FastAPI:
+    """The app over these tables; its `state.steps` are those that requests wait for.
 
     Args:
         tables: by the names that requests call them.
         settings: how it is run.
+        pictures: where those are held that users bring; None holds them in this process.
 
     Raises:
         FileNotFoundError: one of the tables is not there.
@@ -133,7 +134,7 @@ def create_app(tables: Mapping[str, TableRef], settings: ServeSettings) -> FastA
     """
     encoders: dict[str, QueryEncoder] = {}
     served = {name: _Served(ref, encoders, settings.picture_roots) for name, ref in tables.items()}
-    brought = BroughtPictures()
+    brought = BroughtPictures(pictures)
     gate = [Middleware(TokenGate, token=settings.token)] if settings.token else []
     app = FastAPIOffline(
         title="isthmus",
@@ -145,33 +146,7 @@ def create_app(tables: Mapping[str, TableRef], settings: ServeSettings) -> FastA
             Middleware(BodyLimit, most=_MOST_BYTES),
         ],
     )
-    # Lance and the encoder cannot be interrupted: a request that is given up still holds its slot until it ends.
-    slots = threading.BoundedSemaphore(_SLOTS)
-    threads = anyio.CapacityLimiter(_WAITING)
-
-    def in_slot(step: Callable[[], T]) -> T:
-        if not slots.acquire(timeout=settings.time_limit_s):
-            raise TimeoutError
-        try:
-            return step()
-        finally:
-            slots.release()
-
-    async def run(step: Callable[[], T]) -> T:
-        """A step in a thread, within the time limit; what is wrong with a request as its HTTP error."""
-        try:
-            with anyio.fail_after(settings.time_limit_s):
-                return await anyio.to_thread.run_sync(lambda: in_slot(step), limiter=threads, abandon_on_cancel=True)
-        except TimeoutError:
-            raise HTTPException(504, f"took longer than {settings.time_limit_s:g} s; ask for less") from None
-        except PermissionError as error:
-            raise HTTPException(403, str(error)) from None
-        except (KeyError, FileNotFoundError) as error:
-            raise HTTPException(404, f"not found: {error.args[0] if error.args else ''}") from None
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        except OSError as error:
-            raise HTTPException(502, f"the picture's store failed: {type(error).__name__}") from None
+    app.state.steps = steps = Steps(settings.time_limit_s)
 
     def find(name: str) -> _Served:
         if name not in served:
@@ -181,30 +156,32 @@ def create_app(tables: Mapping[str, TableRef], settings: ServeSettings) -> FastA
     @app.get("/api/tables")
     async def list_tables() -> list[dict[str, Any]]:
         """The tables, and what can be filtered in each."""
-        return await run(lambda: [_about(name, one.opened()) for name, one in served.items()])
+        return await steps.run(lambda: [_about(name, one.opened()) for name, one in served.items()])
 
     @app.post("/api/search")
     async def search(request: SearchRequest) -> dict[str, Any]:
         """The rows that answer a query, best first."""
         one = find(request.table)
-        return await run(lambda: _search(one.opened(), request, brought))
+        return await steps.run(lambda: _search(one.opened(), request, brought))
 
     @app.post("/api/pictures", status_code=201)
     async def bring(request: Request) -> dict[str, str]:
         """Bring a picture (its bytes as the body) to ask by it; gives the id that a search takes."""
         data = await request.body()
-        return {"id": await run(lambda: brought.add(data, _MOST_PIXELS))}
+        return {"id": await steps.run(lambda: brought.add(data, _MOST_PIXELS))}
 
     @app.get("/api/pictures/{digest}", response_class=Response)
     async def brought_picture(digest: Digest) -> Response:
         """A picture that was brought."""
-        return _jpeg(await run(lambda: brought.get(digest)))
+        return _jpeg(await steps.run(lambda: brought.get(digest)))
 
     @app.get("/api/tables/{table}/picture", response_class=Response)
     async def picture(table: str, row: Id) -> Response:
         """The picture of a row."""
         one = find(table)
-        return _jpeg(await run(lambda: row_picture(one.opened().dataset, row, one.roots, settings.corpus_storage)))
+        return _jpeg(
+            await steps.run(lambda: row_picture(one.opened().dataset, row, one.roots, settings.corpus_storage))
+        )
 
     static = files("pipelines.serving") / "static"
 

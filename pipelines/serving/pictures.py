@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from encoders.images import thumbnail
 from pipelines.contract import IMAGE_URI, ROW_ID, THUMBNAIL
@@ -25,41 +25,85 @@ _KEPT_SIDE = 640
 _WILDCARDS = "*?["
 
 
-class BroughtPictures:
-    """Pictures that users brought, made small, by their digest; the oldest go first.
+class PictureStore(Protocol):
+    """Holds small pictures by their digest, for a while."""
 
-    A picture's digest stands in the page's URL, so that a link can be shared as long as the server runs.
-    """
+    def put(self, digest: str, small: bytes) -> None:
+        """Hold a picture."""
+        ...
 
-    def __init__(self, most: int = 1_000) -> None:
-        self._most = most
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+    def get(self, digest: str) -> bytes:
+        """The picture, as a JPEG.
+
+        Raises:
+            KeyError: it is not held, or not any more.
+        """
+        ...
+
+
+class HeldPictures:
+    """A store in the memory of this process; when it is full, those go first that nobody asked for the longest."""
+
+    def __init__(self, most: int = 1_000, most_bytes: int = 128 * 1024 * 1024) -> None:
+        """An empty store.
+
+        Args:
+            most: pictures that it holds.
+            most_bytes: of all of them together.
+        """
+        self._most, self._most_bytes = most, most_bytes
+        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
+    def put(self, digest: str, small: bytes) -> None:
+        """Hold a picture."""
+        with self._lock:
+            self._bytes += len(small) - len(self._held.pop(digest, b""))
+            self._held[digest] = small
+            while len(self._held) > self._most or self._bytes > self._most_bytes:
+                _, oldest = self._held.popitem(last=False)
+                self._bytes -= len(oldest)
+
+    def get(self, digest: str) -> bytes:
+        """The picture, as a JPEG.
+
+        Raises:
+            KeyError: it is not held, or not any more.
+        """
+        with self._lock:
+            self._held.move_to_end(digest)
+            return self._held[digest]
+
+
+class BroughtPictures:
+    """Pictures that users brought, made small, by their digest.
+
+    A picture's digest stands in the page's URL, so that a link can be shared as long as the store holds it.
+    """
+
+    def __init__(self, store: PictureStore | None = None) -> None:
+        """Pictures of a store; None holds them in this process."""
+        self._store: PictureStore = HeldPictures() if store is None else store
+
     def add(self, data: bytes, max_pixels: int) -> str:
-        """Keep a picture; its digest.
+        """Hold a picture; its digest.
 
         Raises:
             ImageError: it is no picture, or too large.
         """
         small = thumbnail(data, _KEPT_SIDE, max_pixels)
         digest = hashlib.sha256(small).hexdigest()[:32]
-        with self._lock:
-            self._kept[digest] = small
-            self._kept.move_to_end(digest)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+        self._store.put(digest, small)
         return digest
 
     def get(self, digest: str) -> bytes:
         """The picture, as a JPEG.
 
         Raises:
-            KeyError: it is not kept, or not any more.
+            KeyError: it is not held, or not any more.
         """
-        with self._lock:
-            self._kept.move_to_end(digest)
-            return self._kept[digest]
+        return self._store.get(digest)
 
 
 def corpus_root(corpus: str) -> str:

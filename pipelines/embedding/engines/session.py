@@ -32,26 +32,35 @@ def ensure_ray() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # When one staging task fails the job ends with its error; its siblings' say the same again.
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-        with _quiet_start():
+        with quietly():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Ray's C++ side talks on standard error while it starts; show it only if the start fails."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+def quietly() -> Iterator[None]:
+    """Ray talks on both standard streams while it starts and ends; show it, on standard error, only if that fails."""
+    _flush()
+    kept = [os.dup(1), os.dup(2)]
     with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
         try:
             yield
         except BaseException:
+            _flush()
             said.seek(0)
-            os.write(kept, said.read())
+            os.write(kept[1], said.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            _flush()
+            for stream, copy in enumerate(kept, start=1):
+                os.dup2(copy, stream)
+                os.close(copy)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 @contextmanager
