@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import serve
@@ -62,15 +62,18 @@ def deployed(app: serve.Application, at: Listening, say: Callable[[str], None]) 
     was_there = ray.is_initialized()
     ensure_ray()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    is_ours, options = _ensure_serve(at)
+    there = _there()
+    if there is not None:
+        _refuse_unfit(there, at)
     try:
+        options = there or _start(at)
         serve.run_many([serve.RunTarget(target=app, name=NAME)], wait_for_applications_running=False)
         _wait_until_running(say)
         yield _address(options)
     finally:
         # Ray still speaks of the controller's death when that is over.
         with quietly():
-            _end(is_ours)
+            _end(is_ours=there is None)
             if not was_there:
                 ray.shutdown()
 
@@ -106,11 +109,12 @@ def _told(found: ApplicationStatusOverview) -> str:
     return "; ".join(counted)
 
 
-def _ensure_serve(at: Listening) -> tuple[bool, HTTPOptions]:
-    """Serve, started unless the cluster has one: whether it was, and how it listens."""
-    there = _there()
-    if there is None:
-        return True, _start(at)
+def _refuse_unfit(there: HTTPOptions, at: Listening) -> None:
+    """Refuse a Serve that is there already, if it does not listen where it should or has such an application.
+
+    Raises:
+        RuntimeError: says what to do.
+    """
     # Its interface is fixed for good, and another one may be open to more people than was asked for.
     if there.host != at.host or at.port not in (0, there.port):
         raise RuntimeError(
@@ -122,7 +126,6 @@ def _ensure_serve(at: Listening) -> tuple[bool, HTTPOptions]:
             f"this cluster serves an application {NAME!r} already; end its `isthmus serve`, or, if that is gone, "
             "what it left (`serve shutdown`)"
         )
-    return False, there
 
 
 def _there() -> HTTPOptions | None:
@@ -131,17 +134,11 @@ def _there() -> HTTPOptions | None:
         controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
     except ValueError:
         return None
-    found: HTTPOptions = ray.get(controller.get_http_config.remote())
-    return found
+    return cast(HTTPOptions, ray.get(controller.get_http_config.remote()))
 
 
 def _start(at: Listening) -> HTTPOptions:
-    port = at.port
-    if _is_head() or port == 0:
-        # Serve would try again for a minute and then say that its proxy did not come up.
-        family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
-        with socket.create_server((at.host, port), family=family) as free:
-            port = free.getsockname()[1]
+    port = _free_port(at) if _is_head() or at.port == 0 else at.port
     options = HTTPOptions(
         host=at.host,
         port=port,
@@ -154,6 +151,17 @@ def _start(at: Listening) -> HTTPOptions:
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
     return options
+
+
+def _free_port(at: Listening) -> int:
+    """The port if it is free: of one that is taken Serve would say, after a minute, that its proxy does not come up.
+
+    Raises:
+        OSError: it is taken.
+    """
+    family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
+    with socket.create_server((at.host if _is_head() else "", at.port), family=family) as free:
+        return int(free.getsockname()[1])
 
 
 def _head() -> dict[str, Any]:
@@ -190,11 +198,11 @@ def _wait_until_running(say: Callable[[str], None]) -> None:
         for one in found.deployments.values():
             if one.message and one.message not in said:
                 said.add(one.message)
-                say(one.message)
+                say(f"{one.message} (--cpus-per-replica asks for less)" if "CPU" in one.message else one.message)
         time.sleep(_POLL_S)
 
 
-def _end(is_ours: bool) -> None:
+def _end(*, is_ours: bool) -> None:
     """Take the application away; and Serve, if it was started for it and nothing else runs on it."""
     with contextlib.suppress(RayError, RayServeException):
         if NAME in serve.status().applications:

@@ -27,6 +27,7 @@ from pipelines.storage import TableRef
 # As many as have threads to wait in; so many more wait before Serve says 503.
 _MOST_ONGOING, _MOST_QUEUED = 64, 200
 _MOST_CALLS = 1_000
+_MOST_STARTS = 3
 _STORE_PATIENCE_S = 10.0
 _NEAR, _NEAR_BYTES = 100, 16 * 1024 * 1024
 _END_WAIT_S, _END_LIMIT_S = 0.5, 10.0
@@ -98,15 +99,6 @@ class SharedPictures:
             raise ConnectionError(f"the store of brought pictures does not answer: {type(error).__name__}") from error
 
 
-@serve.deployment(
-    name="Pictures",
-    num_replicas=1,
-    ray_actor_options={"num_cpus": 0},
-    max_ongoing_requests=_MOST_CALLS,
-    logging_config=_LOGGING,
-    graceful_shutdown_wait_loop_s=_END_WAIT_S,
-    graceful_shutdown_timeout_s=_END_LIMIT_S,
-)
 class Pictures:
     """The pictures that users brought, for all replicas."""
 
@@ -125,15 +117,6 @@ class Pictures:
             return None
 
 
-@serve.deployment(
-    name="App",
-    max_ongoing_requests=_MOST_ONGOING,
-    max_queued_requests=_MOST_QUEUED,
-    logging_config=_LOGGING,
-    graceful_shutdown_wait_loop_s=_END_WAIT_S,
-    graceful_shutdown_timeout_s=_END_LIMIT_S,
-)
-@serve.ingress()
 class App:
     """A replica of the app."""
 
@@ -162,5 +145,25 @@ def application(tables: Mapping[str, TableRef], settings: ServeSettings, size: R
         settings: how each replica is run.
         size: of how many, and how large.
     """
-    replicated = App.options(num_replicas=size.replicas, ray_actor_options={"num_cpus": size.cpus})
-    return replicated.bind(dict(tables), settings, Pictures.bind())
+    common = {
+        "logging_config": _LOGGING,
+        "graceful_shutdown_wait_loop_s": _END_WAIT_S,
+        "graceful_shutdown_timeout_s": _END_LIMIT_S,
+    }
+    store: serve.Deployment = serve.deployment(
+        name="Pictures",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=_MOST_CALLS,
+        **common,
+    )(Pictures)
+    app: serve.Deployment = serve.deployment(
+        name="App",
+        num_replicas=size.replicas,
+        ray_actor_options={"num_cpus": size.cpus},
+        max_ongoing_requests=_MOST_ONGOING,
+        max_queued_requests=_MOST_QUEUED,
+        max_constructor_retry_count=_MOST_STARTS,
+        **common,
+    )(serve.ingress()(App))
+    return app.bind(dict(tables), settings, store.bind())

@@ -216,6 +216,18 @@ def test_others_are_not_served_without_a_token(folder: Path, monkeypatch: pytest
         ray_application({"tables": str(folder / "db" / "t")})
 
 
+def test_what_keeps_a_replica_from_starting_is_said(server: str, folder: Path) -> None:
+    """Of what the command can see itself it says so before Ray has begun."""
+    done = subprocess.run(
+        [*command(folder), "--port", "0", "--pictures", "http://host/"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "scheme 'http' is not supported" in done.stderr) == (1, True)
+    missing = [sys.executable, "-m", "jobs.cli", "serve", str(folder / "db" / "nothing"), "--replicas", "2"]
+    done = subprocess.run(missing, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "nothing" in done.stderr
+
+
 def test_no_log_of_ray_holds_a_secret_or_what_was_searched(server: str) -> None:
     import ray
 
