@@ -145,7 +145,7 @@ def application(tables: Mapping[str, TableRef], settings: ServeSettings, size: R
         settings: how each replica is run.
         size: of how many, and how large.
     """
-    common = {
+    common: dict[str, Any] = {
         "logging_config": _LOGGING,
         "graceful_shutdown_wait_loop_s": _END_WAIT_S,
         "graceful_shutdown_timeout_s": _END_LIMIT_S,
