@@ -71,7 +71,8 @@ def _number(value: Any) -> str:
 
 def say(line: str) -> None:
     """A line about what happens now, on standard error."""
-    Console(stderr=True).print(f"[bold]·[/bold] {line}", highlight=False)
+    # Names and errors may hold brackets: they are text, no markup.
+    Console(stderr=True).print(Text.assemble(("·", "bold"), " ", line))
 
 
 def render(report: Report) -> RenderableType:

@@ -196,9 +196,11 @@ def _wait_until_running(say: Callable[[str], None]) -> None:
             reason = [one.message for one in found.deployments.values() if one.message] or [found.message]
             raise RuntimeError(f"a replica cannot start: {reason[0].strip().splitlines()[-1]}")
         for one in found.deployments.values():
-            if one.message and one.message not in said:
-                said.add(one.message)
-                say(f"{one.message} (--cpus-per-replica asks for less)" if "CPU" in one.message else one.message)
+            # Of a traceback its last line; of replicas that find no room, what room they want.
+            line = (one.message.strip().splitlines() or [""])[-1]
+            if line and line not in said:
+                said.add(line)
+                say(f"{line} (--cpus-per-replica asks for less)" if "CPU" in line else line)
         time.sleep(_POLL_S)
 
 
