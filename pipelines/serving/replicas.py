@@ -59,8 +59,7 @@ class SharedPictures:
         """Hold a picture, for all replicas.
 
         Raises:
-            ConnectionError: the store is gone and no other has taken its place.
-            TimeoutError: it does not answer.
+            ConnectionError: the store does not answer, and no other has taken its place.
         """
         self._call("put", digest, small)
         self._near.put(digest, small)
@@ -70,8 +69,7 @@ class SharedPictures:
 
         Raises:
             KeyError: it is not held, or not any more.
-            ConnectionError: the store is gone and no other has taken its place.
-            TimeoutError: it does not answer.
+            ConnectionError: the store does not answer, and no other has taken its place.
         """
         try:
             return self._near.get(digest)
@@ -93,9 +91,7 @@ class SharedPictures:
         call = getattr(self._handle, method)
         try:
             return again(lambda: call.remote(*arguments).result(timeout_s=_STORE_PATIENCE_S))
-        except TimeoutError:
-            raise
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, TimeoutError) as error:
             raise ConnectionError(f"the store of brought pictures does not answer: {type(error).__name__}") from error
 
 
