@@ -36,6 +36,7 @@ from jobs.exchange import ExportConfig, ImportConfig
 from jobs.explore import ExploreConfig
 from jobs.finetune import FinetuneConfig
 from jobs.finetune_reranker import FinetuneRerankerConfig
+from jobs.fuse import FuseConfig
 from jobs.index import IndexConfig
 from jobs.info import InfoConfig
 from jobs.maintain import MaintainConfig
@@ -190,6 +191,14 @@ def import_(config: ImportConfig) -> Report:
 def dedup(config: DedupConfig) -> Report:
     """Mark the rows that add nothing to an earlier row, by content and by vectors; none is deleted."""
     from jobs.dedup import run
+
+    return run(config)
+
+
+@app.command
+def fuse(config: FuseConfig) -> Report:
+    """Give each row one vector of its picture and its caption, in a column to be searched as one."""
+    from jobs.fuse import run
 
     return run(config)
 

@@ -21,7 +21,7 @@ class InfoConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoReport:
-    """What a table holds."""
+    """What a table holds; `fused` says how its fused vectors were made, if it has any."""
 
     table: str
     rows: int
@@ -30,6 +30,7 @@ class InfoReport:
     versions: int
     encoder: dict[str, Any]
     settings: dict[str, Any]
+    fused: dict[str, Any] | None
     columns: list[dict[str, Any]]
     indexes: list[dict[str, Any]]
 
@@ -65,6 +66,7 @@ def run(config: InfoConfig) -> InfoReport:
         versions=len(dataset.versions()),
         encoder=provenance.encoder.to_dict(),
         settings=provenance.settings,
+        fused=asdict(provenance.fused) if provenance.fused is not None else None,
         columns=[{"name": field.name, "type": str(field.type)} for field in dataset.schema],
         indexes=indexes,
     )

@@ -38,12 +38,17 @@ class SearchConfig(JobConfig):
     where: str | None = Field(default=None, description="SQL filter on the table's columns, applied first.")
     columns: str | None = Field(default=None, description="Columns to show, a,b,c; default: all but vectors.")
     vector: str | None = Field(
-        default=None, description="Vector column to search: image_vector, text_vector, or both, a,b, fused."
+        default=None,
+        description="Vector column to search: image_vector, text_vector, fused_vector (isthmus fuse), or "
+        "several, a,b, whose rankings are fused.",
     )
     full_text: bool = Field(default=False, description="Search the captions' words (BM25), without a model.")
     hybrid: bool = Field(default=False, description="Fuse what the vectors find with what the captions' words find.")
     fusion: Literal["rank", "score"] = Field(
         default="rank", description="Fuse by reciprocal ranks, or by scores stretched to 0 … 1."
+    )
+    fusion_weights: str | None = Field(
+        default=None, description="The say of each ranking that is fused, 0.7,0.3; the captions' words come last."
     )
     diversity: float = Field(
         default=0.0, ge=0, le=1, description="0: the best rows; towards 1: rows unlike those before them (MMR)."
@@ -153,11 +158,19 @@ def _query(config: SearchConfig) -> Query:
         full_text=config.full_text,
         hybrid=config.hybrid,
         fusion=config.fusion,
+        fusion_weights=_read_weights(config.fusion_weights) if config.fusion_weights is not None else None,
         rerank=config.rerank,
         rerank_depth=config.rerank_depth,
         diversity=config.diversity,
         distinct=config.distinct,
     )
+
+
+def _read_weights(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"fusion_weights {text!r}: numbers with commas between them, as in 0.7,0.3") from None
 
 
 def _read_vector(path: Path) -> tuple[float, ...]:

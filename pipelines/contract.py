@@ -1,8 +1,9 @@
 """The names that every stage and every table agree on: columns, reject reasons, table references.
 
-`row_id` and `item_id` identify; `image_vector` and `text_vector` are what was embedded; `isthmus_shard` and
-`isthmus_position` say from which record of which shard a row came, so that the ledger can be rebuilt from the
-rows alone; `isthmus_picture` and `isthmus_text` are digests of what was embedded, by which vectors are found again.
+`row_id` and `item_id` identify; `image_vector` and `text_vector` are what was embedded, and `fused_vector` is made of
+both where that was asked for; `isthmus_shard` and `isthmus_position` say from which record of which shard a row came,
+so that the ledger can be rebuilt from the rows alone; `isthmus_picture` and `isthmus_text` are digests of what was
+embedded, by which vectors are found again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ IMAGE = "image"
 IMAGE_URI = "image_uri"
 IMAGE_VECTOR = "image_vector"
 TEXT_VECTOR = "text_vector"
+FUSED_VECTOR = "fused_vector"
 THUMBNAIL = "thumbnail"
 PICTURE = "isthmus_picture"
 TEXT = "isthmus_text"
@@ -28,7 +30,8 @@ SHARD = "isthmus_shard"
 POSITION = "isthmus_position"
 
 INTERNAL = (PICTURE, TEXT, SHARD, POSITION)
-RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL})
+VECTORS = (IMAGE_VECTOR, TEXT_VECTOR, FUSED_VECTOR)
+RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *VECTORS, THUMBNAIL, *INTERNAL})
 VECTOR_COLUMNS = {"image": IMAGE_VECTOR, "text": TEXT_VECTOR}
 MODALITIES: dict[str, Modality] = {IMAGE_VECTOR: "image", TEXT_VECTOR: "text"}
 

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from encoders.protocol import EncoderCard, Modality, TowerCard
-from pipelines.contract import VECTOR_COLUMNS
+from pipelines.contract import FUSED_VECTOR, VECTOR_COLUMNS
+from pipelines.fusion.recipe import FusionRecipe
 
 METADATA_KEY = b"isthmus"
 _LIBRARIES = ("isthmus", "torch", "transformers", "ray", "lancedb", "pylance", "pyarrow", "pillow", "openvino")
@@ -39,23 +40,31 @@ class Provenance:
         encoder: the encoder's card.
         modalities: which modalities were embedded (a subset of the encoder's).
         settings: precision, preprocessing mode, text policy, vector type, library versions: informative.
+        fused: how the column of fused vectors was made of the others, None where there is none. It is kept on that
+            column.
     """
 
     encoder: EncoderCard
     modalities: tuple[Modality, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    fused: FusionRecipe | None = None
 
     def tower(self, modality: Modality) -> TowerCard | None:
         """The tower that made the vector column of `modality`; None where there is no such column."""
         return self.encoder.tower(modality) if modality in self.modalities else None
 
     def vector_columns(self) -> dict[str, TowerCard]:
-        """Vector column name → the tower that made it."""
+        """Vector column name → the tower that made it; the fused column was made by none."""
         towers = {m: self.encoder.tower(m) for m in self.modalities}
         return {VECTOR_COLUMNS[m]: tower for m, tower in towers.items() if tower is not None}
 
+    def spaces(self) -> dict[str, str]:
+        """Every column that can be searched, the fused one last → the name of the space that its vectors lie in."""
+        found = {column: tower.space for column, tower in self.vector_columns().items()}
+        return found | ({FUSED_VECTOR: self.fused.space} if self.fused is not None else {})
+
     def to_metadata(self) -> dict[bytes, bytes]:
-        """Schema metadata that holds this."""
+        """Schema metadata that holds this, but for how vectors were fused."""
         data = {"encoder": self.encoder.to_dict(), "modalities": list(self.modalities), "settings": self.settings}
         return {METADATA_KEY: json.dumps(data, sort_keys=True).encode()}
 
@@ -74,6 +83,7 @@ class Provenance:
             encoder=EncoderCard.from_dict(data["encoder"]),
             modalities=tuple(data["modalities"]),
             settings=data["settings"],
+            fused=FusionRecipe.from_schema(schema),
         )
 
     def check_same_encoder(self, other: EncoderCard, table: str) -> None:

@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.retries import retried
+from pipelines.sink.columns import Rewritten, TableMovedError, rewrite_columns
 from pipelines.sink.lease import Lease
-from pipelines.sink.tables import is_conflict, open_dataset, translate
+from pipelines.sink.tables import open_dataset, translate
 from pipelines.storage import TableRef
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ class Marks:
     address: NDArray[np.uint64]
     original: pa.Array
     score: NDArray[np.float32]
-
-
-class TableMovedError(RuntimeError):
-    """Another job changed the table between the look at it and the marks."""
 
 
 def check_markable(dataset: lance.LanceDataset, table: TableRef) -> None:
@@ -123,29 +120,14 @@ def _rows_of(dataset: lance.LanceDataset) -> list[tuple[int, int, int]]:
 
 def _commit(table: TableRef, dataset: lance.LanceDataset, marks: Marks) -> None:
     """Write both columns of all fragments whose marks change, and land them on this very version."""
-    import lance
-
-    updated, fields = [], set()
+    rewritten: list[Rewritten] = []
     for fragment in dataset.get_fragments():
         rows = fragment.scanner(columns=MARKS.names, with_row_id=True, with_row_address=True).to_table()
         wanted = _marks_of(rows["_rowaddr"].to_numpy(), marks)
-        if wanted.equals(rows.select(MARKS.names).combine_chunks()):
-            continue
-        metadata, modified = fragment.update_columns(wanted.append_column("_rowid", rows["_rowid"]))
-        updated.append(metadata)
-        fields.update(modified)
-    if not updated:
-        return
-    operation = lance.LanceOperation.Update(
-        updated_fragments=updated, fields_modified=sorted(fields), update_mode="rewrite_columns"
-    )
-    transaction = lance.Transaction(read_version=dataset.version, operation=operation)
-    try:
-        lance.LanceDataset.commit(table.uri, transaction, storage_options=table.options, max_retries=0)
-    except OSError as error:
-        if is_conflict(error):
-            raise TableMovedError(f"table {table}: changed meanwhile; nothing was marked, run again") from error
-        raise
+        if not wanted.equals(rows.select(MARKS.names).combine_chunks()):
+            rewritten.append(fragment.update_columns(wanted.append_column("_rowid", rows["_rowid"])))
+    if rewritten:
+        rewrite_columns(table, dataset, rewritten)
 
 
 def _marks_of(addresses: NDArray[np.uint64], marks: Marks) -> pa.Table:

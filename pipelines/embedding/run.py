@@ -91,7 +91,10 @@ def embed(
     ran = None
     try:
         fault("after_lease")
-        ledger.record_missing(open_dataset(table))
+        now = open_dataset(table)
+        ledger.record_missing(now)
+        # Its vectors may have been fused, or fused otherwise, between the first look and the lease.
+        schema = now.schema
         # Another driver may have worked between the plan and the lease.
         plan = make_plan(source, ledger.coverage, description, settings)
         check_deletions(plan, ledger.coverage, settings, table)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contract import IMAGE_URI, INTERNAL
+from pipelines.contract import FUSED_VECTOR, IMAGE_URI, INTERNAL
 from pipelines.exchange import huggingface
 from pipelines.exchange.arrays import matrix
 from pipelines.exchange.fiftyone.samples import write_dataset
@@ -79,7 +79,7 @@ def export_table(
         format: `npy` (the layout of clip-retrieval), `parquet`, `huggingface` (what `datasets.load_dataset` reads), or
             `fiftyone` (what `fiftyone.Dataset.from_dir` reads).
         storage: how to reach `out`.
-        vectors: vector columns; all of them if none is named.
+        vectors: vector columns; if none is named, all but the fused one, which is made again of the others.
         where: an SQL filter.
         rows_per_file: rows of a file, which are in memory together; by default 100,000, with pictures 250. `fiftyone`
             has one file, which is written as rows come.
@@ -190,6 +190,11 @@ def _choose(vectors: Sequence[str], there: list[str], table: TableRef) -> list[s
         ValueError: one is not there.
     """
     for name in vectors:
+        if name == FUSED_VECTOR:
+            raise ValueError(
+                f"table {table}: {FUSED_VECTOR} is made of the others and is not exported; isthmus fuse makes it "
+                "again of a table that was imported"
+            )
         if name not in there:
             raise ValueError(f"table {table}: has no vector column {name!r}; it has {', '.join(there)}")
     return list(vectors) or there

@@ -232,8 +232,7 @@ def index_table(table: TableRef, target_recall: float, memory_bytes: int, worker
     text = build_text_index(table)
     built = [*build_key_indexes(table), *([text] if text else [])]
     return built + [
-        build_vector_index(table, column, target_recall, memory_bytes, workers)
-        for column in provenance.vector_columns()
+        build_vector_index(table, column, target_recall, memory_bytes, workers) for column in provenance.spaces()
     ]
 
 

@@ -94,11 +94,12 @@ def make_probes(dataset: lance.LanceDataset, column: str, provenance: Provenance
 
     The exact answers to all of them come from one pass over the column.
     """
-    towers = provenance.vector_columns()
-    sources = [c for c, tower in towers.items() if tower.space == towers[column].space]
+    spaces = provenance.spaces()
+    # Fused vectors ask the fused column alone: only `like` brings one, and it looks the row up in the column it asks.
+    sources = [c for c in (*provenance.vector_columns(), column) if spaces[c] == spaces[column]]
     asked = [
         (source, row_id if source == column else None, vector)
-        for source in sources
+        for source in dict.fromkeys(sources)
         for row_id, vector in sample_vectors(dataset, source, _QUERIES)
     ]
     if not asked:

@@ -39,7 +39,7 @@ def choose_columns(provenance: Provenance, kinds: Sequence[Kind], wanted: Sequen
     Raises:
         ValueError: the table has no such vectors, or none that such a query can be compared with.
     """
-    there = list(provenance.vector_columns())
+    there = list(provenance.spaces())
     for name in wanted:
         if name not in there:
             raise ValueError(f"table {table}: has no vector column {name!r}; it has {', '.join(there)}")
@@ -64,7 +64,7 @@ def _fits(provenance: Provenance, kind: Kind, column: str) -> bool:
     if kind not in _MODALITY:
         return True
     tower = provenance.encoder.tower(_MODALITY[kind])
-    return tower is not None and tower.space == provenance.vector_columns()[column].space
+    return tower is not None and tower.space == provenance.spaces()[column]
 
 
 class QueryEncoder:

@@ -11,11 +11,29 @@ from numpy.typing import NDArray
 _RANK_CONSTANT = 60
 
 
-def fuse_ranks(rankings: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Reciprocal rank fusion: sum over rankings of 1 / (60 + rank), ranks from 1.
+def check_weights(weights: Sequence[float] | None, rankings: Sequence[str]) -> None:
+    """Refuse weights that are not one for each of several rankings.
+
+    Args:
+        weights: as they were given; None is right for any.
+        rankings: the columns that are ranked.
+
+    Raises:
+        ValueError: names the rankings.
+    """
+    if weights is not None and (len(rankings) < 2 or len(weights) != len(rankings)):
+        raise ValueError(
+            f"search: fusion_weights {list(weights)}: {len(rankings)} ranking(s) to weigh ({', '.join(rankings)}); give "
+            "one weight for each of several"
+        )
+
+
+def fuse_ranks(rankings: Sequence[Sequence[str]], weights: Sequence[float] | None = None) -> dict[str, float]:
+    """Reciprocal rank fusion: sum over rankings of weight / (60 + rank), ranks from 1.
 
     Args:
         rankings: ids, best first; an id may be in some of them only.
+        weights: of the rankings, above 0; None gives each the same say.
 
     Returns:
         A score for every id.
@@ -27,17 +45,18 @@ def fuse_ranks(rankings: Sequence[Sequence[str]]) -> dict[str, float]:
     ['a', 'b', 'c']
     """
     scores: dict[str, float] = {}
-    for ranking in rankings:
+    for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
         for rank, row_id in enumerate(ranking, start=1):
-            scores[row_id] = scores.get(row_id, 0.0) + 1.0 / (_RANK_CONSTANT + rank)
+            scores[row_id] = scores.get(row_id, 0.0) + weight / (_RANK_CONSTANT + rank)
     return scores
 
 
-def fuse_scores(rankings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over rankings of scores stretched to [0, 1] within each; an id that a ranking lacks has 0 there.
+def fuse_scores(rankings: Sequence[Mapping[str, float]], weights: Sequence[float] | None = None) -> dict[str, float]:
+    """The weighted mean of scores stretched to [0, 1] within each ranking; an id that one lacks has 0 there.
 
     Args:
         rankings: scores by id, the higher the better.
+        weights: of the rankings, above 0; None gives each the same say.
 
     Returns:
         A score in [0, 1] for every id.
@@ -48,10 +67,11 @@ def fuse_scores(rankings: Sequence[Mapping[str, float]]) -> dict[str, float]:
     {'a': 0.5, 'b': 0.5}
     """
     scores: dict[str, float] = {}
-    for ranking in rankings:
+    given = np.asarray(weights or [1.0] * len(rankings), np.float64)
+    for ranking, share in zip(rankings, given / given.sum(), strict=True):
         stretched = stretch(np.fromiter(ranking.values(), np.float64, len(ranking)))
         for row_id, score in zip(ranking, stretched, strict=True):
-            scores[row_id] = scores.get(row_id, 0.0) + float(score) / len(rankings)
+            scores[row_id] = scores.get(row_id, 0.0) + float(score) * float(share)
     return scores
 
 

@@ -62,6 +62,7 @@ class Query:
         full_text: search the captions' words (BM25) and not the vectors.
         hybrid: fuse the ranking by vectors with that by the captions' words.
         fusion: of rankings by `rank` (reciprocal ranks) or by `score` (each ranking's scores on a scale of 0 to 1).
+        fusion_weights: the say of each ranking, in the order of the columns, the captions' words last; None: the same.
         diversity: from 0 (the best rows) to 1 (rows unlike those before them): maximal marginal relevance.
         distinct: at most one row an item.
         rerank: a cross-encoder (a model directory or a hub id) that orders the best rows again.
@@ -81,6 +82,7 @@ class Query:
     full_text: bool = False
     hybrid: bool = False
     fusion: Fusion = "rank"
+    fusion_weights: tuple[float, ...] | None = None
     diversity: float = 0.0
     distinct: bool = False
     rerank: str | None = None
@@ -99,6 +101,8 @@ class Query:
             raise ValueError(f"search: k {self.k}: at least 1")
         if self.skip < 0:
             raise ValueError(f"search: skip {self.skip}: at least 0")
+        if self.fusion_weights is not None and not all(0 < w < math.inf for w in self.fusion_weights):
+            raise ValueError(f"search: fusion_weights {list(self.fusion_weights)}: numbers above 0")
         if not 0 <= self.diversity <= 1:
             raise ValueError(f"search: diversity {self.diversity}: between 0 (the best) and 1 (the most varied)")
         if self.rerank is not None and (len(terms) != 1 or terms[0].kind not in ("words", "image")):

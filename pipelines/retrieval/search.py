@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.contract import CAPTION, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
+from pipelines.contract import CAPTION, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL, VECTORS
 from pipelines.filters import check_filter, quote
 from pipelines.provenance import Provenance
 from pipelines.reranking.pictures import ReadPictures, reader
 from pipelines.retrieval.calibration import Calibration
 from pipelines.retrieval.comparing import FewRows, few_matches
 from pipelines.retrieval.composing import QueryEncoder, choose_columns, query_vector, row_of
-from pipelines.retrieval.fusing import diversify, fuse_ranks, fuse_scores
+from pipelines.retrieval.fusing import check_weights, diversify, fuse_ranks, fuse_scores
 from pipelines.retrieval.hits import MATCH, RERANK, SCORE, Hits
 from pipelines.retrieval.known import Known
 from pipelines.retrieval.publishing import answering
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # Of what kind a query is, as the column of that kind.
 _SOURCES = {"words": TEXT_VECTOR, "image": IMAGE_VECTOR}
-_HIDDEN = (IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL)
+_HIDDEN = (*VECTORS, THUMBNAIL, *INTERNAL)
 _MOST_ROUNDS = 6
 _ORDER = [(SCORE, "descending"), (ROW_ID, "ascending")]
 # How deep rankings are read before they are fused or varied; the same for every page of an answer.
@@ -123,6 +123,7 @@ class OpenTable:
             check_filter(query.where, self.dataset)
         _check_columns(query, self.known.names)
         rankings, likeness = _rankings(self, query, terms)
+        check_weights(query.fusion_weights, [ranking.column for ranking in rankings])
         if query.rerank is None:
             return _hits(self.dataset, _take(rankings, likeness, query), query, rankings)
         first = _take(rankings, likeness, replace(query, skip=0, k=max(query.rerank_depth, query.skip + query.k)))
@@ -306,10 +307,10 @@ def _in_order(rows: pa.Table) -> pa.Table:
 
 def _fused(found: list[pa.Table], query: Query) -> pa.Table:
     if query.fusion == "rank":
-        scores = fuse_ranks([table[ROW_ID].to_pylist() for table in found])
+        scores = fuse_ranks([table[ROW_ID].to_pylist() for table in found], query.fusion_weights)
     else:
         pairs = [zip(table[ROW_ID].to_pylist(), table[SCORE].to_pylist(), strict=True) for table in found]
-        scores = fuse_scores([dict(ranking) for ranking in pairs])
+        scores = fuse_scores([dict(ranking) for ranking in pairs], query.fusion_weights)
     seen: set[str] = set()
     pieces = []
     for table in found:

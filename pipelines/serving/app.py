@@ -204,7 +204,7 @@ def _about(name: str, opened: OpenTable) -> dict[str, Any]:
         "version": opened.dataset.version,
         "rows": opened.dataset.count_rows(),
         "encoder": opened.provenance.encoder.name,
-        "vectors": list(opened.provenance.vector_columns()),
+        "vectors": list(opened.provenance.spaces()),
         "full_text": any(list(index.field_names) == [CAPTION] for index in opened.dataset.describe_indices()),
         "facets": [asdict(facet) for facet in facets(opened.dataset)],
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, INTERNAL, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
+from pipelines.contract import CAPTION, IMAGE_URI, INTERNAL, ITEM_ID, ROW_ID, THUMBNAIL, VECTORS
 from pipelines.filters import quote
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FacetKind = Literal["choice", "range", "text"]
 Operation = Literal["is", "at_least", "at_most", "contains"]
-_NO_FACETS = {ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL, *INTERNAL}
+_NO_FACETS = {ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *VECTORS, THUMBNAIL, *INTERNAL}
 _SAMPLED_ROWS = 20_000
 _MOST_CHOICES = 30
 

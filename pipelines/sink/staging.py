@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pipelines.blocks import LAST, MESSAGE, OVERLONG, READY, REASON, REUSED, STAGE, timing_columns, unwrap
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.faults import fault, fault_is_set
+from pipelines.fusion.vectors import with_fused
 from pipelines.pace import BlockTime
 from pipelines.retries import retry
 from pipelines.sink.claims import Claim, claims_of_columns, file_of
@@ -88,7 +89,8 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
 
     Args:
         table: where the fragments go; the dataset exists.
-        schema: the table's schema; columns that the blocks have not got (this corpus lacks them) become null.
+        schema: the table's schema; columns that the blocks have not got (this corpus lacks them) become null,
+            but for fused vectors.
         blocks: encoded blocks.
         files: the files of the corpus.
 
@@ -139,7 +141,7 @@ def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = [
         rows[field.name] if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type) for field in schema
     ]
-    return pa.table(columns, names=schema.names).cast(schema)
+    return with_fused(pa.table(columns, names=schema.names).cast(schema), schema)
 
 
 def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:

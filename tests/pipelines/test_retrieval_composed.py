@@ -186,6 +186,13 @@ def test_two_vector_columns_are_fused(mixed: TableRef) -> None:
     assert hits.rows[ROW_ID].to_pylist() == sorted(fused, key=lambda row: (-fused[row], row))
 
 
+@pytest.mark.parametrize("fusion", ["rank", "score"])
+def test_a_ranking_that_weighs_more_decides(mixed: TableRef, fusion: Any) -> None:
+    query = Query(words="word7", k=1, vector_column="image_vector", hybrid=True, fusion=fusion)
+    assert ids(mixed, replace(query, fusion_weights=(9, 1))) == ["seen-7"]
+    assert ids(mixed, replace(query, fusion_weights=(1, 9))) == ["said-7"]
+
+
 REFUSED = {
     "asks for nothing": {},
     "asks for only what to be unlike": {"terms": (Term(words="a", weight=-1.0),)},
@@ -195,6 +202,9 @@ REFUSED = {
     "hybrid needs words": {"like": "seen-1", "hybrid": True},
     "diversity 1.5": {"words": "a", "diversity": 1.5},
     "skip -1": {"words": "a", "skip": -1},
+    r"fusion_weights \[1, 0\]: numbers above 0": {"words": "a", "hybrid": True, "fusion_weights": (1, 0)},
+    r"fusion_weights \[1, 2\]: 1 ranking\(s\) to weigh": {"words": "a", "fusion_weights": (1, 2)},
+    r"fusion_weights \[1\]: 2 ranking": {"words": "a", "hybrid": True, "fusion_weights": (1,)},
     "no row with row_id 'nope'": {"words": "a", "terms": (Term(like="nope", weight=-1.0),)},
     "has no image_vector": {"like": "textless-0"},
 }

@@ -24,6 +24,16 @@ def test_reciprocal_ranks(rankings: list[list[str]]) -> None:
         assert score == pytest.approx(wanted)
 
 
+@given(st.lists(st.tuples(RANKING, st.integers(1, 3)), min_size=1, max_size=3))
+def test_a_weight_of_two_is_a_ranking_that_is_given_twice(given_: list[tuple[list[str], int]]) -> None:
+    rankings, weights = [ranking for ranking, _ in given_], [float(weight) for _, weight in given_]
+    repeated = [ranking for ranking, weight in given_ for _ in range(weight)]
+    assert fuse_ranks(rankings, weights) == pytest.approx(fuse_ranks(repeated))
+    scored = [{row: 1.0 / (i + 1) for i, row in enumerate(ranking)} for ranking in rankings]
+    twice = [scores for scores, (_, weight) in zip(scored, given_, strict=True) for _ in range(weight)]
+    assert fuse_scores(scored, weights) == pytest.approx(fuse_scores(twice))
+
+
 @given(RANKING.filter(bool))
 def test_a_ranking_fused_with_itself_keeps_its_order(ranking: list[str]) -> None:
     scores = fuse_ranks([ranking, ranking])
