@@ -23,8 +23,8 @@ def check_weights(weights: Sequence[float] | None, rankings: Sequence[str]) -> N
     """
     if weights is not None and (len(rankings) < 2 or len(weights) != len(rankings)):
         raise ValueError(
-            f"search: fusion_weights {list(weights)}: {len(rankings)} ranking(s) to weigh ({', '.join(rankings)}); give "
-            "one weight for each of several"
+            f"search: fusion_weights {list(weights)}: {len(rankings)} ranking(s) to weigh ({', '.join(rankings)}); "
+            "give one weight for each of several"
         )
 
 
