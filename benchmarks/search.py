@@ -27,7 +27,7 @@ import psutil
 from numpy.typing import NDArray
 
 from benchmarks.harness import Goal, ratio, report, summary, take_turns
-from benchmarks.search_data import COLUMN, TUNING, K, exact, queries_of, write_table
+from benchmarks.search_data import ASKED, COLUMN, TUNING, K, exact, queries_of, write_table
 from benchmarks.search_peers import PEERS, Search, Try, built, loaded
 from benchmarks.search_stores import cold_and_warm
 from pipelines.contract import ROW_ID
@@ -38,6 +38,7 @@ from pipelines.storage import TableRef
 
 ROUNDS = 7
 _OURS, _BARE = "isthmus", "Lance alone, same parameters"
+_FLOOR, _UNREAD = "Lance alone, one partition, no column", "Lance alone, same parameters, no column"
 _FILTERS = (2, 100)
 
 
@@ -73,16 +74,23 @@ def ours(opened: OpenTable) -> Search:
 
 def bare(opened: OpenTable) -> Search:
     """What the Python API stands on: one call of Lance, with the same parameters; a batch is one call too."""
+    return lance_alone(opened, columns=[ROW_ID])
+
+
+def lance_alone(opened: OpenTable, columns: list[str], nprobes: int | None = None) -> Search:
+    """One call of Lance with the table's parameters, or with fewer partitions; ids only where they are a column."""
     parameters = read_parameters(opened.dataset, COLUMN)
     assert parameters is not None, "the index reached its target"
-    extra = parameters.nearest(K)
+    extra = parameters.nearest(K) | ({"minimum_nprobes": nprobes} if nprobes else {})
 
     def search(query: NDArray[np.float32]) -> NDArray[np.int64]:
         rows = opened.dataset.scanner(
             nearest={"column": COLUMN, "q": query, "k": K, "metric": "cosine", **extra},
-            columns=[ROW_ID, "_distance"],
+            columns=[*columns, "_distance"],
             disable_scoring_autoprojection=True,
         ).to_table()
+        if ROW_ID not in columns:
+            return np.zeros(0, np.int64)
         ids = rows[ROW_ID].to_numpy(zero_copy_only=False).astype(np.int64)
         return ids.reshape(len(query), -1) if query.ndim == 2 else ids
 
@@ -171,15 +179,26 @@ def filtered(
     return found
 
 
-def goals(contenders: list[Contender], figures: dict[str, list[float]], target: float, note: str) -> list[Goal]:
+def goals(contenders: list[Contender], figures: dict[str, list[float]], target: float) -> list[Goal]:
     """Ours against the best peer that reaches the target, and against Lance alone."""
-    reaching = [c.name for c in contenders if c.name not in (_OURS, _BARE) and c.recall >= target]
-    best = min(reaching or [c.name for c in contenders[2:]], key=lambda name: statistics.median(figures[name]))
     mine = next(c for c in contenders if c.name == _OURS)
-    return [
-        Goal(name=f"recall@10 on {len(queries_of(8)) - TUNING} queries", figure=mine.recall, target=target),
-        Goal(name=f"speed by that of {best}, one query", figure=ratio(figures, best, _OURS), target=1.0, note=note),
+    p50 = {name: statistics.median(found) for name, found in figures.items()}
+    found = [
+        Goal(name=f"recall@10 on {ASKED} queries", figure=mine.recall, target=target),
         Goal(name="time by that of Lance alone", figure=ratio(figures, _OURS, _BARE), target=1.1, at_least=False),
+    ]
+    reaching = [c.name for c in contenders[2:] if c.recall >= target] or [c.name for c in contenders[2:]]
+    if not reaching:
+        return found
+    best = min(reaching, key=lambda name: p50[name])
+    note = (
+        f"{p50[_FLOOR]:.2f} of {p50[_OURS]:.2f} ms are what Lance takes for any query (plan, task switches, stream: "
+        f"one partition, no column); {p50[_BARE] - p50[_UNREAD]:.2f} ms read the ids of ten rows; "
+        f"{p50[_OURS] - p50[_BARE]:.2f} ms are isthmus; {best} answers with places in an array in this process"
+    )
+    return [
+        *found,
+        Goal(name=f"speed by that of {best}, one query", figure=ratio(figures, best, _OURS), target=1.0, note=note),
     ]
 
 
@@ -199,10 +218,12 @@ def ask(given: argparse.Namespace, ref: TableRef) -> None:
     for one in mine:
         curves += curve(one.name, [Try(setting=setting, search=one.search)], asked, answers)
     contenders = [*mine, *others]
+    parts = {_FLOOR: lance_alone(opened, [], nprobes=1), _UNREAD: lance_alone(opened, [])}
+    turns = {c.name: c.search for c in contenders} | parts
     figures = take_turns(
         {
-            c.name: partial(lambda s: statistics.median(_seconds(s, query) for query in asked) * 1e3, c.search)
-            for c in contenders
+            name: partial(lambda s: statistics.median(_seconds(s, query) for query in asked) * 1e3, search)
+            for name, search in turns.items()
         },
         ROUNDS,
     )
@@ -220,12 +241,13 @@ def ask(given: argparse.Namespace, ref: TableRef) -> None:
     ]
     tables = {
         f"One query at a time, {given.rows:,} × {given.dim}, target {given.target}": table,
+        "Where the time goes": [{"call": name, "p50 ms": p50[name]["median"]} for name in (*parts, _BARE, _OURS)],
         "Filters, isthmus": filtered(opened, folder, given.rows, given.dim, queries),
         "Cold and warm, isthmus": cold_and_warm(ref, folder, asked[:30]),
         "By recall, and in a batch": curves,
     }
     command = f"python -m benchmarks.search --folder FOLDER --rows {given.rows} --dim {given.dim}"
-    report("search", command, tables, goals(contenders, figures, given.target, given.note))
+    report("search", command, tables, goals(contenders, figures, given.target))
 
 
 def main() -> int:
@@ -237,7 +259,6 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="keeps the table, the indexes and the exact answers")
     parser.add_argument("--build", action="store_true", help="build what is not there yet, and ask nothing")
     parser.add_argument("--no-hnsw", action="store_true", help="build no HNSW: they take long")
-    parser.add_argument("--note", default="", help="why the peers' goal is missed, for the report")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     ref = write_table(given.folder, given.rows, given.dim)
