@@ -186,13 +186,13 @@ def _lists(rows: int) -> int:
 
 
 PEERS = (
+    Peer(name="FAISS IVF-SQ8", build=_faiss(lambda rows, dim: f"IVF{_lists(rows)},SQ8"), load=_faiss_ivf),
+    Peer(name="usearch HNSW", build=_build_usearch, load=_load_usearch, hnsw=True),
+    Peer(name="FAISS HNSW32", build=_faiss(lambda rows, dim: "HNSW32"), load=_faiss_hnsw, hnsw=True),
+    Peer(name="hnswlib HNSW", build=_build_hnswlib, load=_load_hnswlib, hnsw=True),
     Peer(
         name="FAISS IVF-PQ, refined",
         build=_faiss(lambda rows, dim: f"IVF{_lists(rows)},PQ{dim // 4}x8,RFlat"),
         load=_faiss_ivf,
     ),
-    Peer(name="FAISS IVF-SQ8", build=_faiss(lambda rows, dim: f"IVF{_lists(rows)},SQ8"), load=_faiss_ivf),
-    Peer(name="usearch HNSW", build=_build_usearch, load=_load_usearch, hnsw=True),
-    Peer(name="FAISS HNSW32", build=_faiss(lambda rows, dim: "HNSW32"), load=_faiss_hnsw, hnsw=True),
-    Peer(name="hnswlib HNSW", build=_build_hnswlib, load=_load_hnswlib, hnsw=True),
 )

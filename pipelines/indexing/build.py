@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def build_vector_index(
     """Index a vector column, and store the fastest parameters that keep the promised recall.
 
     Recall is measured for queries of every kind that will ask: vectors of the column itself, and of columns that share
-    its space. IVF_FLAT that reads too much a query gives way to IVF_RQ. An index that is there answers, with parameters
+    its space. IVF_FLAT that reads much a query gives way to IVF_RQ if that is faster. An index that is there answers, with parameters
     that are slow and sure, until the new one takes its place.
 
     Args:
@@ -89,7 +90,7 @@ def build_vector_index(
     exact_ms = measure(dataset, column, probes[:_EXACT_TRIES], {"use_index": False}).ms
     missed: list[str] = []
     curve: tuple[Point, ...] = ()
-    plans = (plan, *fallback_plans(plan, rows))
+    plans, heavy_ms = (plan, *fallback_plans(plan, rows)), math.inf
     for tried in plans:
         if stored is not None:
             write_parameters(open_dataset(table), column, _while_rebuilding(stored, tried))
@@ -98,6 +99,10 @@ def build_vector_index(
         curve = (*curve, *tuned.points)
         if tuned.parameters is not None and tried is plan and reads_too_much(tuned.parameters, plan, rows, dim):
             missed.append(f"{tried.type} would read much ({tuned.parameters}; {tuned.ms:.1f} ms)")
+            heavy_ms = tuned.ms or math.inf
+            continue
+        if tuned.parameters is not None and tried is not plans[-1] and (tuned.ms or 0.0) > heavy_ms:
+            missed.append(f"{tried.type} is slower ({tuned.parameters}; {tuned.ms:.1f} ms)")
             continue
         if tuned.parameters is not None:
             kept = replace(tuned.parameters, target=target_recall, rows=rows)

@@ -112,7 +112,10 @@ def fallback_plans(plan: IndexPlan, rows: int) -> list[IndexPlan]:
     """What to try where `plan` misses its target, or compares a query with too many vectors: codes are smaller."""
     if plan.type != "IVF_FLAT":
         return []
-    return [_ivf("IVF_RQ", rows, f"{rows:,} vectors, in codes"), replace(plan, reason=f"{plan.reason}, codes miss")]
+    return [
+        _ivf("IVF_RQ", rows, f"{rows:,} vectors, in codes"),
+        replace(plan, reason=f"{plan.reason}, codes do no better"),
+    ]
 
 
 def reads_too_much(parameters: QueryParameters, plan: IndexPlan, rows: int, dim: int) -> bool:
