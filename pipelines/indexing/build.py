@@ -65,8 +65,8 @@ def build_vector_index(
     """Index a vector column, and store the fastest parameters that keep the promised recall.
 
     Recall is measured for queries of every kind that will ask: vectors of the column itself, and of columns that share
-    its space. IVF_FLAT that reads much a query gives way to IVF_RQ if that is faster. An index that is there answers, with parameters
-    that are slow and sure, until the new one takes its place.
+    its space. IVF_FLAT that reads much a query gives way to IVF_RQ if that is faster. An index that is there answers,
+    with parameters that are slow and sure, until the new one takes its place.
 
     Args:
         table: the table.
