@@ -1,9 +1,9 @@
-"""Pictures: bytes to upright RGB, and RGB to what an image tower reads. PIL and numpy alone."""
+"""Pictures: bytes to upright RGB, and RGB to what an image tower reads. PIL and numpy, and no torch."""
 
 from encoders.images.decode import MAX_PIXELS, open_image
 from encoders.images.errors import ImageError
-from encoders.images.prepare import prepare
+from encoders.images.prepare import prepare, prepare_with_thumbnail
 from encoders.images.thumbnail import thumbnail
 from encoders.images.transform import ImageTransform
 
-__all__ = ["MAX_PIXELS", "ImageError", "ImageTransform", "open_image", "prepare", "thumbnail"]
+__all__ = ["MAX_PIXELS", "ImageError", "ImageTransform", "open_image", "prepare", "prepare_with_thumbnail", "thumbnail"]

@@ -8,19 +8,12 @@ from PIL import Image
 
 from encoders.images.decode import MAX_PIXELS, decode, drafted_size, read_header
 from encoders.images.errors import ImageError
+from encoders.images.resample import FILTERS, resized_window
+from encoders.images.thumbnail import thumbnail, thumbnail_of
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Preprocessing
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
-# Pictures much larger than needed are first averaged down to this many times the target (PIL's `reducing_gap`).
-_REDUCING_GAP = 2.0
+_THUMBNAIL_FACTOR = 2
 
 
 def prepare(
@@ -31,21 +24,31 @@ def prepare(
     Args:
         data: the file's bytes.
         transform: what the model wants.
-        mode: `exact` equals the model family's own processor to 1/255; `fast` decodes large JPEGs at reduced scale
-            and shrinks large pictures in two steps.
+        mode: `exact` equals the model family's own processor to 1/255; `fast` decodes large JPEGs at reduced scale,
+            shrinks large pictures in two steps and computes what the crop keeps alone.
         max_pixels: pictures larger than this, before or after resizing, are refused before they take memory.
 
     Raises:
         ImageError: see `open_image`.
     """
-    header = read_header(data, max_pixels)
-    whole = drafted_size(header) if mode == "fast" else None
-    # Of the whole picture, not of the reduced one, whose sides were rounded: the shape must not depend on the mode.
-    size = transform.target_size(*whole) if whole else None
-    image = decode(header, data, size)
-    size = size or transform.target_size(*image.size)
-    gap = _REDUCING_GAP if mode == "fast" else None
-    return _padded(_resized_window(image, size, transform, gap, max_pixels), transform.crop)
+    image, size = _decoded(data, transform, mode, max_pixels)
+    return _pixels(image, size, transform, mode, max_pixels)
+
+
+def prepare_with_thumbnail(
+    data: bytes, transform: ImageTransform, mode: Preprocessing, max_pixels: int, max_side: int
+) -> tuple[NDArray[np.uint8], bytes]:
+    """`prepare` and `thumbnail` at once; the picture is decoded only once where that shows enough for both.
+
+    Raises:
+        ImageError: see `open_image`.
+    """
+    image, size = _decoded(data, transform, mode, max_pixels)
+    pixels = _pixels(image, size, transform, mode, max_pixels)
+    # Of a picture that was decoded small a thumbnail may want more.
+    whole = mode == "exact" or drafted_size(read_header(data, max_pixels)) in (None, image.size)
+    enough = whole or max(image.size) >= _THUMBNAIL_FACTOR * max_side
+    return pixels, thumbnail_of(image, max_side) if enough else thumbnail(data, max_side, max_pixels)
 
 
 def prepare_image(image: Image.Image, transform: ImageTransform, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -54,29 +57,36 @@ def prepare_image(image: Image.Image, transform: ImageTransform, max_pixels: int
     Raises:
         ImageError: it would be larger than `max_pixels` once resized.
     """
-    window = _resized_window(image, transform.target_size(*image.size), transform, _REDUCING_GAP, max_pixels)
-    return _padded(window, transform.crop)
+    return _pixels(image, transform.target_size(*image.size), transform, "fast", max_pixels)
 
 
-def _resized_window(
-    image: Image.Image, size: tuple[int, int], transform: ImageTransform, gap: float | None, max_pixels: int
+def _decoded(
+    data: bytes, transform: ImageTransform, mode: Preprocessing, max_pixels: int
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, perhaps at reduced scale, and the (width, height) that it is to be resized to."""
+    header = read_header(data, max_pixels)
+    whole = drafted_size(header) if mode == "fast" else None
+    # Of the whole picture, not of the reduced one, whose sides were rounded: the shape must not depend on the mode.
+    size = transform.target_size(*whole) if whole else None
+    image = decode(header, data, size)
+    return image, size or transform.target_size(*image.size)
+
+
+def _pixels(
+    image: Image.Image, size: tuple[int, int], transform: ImageTransform, mode: Preprocessing, max_pixels: int
 ) -> NDArray[np.uint8]:
-    """What the centre crop keeps of the picture resized to `size`, as uint8 (height, width, 3)."""
+    """What the centre crop keeps of the picture resized to `size`, as uint8 (height, width, 3), padded to the crop."""
     crop = transform.crop or (size[1], size[0])
     left, wide = _kept(size[0], crop[1])
     top, tall = _kept(size[1], crop[0])
     if wide * tall > max_pixels:
         raise ImageError("too_many_pixels", f"resized, {wide} x {tall} pixels are over the limit of {max_pixels}")
     window = (left, top, left + wide, top + tall)
-    sampling = _FILTERS[transform.resample]
-    if size[0] * size[1] <= max_pixels:
-        whole = image if size == image.size else image.resize(size, sampling, reducing_gap=gap)
-        return np.asarray(whole.crop(window))
-    # A line of 100,000 x 1 pixels, resized whole, would take gigabytes. PIL can compute the window alone, but keeps
-    # its bounds in single precision and so differs by some 5/255 at edges: not for ordinary pictures.
-    x_scale, y_scale = image.width / size[0], image.height / size[1]
-    box = (left * x_scale, top * y_scale, (left + wide) * x_scale, min((top + tall) * y_scale, image.height))
-    return np.asarray(image.resize((wide, tall), sampling, box=(*box[:2], min(box[2], image.width), box[3])))
+    # A line of 100,000 x 1 pixels, resized whole, would take gigabytes: the window alone, in either mode.
+    if mode == "fast" or size[0] * size[1] > max_pixels:
+        return _padded(resized_window(image, size, window, transform.resample), transform.crop)
+    whole = image if size == image.size else image.resize(size, FILTERS[transform.resample])
+    return _padded(np.asarray(whole.crop(window)), transform.crop)
 
 
 def _kept(length: int, crop: int) -> tuple[int, int]:

@@ -17,7 +17,11 @@ def thumbnail(data: bytes, max_side: int = 160, max_pixels: int = MAX_PIXELS) ->
     Raises:
         ImageError: see `open_image`.
     """
-    image = open_image(data, max_pixels=max_pixels, target=(max_side, max_side))
+    return thumbnail_of(open_image(data, max_pixels=max_pixels, target=(max_side, max_side)), max_side)
+
+
+def thumbnail_of(image: Image.Image, max_side: int) -> bytes:
+    """`thumbnail` of an RGB picture that is decoded already, which it shrinks in place."""
     image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)

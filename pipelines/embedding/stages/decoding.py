@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from encoders.images import ImageError, ImageTransform, prepare, thumbnail
+from encoders.images import ImageError, ImageTransform, prepare, prepare_with_thumbnail
 from encoders.protocol import Preprocessing
 from pipelines.blocks import HEIGHT, KNOWN_PREFIX, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
 from pipelines.contract import IMAGE, PICTURE, THUMBNAIL, Stage
@@ -53,8 +53,10 @@ def decode_picture(data: bytes, picture: str, settings: DecodeSettings) -> Decod
         ImageError: it cannot be decoded.
     """
     fault("picture", picture)
-    pixels = prepare(data, settings.transform, settings.mode, settings.max_pixels)
-    small = thumbnail(data, settings.thumbnail_px) if settings.thumbnail_px else None
+    transform, mode, max_pixels = settings.transform, settings.mode, settings.max_pixels
+    if not settings.thumbnail_px:
+        return Decoded(pixels=prepare(data, transform, mode, max_pixels), thumbnail=None)
+    pixels, small = prepare_with_thumbnail(data, transform, mode, max_pixels, settings.thumbnail_px)
     return Decoded(pixels=pixels, thumbnail=small)
 
 
