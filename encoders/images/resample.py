@@ -24,7 +24,8 @@ FILTERS = {
 }
 _RUST_FILTERS = {"lanczos": "lanczos3", "bilinear": "bilinear", "bicubic": "catmull_rom", "box": "box"}
 # Pictures much larger than needed are first averaged down to this many times the target, as by PIL's `reducing_gap`.
-_REDUCING_GAP = 2.0
+# Least cosine of photographs' embeddings: .9991 for 4, .9988 for 3, .995 for 2.
+_REDUCING_GAP = 4.0
 _WIDEST_FILTER = 3  # source pixels on either side of a target pixel, times the scale: Lanczos
 Window = tuple[int, int, int, int]
 Box = tuple[float, float, float, float]
@@ -80,7 +81,7 @@ def _resized_by_rust(
     # Bytes and not the picture itself: that way would read Pillow's private structures.
     pixels = rust.ImageData(*image.size, rust.PixelType.U8x3, image.tobytes())
     algorithm = rust.ResizeAlg.convolution(rust.FilterType[_RUST_FILTERS[resample]])
-    # Columns, then rows, as Pillow does: both round to bytes in between, and rounded otherwise a quarter of all values
+    # Widths, then heights, as Pillow does: both round to bytes in between, and rounded otherwise a quarter of all values
     # differ by one, which grainy pictures' embeddings feel (cosine .9995; so, .99999).
     passes = (
         ((shape[0], image.height), rust.CropBox(left, 0, wide, image.height)),

@@ -36,7 +36,7 @@ def test_efficientnet_gives_a_photograph_its_imagenet_class(name: str, label: in
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 5, 7])
 def test_fast_preprocessing_gives_the_same_embedding_of_a_photograph(name: str, scale: int) -> None:
     encoder = load("efficientnet-lite0")
     data = photograph(name, "JPEG", scale)
