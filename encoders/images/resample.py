@@ -81,7 +81,7 @@ def _resized_by_rust(
     # Bytes and not the picture itself: that way would read Pillow's private structures.
     pixels = rust.ImageData(*image.size, rust.PixelType.U8x3, image.tobytes())
     algorithm = rust.ResizeAlg.convolution(rust.FilterType[_RUST_FILTERS[resample]])
-    # Widths, then heights, as Pillow does: both round to bytes in between, and rounded otherwise a quarter of all values
+    # Widths, then heights, as Pillow does: both round to bytes in between; rounded otherwise, a quarter of all values
     # differ by one, which grainy pictures' embeddings feel (cosine .9995; so, .99999).
     passes = (
         ((shape[0], image.height), rust.CropBox(left, 0, wide, image.height)),
