@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-heavy lint types format check clean
+.PHONY: help demo test test-heavy bench lint types format check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -19,6 +19,9 @@ test: $(VENV)/.dev ## Run the tests (not the heavy ones)
 test-heavy: $(VENV)/.dev ## Run the heavy tests: kills, many rows, a real S3 server
 	$(BIN)/python -m pytest -m heavy $(ARGS)
 
+bench: $(VENV)/.dev ## The benches in small; fails on a gross regression (see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.quick
+
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -28,7 +31,7 @@ types: $(VENV)/.dev ## Check types
 format: $(VENV)/.dev ## Rewrite to style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-check: lint types test ## All that CI runs
+check: lint types test bench ## All that CI runs
 
 clean: ## Remove the virtual environment and what the demo made
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quick
 
-Each figure is a ratio within this run, against what must hold on the noisiest machine; the goals proper are those of the
-benches themselves. Prints a table, writes nothing, and exits 1 where something fell below its floor.
+Each figure is a ratio within this run, against what must hold on the noisiest machine; the goals proper are those of
+the benches themselves. Prints a table, writes nothing, and exits 1 where something fell below its floor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import backends, decode, text, train, write
+from benchmarks import text, train, write
 from benchmarks.ceiling import measure as ceiling
 from benchmarks.harness import Goal, goal_rows, markdown, ratio, take_turns
 from benchmarks.models import clip

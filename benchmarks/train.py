@@ -78,23 +78,34 @@ def main() -> None:
     args = _parser().parse_args()
     if args.open_clip is None:
         sys.stderr.write("no --open-clip FOLDER: the line of its loss is left out\n")
-    with tempfile.TemporaryDirectory() as scratch, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        model = clip_small(Path(scratch) / "clip-small")
-        jobs = [Job(model=model, batch=args.batch, chunk=args.chunk, rank=rank, world=2, port=port,
-                    open_clip=args.open_clip) for rank in range(2)]  # fmt: skip
-        two, one = Group(jobs), Group([alone(jobs[0])])
-        agree(two)
-        turns = {name: _turn(two, name, args.steps) for name in two.names}
-        turns |= {name + _ONE: _turn(one, name, args.steps) for name in one.names}
-        figures = take_turns(turns, args.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
-        two.stop()
-        one.stop()
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = measure(Path(scratch) / "clip-small", args)
     command = f"--rounds {args.rounds} --steps {args.steps} --batch {args.batch} --chunk {args.chunk}"
     folder = " --open-clip FOLDER" if args.open_clip else ""
     report("train", f"python -m benchmarks.train {command}{folder}", tables(figures), goals(figures))
+
+
+def measure(folder: Path, args: argparse.Namespace) -> Figures:
+    """Pairs a second of each contender, with two workers and with one; the model is made in the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model = clip_small(folder)
+    jobs = [Job(model=model, batch=args.batch, chunk=args.chunk, rank=rank, world=2, port=port,
+                open_clip=args.open_clip) for rank in range(2)]  # fmt: skip
+    two, one = Group(jobs), Group([alone(jobs[0])])
+    agree(two)
+    turns = {name: _turn(two, name, args.steps) for name in two.names}
+    turns |= {name + _ONE: _turn(one, name, args.steps) for name in one.names}
+    figures = take_turns(turns, args.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    two.stop()
+    one.stop()
+    return figures
+
+
+def small(folder: Path, rounds: int, steps: int) -> Figures:
+    """`measure` with few pairs."""
+    return measure(folder, _parser().parse_args(["--rounds", str(rounds), "--steps", str(steps), "--batch", "16"]))
 
 
 def _parser() -> argparse.ArgumentParser:

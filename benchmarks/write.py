@@ -4,19 +4,23 @@ once, against `lance.write_dataset` of the same rows in one process.
     python -m benchmarks.write --folder /tmp/write
 
 Contenders take turns on tables of their own: `write_dataset` in one call (its files as large as it likes, and as small
-as the sink's); the sink in one process, group after group, as `--engine process` runs it; and the sink on Ray, as a
-large job runs it, from blocks in the object store. Ray has started and has run a staging task before the clock does.
+as the sink's); the sink in one process, group after group; the sink in a process a core, as a job on one machine runs
+it, each with its blocks in memory; and the sink on Ray, as a job on a cluster runs it, from blocks in the object store.
+All processes have started and have staged something before the clock starts.
 *Steady* is the rate between the first commit and the last; *whole* holds the lease, the start and the end too.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,7 @@ from pipelines.sink.committing import Committer
 from pipelines.sink.lease import Lease
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.queueing import CommitQueue, SinkLimits
-from pipelines.sink.staging import NO_FILES, stage_envelopes
+from pipelines.sink.staging import NO_FILES, StagedGroup, stage_envelopes
 from pipelines.sink.tables import create_dataset
 from pipelines.storage import TableRef
 
@@ -44,7 +48,8 @@ _DIM = 512
 _BLOCK_ROWS = 218  # What 32 MiB of pixels at 224 x 224 allow.
 _SHARD_ROWS = 8_192
 _ALONE, _ALONE_SMALL = "write_dataset", "write_dataset, files of 16,384 rows"
-_PROCESS, _RAY = "sink, one process", "sink on Ray"
+_PROCESS, _CORES, _RAY = "sink, one process", "sink, a process a core", "sink on Ray"
+_envelopes: list[pa.Table] = []  # of a process of the pool
 
 
 class Bench:
@@ -58,6 +63,7 @@ class Bench:
         self._bare = pa.concat_tables([block.select(self._schema.names) for block in blocks]).cast(self._schema)
         self._envelopes = [wrap(block) for block in blocks]
         self._refs: list[Any] = []
+        self._pool: ProcessPoolExecutor | None = None
         self.found: dict[str, list[dict[str, float]]] = {}
 
     @property
@@ -85,6 +91,22 @@ class Bench:
                 sink.queue.commit_if_due()
             sink.queue.commit()
         return self._measured(_PROCESS, table, time.perf_counter() - started, sink.commits)
+
+    def in_processes(self) -> float:
+        """Groups staged in processes, committed here."""
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(os.cpu_count(), spawn, initializer=_fill, initargs=(self._rows,))
+        table = self._fresh(_CORES)
+        started = time.perf_counter()
+        with _Sink(table, self._schema) as sink:
+            each = sink.queue.group_rows // _BLOCK_ROWS + 1
+            parts = [slice(start, start + each) for start in range(0, len(self._envelopes), each)]
+            for done in as_completed([self._pool.submit(_stage, table, self._schema, part) for part in parts]):
+                sink.queue.add(done.result())
+                sink.queue.commit_if_due()
+            sink.queue.commit()
+        return self._measured(_CORES, table, time.perf_counter() - started, sink.commits)
 
     def on_ray(self) -> float:
         """Staging tasks beside the driver, which commits."""
@@ -140,6 +162,16 @@ class Bench:
             found["steady rows/s"] = (rows_last - rows_first) / (last - first)
         self.found.setdefault(name, []).append(found)
         return self._rows / seconds
+
+
+def _fill(rows: int) -> None:
+    """Make the envelopes in a process of the pool."""
+    blocks = blocks_of(rows, block_rows=_BLOCK_ROWS, shard_rows=_SHARD_ROWS, dim=_DIM)
+    _envelopes[:] = [wrap(block) for block in blocks]
+
+
+def _stage(table: TableRef, schema: pa.Schema, part: slice) -> StagedGroup:
+    return stage_envelopes(table, schema, NO_FILES, *_envelopes[part])
 
 
 def steps_of_staging(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> dict[str, float]:
@@ -214,7 +246,7 @@ def rows_of_report(bench: Bench) -> list[dict[str, Any]]:
 def goals_of(bench: Bench, figures: Figures) -> list[Goal]:
     """The sink against the bare write, whole and steady."""
     goals = []
-    for name in (_PROCESS, _RAY):
+    for name in (_PROCESS, _CORES, _RAY):
         counted = bench.found[name][-len(figures[name]) :]
         steady = {name: [found["steady rows/s"] for found in counted], _ALONE: figures[_ALONE]}
         for part, among in (("whole", figures), ("steady", steady)):
@@ -243,6 +275,7 @@ def main() -> int:
         _ALONE: lambda: bench.write_dataset(_ALONE),
         _ALONE_SMALL: lambda: bench.write_dataset(_ALONE_SMALL, 16_384),
         _PROCESS: bench.one_process,
+        _CORES: bench.in_processes,
         _RAY: bench.on_ray,
     }
     figures = take_turns(contenders, given.rounds, say=lambda line: sys.stderr.write(line + "\n"))
