@@ -1,6 +1,6 @@
 """The ceiling of an embed job: the bare loop of decoding and encoding on all cores, with no Ray and no writing.
 
-    python -m benchmarks.ceiling CORPUS MODEL
+    python -m benchmarks.ceiling CORPUS MODEL BACKEND
 
 One process a core, each with one torch thread, as the job has its actors; the pictures are in memory before the clock
 starts, and the model has seen a batch. Prints pictures per second of all processes together.
@@ -18,21 +18,30 @@ from queue import Queue
 
 import pyarrow.parquet as pq
 
+from encoders.protocol import Backend
+
 _BATCH = 64
 
 
-def loop(corpus: Path, model: str, part: int, parts: int, ready: Barrier, times: Queue[tuple[int, float]]) -> None:
-    """Decode and encode every `parts`-th picture, from `part` on; put (pictures, seconds)."""
+def loop(
+    corpus: Path,
+    model: str,
+    backend: Backend,
+    share: tuple[int, int],
+    ready: Barrier,
+    times: Queue[tuple[int, float]],
+) -> None:
+    """Decode and encode the process' share of the pictures (number, of how many); put (pictures, seconds)."""
     from encoders.images import prepare
     from encoders.protocol import EncoderOptions
     from encoders.registry import describe, load
 
-    options = EncoderOptions(threads=1, batch_size=_BATCH)
+    options = EncoderOptions(threads=1, batch_size=_BATCH, backend=backend)
     transform = describe(model, options).image_transform
     assert transform is not None
     encoder = load(model, options)
     found = [data for path in sorted(corpus.glob("*.parquet")) for data in pq.read_table(path)["image"].to_pylist()]
-    mine = found[part::parts]
+    mine = found[share[0] :: share[1]]
     encoder.encode_images([prepare(data, transform) for data in mine[:_BATCH]])
     ready.wait()
     started = time.perf_counter()
@@ -41,12 +50,14 @@ def loop(corpus: Path, model: str, part: int, parts: int, ready: Barrier, times:
     times.put((len(mine), time.perf_counter() - started))
 
 
-def measure(corpus: Path, model: str) -> float:
+def measure(corpus: Path, model: str, backend: Backend = "auto") -> float:
     """Pictures per second, from when all processes begin until the last one ends."""
     spawn = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
     ready, times = spawn.Barrier(cores), spawn.Queue()
-    processes = [spawn.Process(target=loop, args=(corpus, model, part, cores, ready, times)) for part in range(cores)]
+    processes = [
+        spawn.Process(target=loop, args=(corpus, model, backend, (part, cores), ready, times)) for part in range(cores)
+    ]
     for process in processes:
         process.start()
     done = [times.get() for _ in processes]
@@ -56,4 +67,4 @@ def measure(corpus: Path, model: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{measure(Path(sys.argv[1]), sys.argv[2])}\n")
+    sys.stdout.write(f"{measure(Path(sys.argv[1]), *sys.argv[2:])}\n")

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import text, train, write
+from benchmarks import backends, text, train, write
 from benchmarks.ceiling import measure as ceiling
 from benchmarks.harness import Goal, goal_rows, markdown, ratio, take_turns
 from benchmarks.models import clip
 from benchmarks.pictures import write_parquet
 
-_ROWS, _CAPTIONS, _SINK_ROWS = 2_400, 192, 65_536
+_ROWS, _CAPTIONS, _SINK_ROWS = 3_000, 192, 65_536
 
 
 def embedding(folder: Path) -> Iterator[Goal]:

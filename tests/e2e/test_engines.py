@@ -82,6 +82,12 @@ def test_both_engines_make_the_same_table(more: dict[str, Any], tmp_path: Path) 
     assert (on_ray.rows_in, on_ray.written, on_ray.rejected) == (here.rows_in, here.written, here.rejected)
     assert set(here.stage_seconds) == set(on_ray.stage_seconds)
     assert here.bottleneck in here.stage_seconds
+    for report in (here, on_ray):
+        assert report.ceiling_rows_per_s is not None
+        assert report.ceiling_rows_per_s > 0
+        assert report.hint is not None
+        if report.bottleneck in ("decode", "encode"):
+            assert "-bound: of a core, " in report.hint
 
 
 def test_one_machine_never_imports_ray(tmp_path: Path) -> None:
