@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import backends, text, train, write
+from benchmarks import backends, decode, text, train, write
 from benchmarks.ceiling import measure as ceiling
 from benchmarks.harness import Goal, goal_rows, markdown, ratio, take_turns
 from benchmarks.models import clip
