@@ -17,7 +17,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +101,16 @@ def _summaries(path: Path) -> list[str]:
 
 
 def tower_of(threads: int) -> TextTower:
-    """MiniLM's tower."""
-    encoder: Any = load("minilm", EncoderOptions(threads=threads, device="cpu"))
+    """MiniLM's tower, in torch as its peer is."""
+    encoder: Any = load("minilm", EncoderOptions(threads=threads, device="cpu", backend="torch"))
     found: TextTower = encoder._text
     return found
 
 
 def padded(tower: TextTower, tokens: int) -> Encode:
     """The same tower, each batch padded to a number of tokens."""
-    other = replace(tower, pad_to_max=True, max_tokens=tokens)
+    other = copy(tower)
+    other.pad_to_max, other.max_tokens = True, tokens
     return lambda texts: other.encode(texts).vectors
 
 
