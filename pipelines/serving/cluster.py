@@ -85,11 +85,18 @@ def watch(say: Callable[[str], None]) -> None:
         KeyboardInterrupt: on Ctrl-C, and on SIGTERM, by which containers are stopped.
         RuntimeError: somebody else ended the application.
     """
+    ended = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        ended.set()
+        raise KeyboardInterrupt
+
     if threading.current_thread() is threading.main_thread():
-        # In place of Ray's own, which prints a trace.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # SIGTERM in place of Ray's own handler, which prints a trace. What is raised amid Ray's code may be lost there.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
     before = ""
-    while True:
+    while not ended.is_set():
         found = serve.status().applications.get(NAME)
         if found is None:
             raise RuntimeError(f"the application {NAME!r} was ended from elsewhere")
@@ -97,7 +104,8 @@ def watch(say: Callable[[str], None]) -> None:
         if before and now != before:
             say(now)
         before = now
-        time.sleep(_WATCH_S)
+        ended.wait(_WATCH_S)
+    raise KeyboardInterrupt
 
 
 def _told(found: ApplicationStatusOverview) -> str:

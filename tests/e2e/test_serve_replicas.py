@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 
 from jobs.serve import ServeConfig, make_app, ray_application
 
-pytestmark = [pytest.mark.usefixtures("shared_ray"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("shared_ray"), pytest.mark.timeout(180)]
 TOKEN, STORE_SECRET = "sesame-of-the-test", "secret-key-of-the-test"
 ASKED = "words that somebody searched for"
 JSON = {"Content-Type": "application/json"}
