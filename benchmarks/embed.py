@@ -29,11 +29,12 @@ import lance
 from benchmarks.harness import Goal, ratio, report, summary, take_turns
 from benchmarks.models import clip
 from benchmarks.pictures import write_parquet, write_tars
+from encoders.protocol import Backend
 
 OURS, CEILING, CLIP_RETRIEVAL, DAFT, RECIPE = "isthmus", "ceiling", "clip-retrieval", "Daft", "Ray Data recipe"
 FEW = 16
 # Chosen at loading, which is the start's: by default a job tries it on its first batches and changes over as it runs.
-BACKEND = "openvino"
+BACKEND: Backend = "openvino"
 # (model, size of the pictures) → rows: what the slowest does in about a minute.
 CASES = {
     ("small ViT", "256 px"): 3_000,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import backends, decode, text, train, write
 from benchmarks.ceiling import measure as ceiling
+from benchmarks.embed import BACKEND
 from benchmarks.harness import Goal, goal_rows, markdown, ratio, take_turns
 from benchmarks.models import clip
 from benchmarks.pictures import write_parquet
@@ -29,10 +30,10 @@ def embedding(folder: Path) -> Iterator[Goal]:
     """The job's steady pace against the bare loop, and what its own report says of that."""
     corpus, model = write_parquet(folder / "corpus", "256 px", _ROWS), str(clip(folder / "models", "small ViT"))
     program = [str(Path(sys.executable).parent / "isthmus"), "embed", str(corpus), "--table", str(folder / "db" / "t")]
-    program += ["--encoder", model, "--embed", "image", "--columns.key", "id", "--json"]
+    program += ["--encoder", model, "--embed", "image", "--columns.key", "id", "--json", "--backend", BACKEND]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
-    bare = ceiling(corpus, model)
+    bare = ceiling(corpus, model, BACKEND)
     yield Goal(name="embed: steady pace by the bare loop's", figure=report["steady_rows_per_s"] / bare, target=0.5)
     yield Goal(name="embed: share of the ceiling, by its own report", figure=report["share_of_ceiling"], target=0.5)
 
