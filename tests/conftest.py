@@ -31,7 +31,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["ray", "process"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The module runs twice: jobs with the options `on_engine()` run on Ray, then in one process."""
+    """The module runs twice: jobs with the options `on_engine()` run on Ray, then in processes."""
     from engines import turn_of
 
     with turn_of(request.param):

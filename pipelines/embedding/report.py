@@ -35,7 +35,7 @@ class EmbedReport:
         reused_vectors: vectors of pictures and words that the table held already, or that the actor had just made.
         overlong: captions longer than the text tower reads (dealt with by the text policy).
         shards: shards of the corpus, and how many of them were complete before this run.
-        engine: what ran the stages (at last): `ray`, or one `process`; None where there was nothing to do.
+        engine: what ran the stages (at last): `ray`, or `process` (one a core); None where there was nothing to do.
         read_tasks: tasks that read.
         actors: encode actors.
         commits: versions that this run added.

@@ -53,7 +53,7 @@ class Ran:
     def workers(self) -> dict[str, int]:
         """Stage → how many of it run at a time; what is not named runs alone."""
         if self.engine == "process":
-            return {}
+            return dict.fromkeys(("read", "decode", "encode", "stage"), self.actors)
         return {"read": self.cores, "decode": self.cores, "encode": self.actors, "stage": STAGES_IN_FLIGHT}
 
     @property
