@@ -13,6 +13,7 @@ from encoders.directories import DUAL_CONFIG, identity, model_digest, tokenizer_
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
 
+NEEDS = ("encoders.dual_encoder",)
 Head = Literal["linear", "mlp"]
 
 

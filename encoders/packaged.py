@@ -12,6 +12,7 @@ from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
 from encoders.single_tower import describe_directory, load_directory
 
 _EFFICIENTNET = "efficientnet-lite0"
+NEEDS = ("encoders.efficientnet_lite", "encoders.towers")
 _STAGES = "efficientnet-lite0-stages"
 _MINILM = "minilm"
 

@@ -7,6 +7,7 @@ have nothing to do with each other.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
 
 
 class EncoderModule(Protocol):
-    """What a module that makes encoders offers."""
+    """What a module that makes encoders offers. It may name, as `NEEDS`, the modules that `load` will import."""
 
     def describe(self, spec: str) -> Description:
         """The encoder's card and transform, from its configuration files alone."""
@@ -92,6 +93,24 @@ def load(spec: str, options: EncoderOptions | None = None) -> Encoder:
         return load_pair(*_halves(spec), options)
     module, resolved = _resolve(spec)
     return module.load(resolved, options)
+
+
+def preload(spec: str) -> None:
+    """Import what `load` will need, as far as that is known from this machine's files alone.
+
+    Nothing is raised: whatever is wrong with the spec, `load` says it better.
+    """
+    with contextlib.suppress(Exception):
+        if "+" in spec and not Path(spec).exists():
+            for half in _halves(spec):
+                preload(half)
+            return
+        name = "fake" if re.fullmatch(r"fake-\d+", spec) else spec
+        if name not in _REGISTRY and not Path(spec).expanduser().is_dir():
+            return
+        module, _ = _resolve(spec)
+        for needed in getattr(module, "NEEDS", ()):
+            importlib.import_module(needed)
 
 
 def resolve(spec: str) -> tuple[str, str]:

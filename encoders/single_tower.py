@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # Their first token is a patch like any other.
+NEEDS = ("encoders.text", "encoders.towers", "transformers.modeling_utils")
 _NO_CLASS_TOKEN = ("swin", "swinv2", "cvt", "focalnet", "ijepa", "hiera")
 # Their pooler is an attention head that was trained with the tower: it is the picture's vector.
 _ATTENTION_POOLED = ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model")

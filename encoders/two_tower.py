@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from encoders.device import Runtime
 
+NEEDS = ("encoders.text", "encoders.towers", "transformers.modeling_utils")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from cyclopts import Parameter
@@ -12,12 +13,15 @@ from jobs.config import JobConfig
 
 if TYPE_CHECKING:
     from encoders.description import Description
+    from pipelines.embedding.engines.early import Reserve
     from pipelines.embedding.report import EmbedReport
     from pipelines.embedding.settings import EmbedSettings
     from pipelines.sources.base import Source
     from pipelines.storage import TableRef
 
 Embed = Literal["auto", "image", "text", "both", "any"]
+# So many processes at the most are started before anybody knows how much there is to do.
+_EARLY = 4
 
 
 @Parameter(name="*")
@@ -129,10 +133,27 @@ def run_with(
     """`run` with some of the pipeline's settings changed."""
     from dataclasses import replace
 
-    from pipelines.embedding.run import embed
+    with _reserve(config) as reserve:
+        from pipelines.embedding.run import embed
 
-    source, description, table, settings = prepare(config)
-    return embed(source, description, table, replace(settings, **changes), progress or (lambda done, total: None))
+        source, description, table, settings = prepare(config)
+        settings = replace(settings, **changes)
+        return embed(source, description, table, settings, progress or (lambda done, total: None), reserve)
+
+
+def _reserve(config: EmbedConfig) -> Reserve:
+    """Processes that do their imports while this one does its own and lists the corpus.
+
+    There are none where the table is there already, on this disk or in a store, which nobody asks before its library
+    is imported: mostly there is little to do then, or nothing.
+    """
+    from pipelines.embedding.engines.early import Reserve
+    from pipelines.embedding.engines.machine import cores, needs_no_ray
+
+    asks = bool(config.actors or config.num_gpus)
+    fresh = "://" not in config.table and not Path(f"{config.table}.lance").exists()
+    here = needs_no_ray(config.engine, config.device, asks=asks)
+    return Reserve(config.encoder, min(cores(), _EARLY) if here and fresh else 0)
 
 
 def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSettings]:

@@ -19,6 +19,7 @@ from pipelines.contract import (
     VECTOR_COLUMNS,
 )
 from pipelines.embedding.engines import processes
+from pipelines.embedding.engines.early import Reserve
 from pipelines.embedding.engines.job import Job, Ran
 from pipelines.embedding.engines.processes import fits_this_machine, this_machine
 from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
@@ -52,6 +53,7 @@ def embed(
     table: TableRef,
     settings: EmbedSettings,
     progress: Progress = lambda done, total: None,
+    reserve: Reserve | None = None,
 ) -> EmbedReport:
     """Embed what the table does not hold yet.
 
@@ -61,6 +63,7 @@ def embed(
         table: where the rows go; made if it is not there.
         settings: the rest.
         progress: called with (rows settled so far, rows in all if known).
+        reserve: processes that were started already, if there will be some.
 
     Returns:
         The report of this run.
@@ -110,7 +113,7 @@ def embed(
             job = Job(
                 source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
             )
-            ran = _work_off(job, plan.work, committer, ledger, progress, here=here)
+            ran = _work_off(job, plan.work, committer, ledger, progress, reserve, here=here)
             _check_complete(plan, ledger, table)
         committer.sweep()
         ledger.compact()
@@ -136,6 +139,7 @@ def _work_off(
     committer: Committer,
     ledger: Ledger,
     progress: Progress,
+    reserve: Reserve | None,
     *,
     here: bool,
 ) -> Ran:
@@ -159,7 +163,7 @@ def _work_off(
         progress(rows, expected)
 
     if here:
-        ran = processes.run_stages(job, work, ledger, queue, tell)
+        ran = processes.run_stages(job, work, ledger, queue, tell, reserve)
         if ran is not None:
             return ran
         work = remaining(work, ledger.coverage)

@@ -24,7 +24,8 @@ from killing import is_worker
 from pydantic import ValidationError
 
 from jobs.embed import EmbedConfig, prepare, run
-from pipelines.embedding.engines import processes, worker
+from pipelines.embedding.engines import early, machine, processes, worker
+from pipelines.embedding.engines.early import start as begin
 from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
 
 ROWS = 240
@@ -66,7 +67,7 @@ def assert_same(table: Path, wanted: Path) -> None:
 @pytest.fixture
 def no_ray_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process of its own, where nobody started Ray."""
-    monkeypatch.setattr(processes, "_has_ray", lambda: False)
+    monkeypatch.setattr(machine, "_has_ray", lambda: False)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -119,7 +120,7 @@ def test_two_processes_that_die_leave_the_rest_to_ray(
 @pytest.mark.parametrize("rows_of_a_group", [30, 1_000])
 def test_the_cores_share_the_work(rows_of_a_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many shards each process takes some; the only shard of a file is cut for them, and is whole again after."""
-    monkeypatch.setattr(processes, "_cores", lambda: 3)
+    monkeypatch.setattr(machine, "cores", lambda: 3)
     corpus = write_parquet(tmp_path / "c.parquet", pairs(ROWS), row_group_rows=rows_of_a_group)
     report = embed(corpus, tmp_path / "db" / "t", engine="process", commit_rows=ROWS, fragment_rows=ROWS)
     assert (report.actors, report.rows_in, report.written) == (3, ROWS, ROWS)
@@ -185,16 +186,16 @@ def test_clusters_gpus_and_who_asks_for_actors_get_ray(monkeypatch: pytest.Monke
         return processes.fits_this_machine(settings)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(processes, "_CLUSTER", str(tmp_path / "cluster"))
-    monkeypatch.setattr(processes, "_GPUS", ())
+    monkeypatch.setattr(machine, "_CLUSTER", str(tmp_path / "cluster"))
+    monkeypatch.setattr(machine, "_GPUS", ())
     monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
     assert here()
     assert not here(engine="ray")
     assert not here(actors=2)
-    monkeypatch.setattr(processes, "_GPUS", (str(tmp_path),))
+    monkeypatch.setattr(machine, "_GPUS", (str(tmp_path),))
     assert not here()
     assert here(device="cpu")
-    monkeypatch.setattr(processes, "_GPUS", ())
+    monkeypatch.setattr(machine, "_GPUS", ())
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert not here()
     monkeypatch.setenv("RAY_ADDRESS", "local")
@@ -241,3 +242,35 @@ def test_the_process_ends_with_its_driver(way: signal.Signals, tmp_path: Path) -
     child.wait(timeout=30)
     again = isthmus("embed", corpus, "--table", tmp_path / "db" / "t", "--encoder", "fake", "--columns.key", "id")
     assert again.returncode == 0, again.stderr
+
+
+def test_processes_that_start_early_do_the_work_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One takes part, one is not needed; a table that is there, a store and a cluster have none start early."""
+    started: list[early.Started] = []
+    monkeypatch.setattr(early, "start", lambda spec: started.append(begin(spec)) or started[-1])
+    monkeypatch.setattr(processes, "start", lambda spec: pytest.fail("one was there"))
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    corpus = corpus_of(tmp_path, 12)
+    assert embed(corpus, tmp_path / "db" / "t", engine="process").actors == 1
+    assert len(started) == 2
+    assert all(one.process.returncode is not None for one in started)
+    embed(corpus, tmp_path / "db" / "t", engine="process")
+    with pytest.raises(ValueError, match="the cluster has"):
+        embed(corpus, tmp_path / "db" / "other", engine="ray", num_gpus=99)
+    assert len(started) == 2
+
+
+def test_what_is_wrong_ends_the_processes_that_started_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[early.Started] = []
+    monkeypatch.setattr(early, "start", lambda spec: started.append(begin(spec)) or started[-1])
+    with pytest.raises(ValueError, match="no-such-encoder"):
+        embed(corpus_of(tmp_path, 12), tmp_path / "db" / "t", engine="process", encoder="no-such-encoder")
+    assert started
+    assert all(one.process.returncode is not None for one in started)
+
+
+def test_a_process_that_died_waiting_is_not_taken() -> None:
+    with early.Reserve("fake", 1) as reserve:
+        reserve._waiting[0].process.kill()
+        reserve._waiting[0].process.wait()
+        assert reserve.take() is None

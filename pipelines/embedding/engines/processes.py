@@ -13,18 +13,15 @@ import logging
 import math
 import os
 import pickle
-import subprocess
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
-from pipelines.embedding.engines import worker
+from pipelines.embedding.engines import machine
+from pipelines.embedding.engines.early import Reserve, Started, start
 from pipelines.embedding.engines.job import Job, Ran
 from pipelines.embedding.engines.portions import left_of, portions
 from pipelines.embedding.engines.worker import Failure, Rows, Signal, Task
@@ -44,17 +41,11 @@ _LAST_WORDS = 2_000
 _DEATHS, _DEATHS_ALONE = 2, 5
 # So many blocks for each process, where there are rows enough: at the end they wait for one another for less than one.
 _BLOCKS_EACH, _LEAST_BLOCK_ROWS = 16, 64
-_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-_CLUSTER = "/tmp/ray/ray_current_cluster"
 
 
 def this_machine() -> Resources:
     """The cores that this process may use. GPUs are Ray's to share out."""
-    return Resources(cpus=_cores(), gpus=0.0)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Resources(cpus=machine.cores(), gpus=0.0)
 
 
 def fits_this_machine(settings: EmbedSettings) -> bool:
@@ -63,26 +54,17 @@ def fits_this_machine(settings: EmbedSettings) -> bool:
     Args:
         settings: of the run. Who asks for actors or GPUs gets Ray, and so does who has a cluster.
     """
-    if settings.engine != "auto":
-        return settings.engine == "process"
-    asks = settings.actors or settings.gpus_per_actor or settings.actor_memory_bytes
-    return not asks and not _has_ray() and (settings.options.device == "cpu" or not _has_gpu())
-
-
-def _has_ray() -> bool:
-    """Whether Ray runs already, or a cluster's is meant; looked up without importing it, which takes a second."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        return True
-    return os.environ.get("RAY_ADDRESS", "local") != "local" or Path(_CLUSTER).exists()
-
-
-def _has_gpu() -> bool:
-    return any(Path(device).exists() for device in _GPUS)
+    asks = bool(settings.actors or settings.gpus_per_actor or settings.actor_memory_bytes)
+    return machine.needs_no_ray(settings.engine, settings.options.device, asks=asks)
 
 
 def run_stages(
-    job: Job, work: list[ShardWork], ledger: Ledger, queue: CommitQueue, progress: Callable[[int], None]
+    job: Job,
+    work: list[ShardWork],
+    ledger: Ledger,
+    queue: CommitQueue,
+    progress: Callable[[int], None],
+    reserve: Reserve | None = None,
 ) -> Ran | None:
     """Run the stages over the work, in a process a core, and commit what they stage.
 
@@ -92,6 +74,7 @@ def run_stages(
         ledger: knows what is committed.
         queue: commits what is staged.
         progress: called with the rows of the queue, and those that are on their way there.
+        reserve: processes that were started already; those that the work has no use for are dismissed.
 
     Returns:
         None if Ray should do the rest.
@@ -103,14 +86,14 @@ def run_stages(
     rows = expected_rows(work)
     count = _processes(rows, queue.limits.block_rows)
     task = _task(job, work, queue, count)
-    with Crew(task, deque(portions(work, count, task.read.block_rows)), count) as crew:
+    with Crew(task, deque(portions(work, count, task.read.block_rows)), count, reserve) as crew:
         done = _commit_all(crew, ledger, queue, progress, alone=job.settings.engine == "process")
-    return Ran(engine="process", cores=_cores(), actors=count, read_tasks=count) if done else None
+    return Ran(engine="process", cores=machine.cores(), actors=count, read_tasks=count) if done else None
 
 
 def _processes(rows: int | None, block_rows: int) -> int:
     """One a core, and no more than there are blocks: each loads the encoder."""
-    return _cores() if rows is None else max(1, min(_cores(), math.ceil(rows / block_rows)))
+    return machine.cores() if rows is None else max(1, min(machine.cores(), math.ceil(rows / block_rows)))
 
 
 def _task(job: Job, work: list[ShardWork], queue: CommitQueue, count: int) -> Task:
@@ -187,14 +170,16 @@ def _give_up(last_words: str, *, alone: bool) -> bool:
 class Crew:
     """The processes, and the work that none of them has yet. Use it as a context: all of them end with it."""
 
-    def __init__(self, task: Task, pending: deque[list[ShardWork]], count: int) -> None:
+    def __init__(self, task: Task, pending: deque[list[ShardWork]], count: int, reserve: Reserve | None = None) -> None:
         self._task = task
         self._pending = pending
         self._inbox: SimpleQueue[tuple[Process, Any]] = SimpleQueue()
         self._running: list[Process] = []
         self._open = contextlib.ExitStack()
         for _ in range(count):
-            self._start()
+            self._start(reserve.take() if reserve else None)
+        if reserve:
+            reserve.dismiss()
 
     def __enter__(self) -> Crew:
         return self
@@ -224,14 +209,16 @@ class Crew:
         self._pending.extendleft([item] for item in reversed(left))
         self._start()
 
-    def _start(self) -> None:
-        self._running.append(self._open.enter_context(Process(self._task, self._inbox)))
+    def _start(self, started: Started | None = None) -> None:
+        started = started or start(self._task.encode.spec)
+        self._running.append(self._open.enter_context(Process(started, self._task, self._inbox)))
 
 
 class Process:
-    """One of the processes: started at once, so that its imports take no time of the driver's.
+    """One of the processes.
 
     Args:
+        started: that one, which waits for its task.
         task: what it needs to know.
         inbox: where what it says goes, beside itself; `Signal.DIED` after its last word, if it had more to say.
 
@@ -240,24 +227,10 @@ class Process:
         given: the work that it got.
     """
 
-    def __init__(self, task: Task, inbox: SimpleQueue[tuple[Process, Any]]) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    def __init__(self, started: Started, task: Task, inbox: SimpleQueue[tuple[Process, Any]]) -> None:
         self.coming = 0
         self.given: list[ShardWork] = []
-        self._open = contextlib.ExitStack()
-        self._said = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        # A session of its own: Ctrl-C is for the driver, which ends it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {worker.__name__} import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env=environment,
-            start_new_session=True,
-        )
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            self._open.callback(_close, stream)
+        self._started = started
         self._listener = threading.Thread(target=self._talk, args=(task, inbox), daemon=True)
         self._listener.start()
 
@@ -265,10 +238,7 @@ class Process:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._listener.join()
-        self._open.close()
+        self._started.end(last=self._listener.join)
 
     def give(self, portion: list[ShardWork]) -> None:
         """Some work; none means that there is no more."""
@@ -277,33 +247,26 @@ class Process:
 
     def last_words(self) -> str:
         """How the process ended, and the end of what it said; for a log."""
-        code = self._process.wait()
-        self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, self._said.tell() - _LAST_WORDS))
-        said = self._said.read().decode(errors="replace").strip()
+        code, file = self._started.process.wait(), self._started.said
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _LAST_WORDS))
+        said = file.read().decode(errors="replace").strip()
         return f"it ended by signal {-code}" if code < 0 else f"it ended with code {code}: {said}"
 
     def _send(self, message: Any) -> None:
         """To one that died nothing can be said; that it did, its listener finds out."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            pickle.dump(message, self._process.stdin)
-            self._process.stdin.flush()
+            pickle.dump(message, self._started.inbox)
+            self._started.inbox.flush()
 
     def _talk(self, task: Task, inbox: SimpleQueue[tuple[Process, Any]]) -> None:
         """Hand over the task, which waits for the other side's imports, and pass on what it says until its end."""
         self._send(task)
-        assert self._process.stdout is not None
         message: Any = None
         while message is not Signal.FINISHED and not isinstance(message, Failure):
             try:
-                message = pickle.load(self._process.stdout)
+                message = pickle.load(self._started.outbox)
             except (EOFError, pickle.UnpicklingError):
                 inbox.put((self, Signal.DIED))
                 return
             inbox.put((self, message))
-
-
-def _close(stream: IO[bytes]) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        stream.close()

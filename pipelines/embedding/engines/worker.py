@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import threading
 import time
 import traceback
@@ -19,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from encoders.registry import preload
 from pipelines.blocks import unwrap_one
 from pipelines.embedding.stages.decoding import DecodeSettings, decode_envelope
 from pipelines.embedding.stages.encoding import EncodeBlocks, EncodeSettings
@@ -119,11 +121,12 @@ def _work(task: Task, work: Iterator[ShardWork], send: Callable[[Any], None]) ->
 
 def main() -> None:
     """Do the task that is on standard input, and the work that is given on asking; the messages go to standard
-    output, and nothing else does."""
+    output, and nothing else does. Until the task comes, import what the encoder of the first argument will need."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
+    preload(sys.argv[1])
     saying = threading.Lock()
 
     def send(message: Any) -> None:
