@@ -10,7 +10,7 @@ with `REASON` set, so that the sink can claim its record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,11 @@ _ENVELOPE = "block"
 
 def wrap(block: pa.Table) -> pa.Table:
     """The envelope of a block: a table of one row."""
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, block.schema) as writer:
-        writer.write_table(block)
-    payload = stream.getvalue()
+    # Its size is found out first: a buffer that grows is copied time and again, and its pages are new each time.
+    sizing = pa.MockOutputStream()
+    _write(block, sizing)
+    payload = pa.allocate_buffer(sizing.size())
+    _write(block, pa.FixedSizeBufferWriter(payload))
     offsets = pa.py_buffer(np.array([0, payload.size], np.int64))
     array = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, payload])
     return pa.table({_ENVELOPE: array})
@@ -77,7 +78,27 @@ def wrap(block: pa.Table) -> pa.Table:
 
 def unwrap(envelopes: pa.Table) -> list[pa.Table]:
     """The blocks of some envelopes, as views of their bytes."""
-    return [pa.ipc.open_stream(scalar.as_buffer()).read_all() for scalar in envelopes[_ENVELOPE]]
+    return [pa.ipc.open_stream(_aligned(payload)).read_all() for payload in views(envelopes[_ENVELOPE])]
+
+
+def _write(block: pa.Table, stream: pa.NativeFile) -> None:
+    with pa.ipc.new_stream(stream, block.schema) as writer:
+        writer.write_table(block)
+
+
+def _aligned(payload: pa.Buffer) -> pa.Buffer:
+    """The buffer, copied where it begins off a word, as an envelope behind another may."""
+    return payload if payload.address % 8 == 0 else pa.py_buffer(payload.to_pybytes())
+
+
+def views(column: pa.ChunkedArray) -> Iterator[pa.Buffer]:
+    """The bytes of each valid row of a column of large binary, as views; a scalar's buffer would be a copy."""
+    for chunk in column.chunks:
+        valid, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        is_there = np.ones(len(chunk), bool) if valid is None else chunk.is_valid().to_numpy(zero_copy_only=False)
+        for start, stop in zip(ends[:-1][is_there].tolist(), ends[1:][is_there].tolist(), strict=True):
+            yield data.slice(start, stop - start)
 
 
 def unwrap_one(envelopes: pa.Table) -> pa.Table:

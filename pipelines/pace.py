@@ -1,7 +1,8 @@
 """How fast a run goes and how fast it could: from when each block was ready, and what it took to decode and encode it.
 
 The *ceiling* is what the same workers would do if they did nothing but decode and encode, by what the first blocks took
-them. The *steady* pace is that of the rows after the first blocks, so that no start counts.
+them, or the last, where encoders found a faster way meanwhile. The *steady* pace is that of the rows after the first
+blocks, so that no start counts.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# The blocks by which the ceiling is measured, and the fewest that make a pace.
-_FIRST, _FEWEST = 16, 4
+# The blocks by which the ceiling is measured, at each end, and the fewest that make a pace.
+_WINDOW, _FEWEST = 16, 4
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -27,32 +28,34 @@ class BlockTime:
 
 @dataclass
 class Pace:
-    """The blocks of a run, of which only the first are kept.
+    """The blocks of a run, of which only the first and the last are kept.
 
     Attributes:
         first: those that were ready first.
+        latest: those that were ready last.
         rows: of all blocks.
         last: when the last one was ready, Unix seconds.
     """
 
     first: list[BlockTime] = field(default_factory=list)
+    latest: list[BlockTime] = field(default_factory=list)
     rows: int = 0
     last: float = 0.0
 
     def add(self, blocks: Iterable[BlockTime]) -> None:
         """Count blocks in, in whatever order."""
         for block in blocks:
-            self.first = sorted([*self.first, block])[:_FIRST]
+            self.first = sorted([*self.first, block])[:_WINDOW]
+            self.latest = sorted([*self.latest, block])[-_WINDOW:]
             self.rows += block.rows
             self.last = max(self.last, block.ready)
 
     def costs(self) -> tuple[float, float] | None:
-        """Worker seconds that a row takes to decode and to encode: medians over the first blocks. None before there
-        are enough."""
+        """Worker seconds that a row takes to decode and to encode: medians over the first blocks, or over the last,
+        whichever took less. None before there are enough."""
         if len(self.first) < _FEWEST:
             return None
-        decode, encode = zip(*((b.decode_s / b.rows, b.encode_s / b.rows) for b in self.first), strict=True)
-        return statistics.median(decode), statistics.median(encode)
+        return min(_medians(self.first), _medians(self.latest), key=sum)
 
     def steady_rows_per_s(self, workers: int) -> float | None:
         """Rows per second from when each encode worker has given a block until the end; None if that is too short."""
@@ -60,6 +63,11 @@ class Pace:
         if len(self.first) < len(start) + _FEWEST or self.last <= start[-1].ready:
             return None
         return (self.rows - sum(block.rows for block in start)) / (self.last - start[-1].ready)
+
+
+def _medians(blocks: list[BlockTime]) -> tuple[float, float]:
+    decode, encode = zip(*((b.decode_s / b.rows, b.encode_s / b.rows) for b in blocks), strict=True)
+    return statistics.median(decode), statistics.median(encode)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,14 @@ def test_a_slow_first_block_moves_neither() -> None:
     assert pace.steady_rows_per_s(workers=1) == pytest.approx(6_000 / 109.0)
 
 
+def test_an_encoder_that_finds_a_faster_way_raises_the_ceiling() -> None:
+    """Else the pace would be above it."""
+    slow = [BlockTime(ready=float(i), rows=100, decode_s=0.4, encode_s=6.0) for i in range(16)]
+    pace = Pace()
+    pace.add([*slow, *blocks(40)])
+    assert pace.costs() == pytest.approx((0.004, 0.006))
+
+
 def test_too_few_blocks_tell_nothing() -> None:
     pace = Pace()
     pace.add(blocks(3))

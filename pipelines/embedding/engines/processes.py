@@ -92,8 +92,10 @@ def run_stages(
 
 
 def _processes(rows: int | None, block_rows: int) -> int:
-    """One a core, and no more than there are blocks: each loads the encoder."""
-    return machine.cores() if rows is None else max(1, min(machine.cores(), math.ceil(rows / block_rows)))
+    """One a core, and no more than there are blocks, which are small where there are few rows: each process loads the
+    encoder."""
+    least = min(block_rows, _LEAST_BLOCK_ROWS)
+    return machine.cores() if rows is None else max(1, min(machine.cores(), math.ceil(rows / least)))
 
 
 def _task(job: Job, work: list[ShardWork], queue: CommitQueue, count: int) -> Task:

@@ -21,13 +21,12 @@ from typing import Any
 import pyarrow as pa
 
 from encoders.registry import preload
-from pipelines.blocks import unwrap_one
-from pipelines.embedding.stages.decoding import DecodeSettings, decode_envelope
-from pipelines.embedding.stages.encoding import EncodeBlocks, EncodeSettings
+from pipelines.embedding.stages.decoding import DecodeSettings, decode_safely
+from pipelines.embedding.stages.encoding import EncodeBlocks, EncodeSettings, return_freed_memory
 from pipelines.embedding.stages.reading import ReadSettings, ShardWork
-from pipelines.embedding.stages.reuse import KnownVectors, read_envelopes
+from pipelines.embedding.stages.reuse import KnownVectors, read_with_known
 from pipelines.sink.queueing import SinkLimits
-from pipelines.sink.staging import Files, stage_envelopes
+from pipelines.sink.staging import Files, stage_blocks
 from pipelines.sources.base import Source
 from pipelines.storage import Storage, TableRef, is_remote
 
@@ -86,11 +85,12 @@ class Failure:
 
 
 def _encoded(task: Task, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
-    """Envelopes, as an encode actor gives them."""
-    encode = EncodeBlocks(task.encode)
-    envelopes = read_envelopes(task.source, work, task.read, task.storage, task.known)
-    for envelope in read_ahead(envelopes) if is_remote(task.read.root) else envelopes:
-        yield encode(envelope if task.decode is None else decode_envelope(envelope, task.decode))
+    """Blocks, as an encode actor gives them; they stay in this process, so they need no envelopes."""
+    encoder = EncodeBlocks(task.encode)
+    blocks = read_with_known(task.source, work, task.read, task.storage, task.known)
+    for block in read_ahead(blocks) if is_remote(task.read.root) else blocks:
+        yield encoder.encode(block if task.decode is None else decode_safely(block, task.decode))
+        return_freed_memory()
 
 
 def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -106,16 +106,15 @@ def _work(task: Task, work: Iterator[ShardWork], send: Callable[[Any], None]) ->
     """Do the work and say what is done."""
     held: list[pa.Table] = []
     rows, since = 0, time.monotonic()
-    for envelope in _encoded(task, work):
-        count = unwrap_one(envelope).num_rows
-        held.append(envelope)
-        rows += count
-        send(Rows(count))
+    for block in _encoded(task, work):
+        held.append(block)
+        rows += block.num_rows
+        send(Rows(block.num_rows))
         if rows >= task.group_rows or time.monotonic() - since >= task.limits.commit_interval_s:
-            send(stage_envelopes(task.table, task.schema, task.files, *held))
+            send(stage_blocks(task.table, task.schema, *held, files=task.files))
             held, rows, since = [], 0, time.monotonic()
     if held:
-        send(stage_envelopes(task.table, task.schema, task.files, *held))
+        send(stage_blocks(task.table, task.schema, *held, files=task.files))
     send(Signal.FINISHED)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from encoders.images import ImageError, ImageTransform, prepare, prepare_with_thumbnail
 from encoders.protocol import Preprocessing
-from pipelines.blocks import HEIGHT, KNOWN_PREFIX, PIXELS, WIDTH, Rejections, unwrap_one, with_seconds, wrap
+from pipelines.blocks import HEIGHT, KNOWN_PREFIX, PIXELS, WIDTH, Rejections, unwrap_one, views, with_seconds, wrap
 from pipelines.contract import IMAGE, PICTURE, THUMBNAIL, Stage
 from pipelines.embedding.stages.recent import recent_vectors
 from pipelines.faults import fault
@@ -61,7 +60,13 @@ def decode_picture(data: bytes, picture: str, settings: DecodeSettings) -> Decod
 
 
 def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
-    """`decode_block` as Ray Data calls it, guarded against pictures that hang or crash their decoder."""
+    """`decode_safely` as Ray Data calls it."""
+    return wrap(decode_safely(unwrap_one(envelope), settings))
+
+
+def decode_safely(block: pa.Table, settings: DecodeSettings) -> pa.Table:
+    """`decode_block`, guarded against pictures that hang or crash their decoder; what this process encoded lately is
+    not decoded again."""
     from pipelines.embedding.stages.guarding import decode_apart, decode_guarded, process_journal
 
     journal = process_journal()
@@ -72,8 +77,8 @@ def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
             return decode_apart(data, picture, settings)
         return decode_guarded(data, picture, settings, journal)
 
-    block = recent_vectors().attach(unwrap_one(envelope), keep_pictures=settings.thumbnail_px > 0)
-    return wrap(decode_block(block, settings, decode))
+    block = recent_vectors().attach(block, keep_pictures=settings.thumbnail_px > 0)
+    return decode_block(block, settings, decode)
 
 
 def decode_block(block: pa.Table, settings: DecodeSettings, decode: Decode = decode_picture) -> pa.Table:
@@ -123,24 +128,30 @@ def _with_thumbnails(block: pa.Table, made: list[bytes | None]) -> pa.Table:
 
 
 def _with_pixels(block: pa.Table, pixels: list[NDArray[np.uint8] | None]) -> pa.Table:
-    columns: dict[str, tuple[list[Any], pa.DataType]] = {
-        PIXELS: ([None if p is None else p.tobytes() for p in pixels], pa.large_binary()),
-        HEIGHT: ([None if p is None else p.shape[0] for p in pixels], pa.int32()),
-        WIDTH: ([None if p is None else p.shape[1] for p in pixels], pa.int32()),
-    }
-    for name, (values, kind) in columns.items():
-        block = block.append_column(name, pa.array(values, kind))
+    sizes = [None if p is None else p.shape[:2] for p in pixels]
+    block = block.append_column(PIXELS, _as_binary(pixels))
+    for axis, name in enumerate((HEIGHT, WIDTH)):
+        block = block.append_column(name, pa.array([None if s is None else s[axis] for s in sizes], pa.int32()))
     return block
+
+
+def _as_binary(arrays: list[NDArray[np.uint8] | None]) -> pa.Array:
+    """The bytes of each array, null where there is none: copied once, as pixels are most of what a job moves."""
+    ends = np.cumsum([0, *(0 if a is None else a.size for a in arrays)], dtype=np.int64)
+    flat = [a.reshape(-1) for a in arrays if a is not None]
+    data = np.concatenate(flat) if flat else np.zeros(0, np.uint8)
+    is_there = np.array([a is not None for a in arrays], bool)
+    valid = pa.py_buffer(np.packbits(is_there, bitorder="little"))
+    buffers = [valid, pa.py_buffer(ends), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
 
 
 def read_pixels(block: pa.Table) -> tuple[list[int], list[NDArray[np.uint8]]]:
     """The rows of a decoded block that carry pixels, and those pixels as (height, width, 3) views, not copies."""
-    rows: list[int] = []
-    arrays: list[NDArray[np.uint8]] = []
     heights, widths = block[HEIGHT].to_pylist(), block[WIDTH].to_pylist()
-    for row, scalar in enumerate(block[PIXELS]):
-        if scalar.is_valid:
-            rows.append(row)
-            flat = np.frombuffer(scalar.as_buffer(), np.uint8)
-            arrays.append(flat.reshape(heights[row], widths[row], 3))
+    rows = np.flatnonzero(block[PIXELS].is_valid().to_numpy()).tolist()
+    arrays = [
+        np.frombuffer(view, np.uint8).reshape(heights[row], widths[row], 3)
+        for row, view in zip(rows, views(block[PIXELS]), strict=True)
+    ]
     return rows, arrays

@@ -68,15 +68,19 @@ class EncodeBlocks:
             )
 
     def __call__(self, envelope: pa.Table) -> pa.Table:
-        """The block with `image_vector` and `text_vector`, pixels dropped."""
-        block = encode_block(self._recent.attach(unwrap_one(envelope)), self._encoder, self._settings)
-        self._recent.remember(block)
-        encoded = wrap(block)
-        _return_freed_memory()
+        """`encode` as Ray Data calls it."""
+        encoded = wrap(self.encode(unwrap_one(envelope)))
+        return_freed_memory()
         return encoded
 
+    def encode(self, block: pa.Table) -> pa.Table:
+        """The block with `image_vector` and `text_vector`, pixels dropped."""
+        block = encode_block(self._recent.attach(block), self._encoder, self._settings)
+        self._recent.remember(block)
+        return block
 
-def _return_freed_memory() -> None:
+
+def return_freed_memory() -> None:
     """Give freed heap back to the system, after each block: over days an actor would otherwise grow to the sum of
     its worst moments. Takes about a millisecond; glibc alone has it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -109,9 +109,16 @@ class KnownVectors:
 def read_envelopes(
     source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
 ) -> Iterator[pa.Table]:
-    """`read_blocks`, each block with the vectors that are known of it, in its envelope."""
+    """`read_with_known`, each block in its envelope."""
+    return map(wrap, read_with_known(source, work, settings, storage, known))
+
+
+def read_with_known(
+    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
+) -> Iterator[pa.Table]:
+    """`read_blocks`, each block with the vectors that are known of it."""
     blocks = read_blocks(source, work, settings, storage)
-    return map(wrap, blocks if known is None else map(known.attach, blocks))
+    return blocks if known is None else map(known.attach, blocks)
 
 
 def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | None:
