@@ -84,7 +84,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
         *(f"-{name}.port={port}" for name, port in ports.items()),
         # Their ports are fixed ones: two servers on a machine would meet.
         "-s3.port.iceberg=0", "-s3.port.lance=0",
-        "-volume.max=20", "-master.volumeSizeLimitMB=128",
+        "-volume.max=100", "-master.volumeSizeLimitMB=128",
     ]  # fmt: skip
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
