@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from encoders.registry import preload
 from pipelines.embedding.stages.decoding import DecodeSettings, decode_safely
-from pipelines.embedding.stages.encoding import EncodeBlocks, EncodeSettings, return_freed_memory
+from pipelines.embedding.stages.encoding import EncodeBlocks, EncodeSettings
 from pipelines.embedding.stages.reading import ReadSettings, ShardWork
 from pipelines.embedding.stages.reuse import KnownVectors, read_with_known
 from pipelines.sink.queueing import SinkLimits
@@ -90,7 +90,6 @@ def _encoded(task: Task, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
     blocks = read_with_known(task.source, work, task.read, task.storage, task.known)
     for block in read_ahead(blocks) if is_remote(task.read.root) else blocks:
         yield encoder.encode(block if task.decode is None else decode_safely(block, task.decode))
-        return_freed_memory()
 
 
 def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, PICTURE, TEXT_VECTO
 from pipelines.embedding.stages.decoding import read_pixels
 from pipelines.embedding.stages.recent import recent_vectors
 from pipelines.faults import fault
+from pipelines.memory import FreedMemory
 
 log = logging.getLogger(__name__)
 _LENGTH_TOLERANCE = 1e-2
@@ -54,8 +54,7 @@ class EncodeBlocks:
     def __init__(self, settings: EncodeSettings) -> None:
         from encoders.registry import load
 
-        # Arrow's own allocators keep what was freed; the system's can be told to give it back.
-        pa.set_memory_pool(pa.system_memory_pool())
+        self._freed = FreedMemory()
         self._settings = settings
         self._recent = recent_vectors()
         self._recent.clear()
@@ -69,23 +68,14 @@ class EncodeBlocks:
 
     def __call__(self, envelope: pa.Table) -> pa.Table:
         """`encode` as Ray Data calls it."""
-        encoded = wrap(self.encode(unwrap_one(envelope)))
-        return_freed_memory()
-        return encoded
+        return wrap(self.encode(unwrap_one(envelope)))
 
     def encode(self, block: pa.Table) -> pa.Table:
         """The block with `image_vector` and `text_vector`, pixels dropped."""
         block = encode_block(self._recent.attach(block), self._encoder, self._settings)
         self._recent.remember(block)
+        self._freed.give_back()
         return block
-
-
-def return_freed_memory() -> None:
-    """Give freed heap back to the system, after each block: over days an actor would otherwise grow to the sum of
-    its worst moments. Takes about a millisecond; glibc alone has it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) -> pa.Table:
