@@ -17,6 +17,7 @@ import pyarrow as pa
 # Of glibc's malloc.h. Blocks above the threshold would be mapped and unmapped one by one.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 30
+_MOST_ONCE = 32 << 20  # What the first takes at the most before glibc 2.35.
 _EVERY_S = 5.0
 
 
@@ -29,8 +30,8 @@ class FreedMemory:
         # Arrow's own allocators keep what was freed for good.
         pa.set_memory_pool(pa.system_memory_pool())
         if hasattr(self._libc, "mallopt"):
-            for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-                self._libc.mallopt(name, _KEPT_BYTES)
+            any(self._libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (_KEPT_BYTES, _MOST_ONCE))
+            self._libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
     def give_back(self) -> None:
         """Call this after each block; it takes some milliseconds, every few seconds."""
