@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from encoders.openvino_graph import OpenVinoGraph, Tensors
+from encoders.kept_graphs import KeptGraph
+from encoders.openvino_graph import OpenVinoGraph, Tensors, converted
 
 log = logging.getLogger(__name__)
 Forward = Callable[[Tensors], torch.Tensor]
@@ -24,11 +25,21 @@ class ChosenForward:
     """A forward pass that torch computes until OpenVINO has shown, on a batch, that it gives the same vectors faster.
 
     The trial costs one to three seconds a tower. `auto` therefore waits until torch has worked for a second; where
-    OpenVINO was asked for, the first batch is the trial, and need not show that it is faster.
+    OpenVINO was asked for, the first batch is the trial, and need not show that it is faster. A graph that passed is
+    kept, and the next run begins with it.
     """
 
-    def __init__(self, forward: Forward, traced: Forward, *, precision: str, threads: int, asked: bool) -> None:
-        """Start with torch.
+    def __init__(
+        self,
+        forward: Forward,
+        traced: Forward,
+        *,
+        precision: str,
+        threads: int,
+        asked: bool,
+        kept: KeptGraph | None = None,
+    ) -> None:
+        """Start with the graph of an earlier run, or with torch.
 
         Args:
             forward: named tensors (n, …) → features (n, dim), by torch.
@@ -36,18 +47,43 @@ class ChosenForward:
             precision: `fp32`, `bf16` or `int8`.
             threads: of the CPU.
             asked: whether OpenVINO was asked for.
+            kept: where the graph belongs.
         """
         self._forward = forward
         self._traced: Forward | None = traced
         self._precision = precision
         self._threads = threads
         self._asked = asked
+        self._kept = kept
+        # It is opened by the first batch: pictures need no graph of the captions' tower.
+        self._waiting = kept if kept is not None and kept.is_there(faster=not asked) else None
         self._settled = False
         self._batches = 0
         self._spent_s = 0.0
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is decided what computes."""
+        return self._settled or self._waiting is not None
+
+    def _take_up(self, kept: KeptGraph) -> None:
+        self._waiting = None
+        model = kept.open(faster=not self._asked)
+        if model is None:
+            return
+        try:
+            self._forward = OpenVinoGraph(model, precision=self._precision, threads=self._threads)
+        except Exception as error:
+            # The compiler raises whatever its C++ side does; torch stands by in any case.
+            log.info("the graph that was kept is made anew: %s", _first_line(error))
+            kept.drop()
+            return
+        self._traced, self._settled = None, True
+
     def __call__(self, inputs: Tensors) -> torch.Tensor:
         """Features (n, dim), not normalised, of named tensors (n, …)."""
+        if self._waiting is not None:
+            self._take_up(self._waiting)
         if self._settled:
             return self._forward(inputs)
         started = time.perf_counter()
@@ -75,7 +111,8 @@ class ChosenForward:
     ) -> OpenVinoGraph | None:
         """The graph, if it is as good as torch on this batch."""
         try:
-            graph = OpenVinoGraph(traced, _example(inputs), precision=precision, threads=self._threads)
+            model = converted(traced, _example(inputs), precision)
+            graph = OpenVinoGraph(model, precision=precision, threads=self._threads)
             graph(inputs)  # lays out the weights
             started = time.perf_counter()
             vectors = graph(inputs)
@@ -94,7 +131,14 @@ class ChosenForward:
             log.info("OpenVINO is no faster than torch here (%.3f s against %.3f s); it is not used", graph_took, took)
             return None
         log.info("OpenVINO, %s: %.3f s where torch takes %.3f s, cosine %.6f", precision, graph_took, took, cosine)
+        if self._kept is not None and precision == self._precision:
+            self._kept.save(model, faster=graph_took <= took)
         return graph
+
+
+def is_settled(forward: Forward) -> bool:
+    """Whether it needs no trial any more."""
+    return isinstance(forward, ChosenForward) and forward.settled
 
 
 def _example(inputs: Tensors) -> Tensors:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from encoders.acceleration import ChosenForward, Forward
 from encoders.backend import check_backend, has_openvino, is_openvino_asked
-from encoders.protocol import EncoderOptions
+from encoders.kept_graphs import place_of
+from encoders.protocol import EncoderOptions, TowerCard
 
 log = logging.getLogger(__name__)
 _CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
@@ -55,18 +56,32 @@ class Runtime:
         model = model.eval().requires_grad_(False).to(self.device)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def fastest(self, forward: Forward, traced: Forward | None = None) -> Forward:
+    def keeps(self, *towers: TowerCard) -> bool:
+        """Whether a graph of one of the towers was kept by an earlier run: all of the encoder's files were read then,
+        and they are the same."""
+        places = [place_of(tower, self._precision) for tower in towers] if self._tries_openvino else []
+        return any(place.is_there(faster=not self.settles_at_once) for place in places if place is not None)
+
+    def fastest(
+        self, forward: Forward, traced: Forward | None = None, *, tower: TowerCard | None = None
+    ) -> Forward | ChosenForward:
         """A tower's forward pass, by the backend that the options and, for `auto`, its own first batches choose.
 
         Args:
             forward: named tensors (n, …) → features (n, dim), by torch; pictures of one size.
             traced: the same in torch operations alone, where `forward` is not.
+            tower: by which a graph that passed is kept; None keeps none.
         """
         if not self._tries_openvino:
             return forward
         threads = torch.get_num_threads()
         return ChosenForward(
-            forward, traced or forward, precision=self._precision, threads=threads, asked=self.settles_at_once
+            forward,
+            traced or forward,
+            precision=self._precision,
+            threads=threads,
+            asked=self.settles_at_once,
+            kept=None if tower is None else place_of(tower, self._precision),
         )
 
     def tensor(self, array: NDArray[Any] | torch.Tensor) -> torch.Tensor:

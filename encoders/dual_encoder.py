@@ -31,7 +31,14 @@ def load_dual(directory: Path, description: Description, options: EncoderOptions
     model = DualTower.from_directory(directory)
     runtime.place(model)
     config = model.config
-    image = ImageTower(transform=config.transform, forward=model.image_features, dim=config.dim, runtime=runtime)
+    cards = {card.modality: card for card in description.card.towers}
+    image = ImageTower(
+        transform=config.transform,
+        forward=model.image_features,
+        dim=config.dim,
+        runtime=runtime,
+        card=cards["image"],
+    )
     if model.text_backbone.kind == _FROZEN:
         return FrozenTextEncoder(description.card, image, model, options, runtime)
     text = TextTower(
@@ -42,6 +49,7 @@ def load_dual(directory: Path, description: Description, options: EncoderOptions
         dim=config.dim,
         runtime=runtime,
         policy=options.text_policy,
+        card=cards["text"],
     )
     return TowersEncoder(description.card, image=image, text=text)
 

@@ -28,28 +28,16 @@ class OpenVinoGraph:
     Calls from several threads wait for each other.
     """
 
-    def __init__(
-        self, forward: Callable[[Tensors], torch.Tensor], example: Tensors, *, precision: str, threads: int
-    ) -> None:
-        """Trace, convert, compile.
+    def __init__(self, model: Any, *, precision: str, threads: int) -> None:
+        """Compile.
 
         Args:
-            forward: named tensors (n, …) → features (n, dim).
-            example: its input; pictures must have their final size.
-            precision: `fp32`, `bf16`, or `int8`, which keeps the weights of linear layers in int8 and rounds what they
-                multiply; everything else is then fp32.
+            model: what `converted` gave.
+            precision: with which it was converted.
             threads: of the CPU.
-
-        Raises:
-            ModuleNotFoundError: openvino is not installed.
-            ValueError: `int8`, and the model has no linear layer.
-            RuntimeError: the model cannot be traced, or OpenVINO does not know one of its operations.
         """
         import openvino
 
-        model = _converted(forward, example)
-        if precision == "int8" and not _compress_linear_layers(model):
-            raise ValueError("it has no linear layers, which alone are quantised")
         self._lock = threading.Lock()
         self._compiled = openvino.Core().compile_model(
             model,
@@ -75,8 +63,20 @@ class OpenVinoGraph:
             return torch.from_numpy(found.copy())
 
 
-def _converted(forward: Callable[[Tensors], torch.Tensor], example: Tensors) -> Any:
-    """The OpenVINO model, with free batch size and token count. Its constants are the torch model's own memory."""
+def converted(forward: Callable[[Tensors], torch.Tensor], example: Tensors, precision: str) -> Any:
+    """The OpenVINO model, with free batch size and token count. Its constants are the torch model's own memory.
+
+    Args:
+        forward: named tensors (n, …) → features (n, dim).
+        example: its input; pictures must have their final size.
+        precision: `fp32`, `bf16`, or `int8`, which keeps the weights of linear layers in int8 and rounds what they
+            multiply; everything else is then fp32.
+
+    Raises:
+        ModuleNotFoundError: openvino is not installed.
+        ValueError: `int8`, and the model has no linear layer.
+        RuntimeError: the model cannot be traced, or OpenVINO does not know one of its operations.
+    """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -94,6 +94,8 @@ def _converted(forward: Callable[[Tensors], torch.Tensor], example: Tensors) -> 
         shapes[name] = [-1, *tensor.shape[1:]] if tensor.dim() == 4 else [-1, -1]
     model.reshape(shapes)
     model.validate_nodes_and_infer_types()
+    if precision == "int8" and not _compress_linear_layers(model):
+        raise ValueError("it has no linear layers, which alone are quantised")
     return model
 
 

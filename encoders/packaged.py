@@ -53,7 +53,8 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     runtime = Runtime(options)
     model: Any = runtime.place(load_pretrained())
     forward = model.stages if spec == _STAGES else model
-    image = ImageTower(transform=TRANSFORM, forward=forward, dim=description.card.towers[0].dim, runtime=runtime)
+    (card,) = description.card.towers
+    image = ImageTower(transform=TRANSFORM, forward=forward, dim=card.dim, runtime=runtime, card=card)
     return TowersEncoder(description.card, image=image)
 
 

@@ -23,7 +23,11 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
 
 
 class EncoderModule(Protocol):
-    """What a module that makes encoders offers. It may name, as `NEEDS`, the modules that `load` will import."""
+    """What a module that makes encoders offers.
+
+    It may name, as `NEEDS`, modules that `load` imports, and as `MODEL_NEEDS` those that it imports where no graph of a
+    tower was kept.
+    """
 
     def describe(self, spec: str) -> Description:
         """The encoder's card and transform, from its configuration files alone."""
@@ -108,8 +112,11 @@ def preload(spec: str) -> None:
         name = "fake" if re.fullmatch(r"fake-\d+", spec) else spec
         if name not in _REGISTRY and not Path(spec).expanduser().is_dir():
             return
-        module, _ = _resolve(spec)
-        for needed in getattr(module, "NEEDS", ()):
+        from encoders.kept_graphs import any_of
+
+        module, resolved = _resolve(spec)
+        kept = any(any_of(tower) for tower in module.describe(resolved).card.towers)
+        for needed in (*getattr(module, "NEEDS", ()), *(() if kept else getattr(module, "MODEL_NEEDS", ()))):
             importlib.import_module(needed)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # Their first token is a patch like any other.
-NEEDS = ("encoders.text", "encoders.towers", "transformers.modeling_utils")
+NEEDS, MODEL_NEEDS = ("encoders.text", "encoders.towers"), ("transformers.modeling_utils",)
 _NO_CLASS_TOKEN = ("swin", "swinv2", "cvt", "focalnet", "ijepa", "hiera")
 # Their pooler is an attention head that was trained with the tower: it is the picture's vector.
 _ATTENTION_POOLED = ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model")
@@ -56,8 +56,7 @@ def load_directory(directory: Path, description: Description, options: EncoderOp
     Raises:
         ValueError: weights are missing, or the options do not fit this machine.
     """
-    from transformers import AutoModel
-
+    from encoders.deferred import Deferred
     from encoders.device import Runtime
     from encoders.loading import load_model, load_tokenizer
     from encoders.text import TextTower
@@ -65,20 +64,36 @@ def load_directory(directory: Path, description: Description, options: EncoderOp
 
     config = ModelConfig(directory)
     runtime = Runtime(options)
-    model = runtime.place(load_model(AutoModel, directory))
-    dim, transform = description.card.towers[0].dim, description.image_transform
+
+    def load_tower() -> Any:
+        import torch
+        from transformers import AutoModel
+
+        # It may be called in the middle of a batch.
+        with torch.inference_mode(False):
+            return runtime.place(load_model(AutoModel, directory))
+
+    (card,) = description.card.towers
+    model, tokenizer = Deferred(load_tower), Deferred(lambda: load_tokenizer(directory))
+    kept = runtime.keeps(card)
+    if not kept:
+        model.now()
+    dim, transform = card.dim, description.image_transform
     if transform is not None:
         forward = vision_features(model, config.model_type)
-        image = ImageTower(transform=transform, forward=forward, dim=dim, runtime=runtime)
+        image = ImageTower(transform=transform, forward=forward, dim=dim, runtime=runtime, card=card)
         return TowersEncoder(description.card, image=image)
+    if not kept:
+        tokenizer.now()
     text = TextTower(
-        tokenizer=load_tokenizer(directory),
+        tokenizer=tokenizer,
         forward=text_features(model, pooling_of(directory)),
         max_tokens=max_tokens_of(config),
         pad_to_max=False,
         dim=dim,
         runtime=runtime,
         policy=options.text_policy,
+        card=card,
     )
     return TowersEncoder(description.card, text=text)
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.acceleration import is_settled
 from encoders.device import Runtime
-from encoders.protocol import TextPolicy, TextVectors
+from encoders.protocol import TextPolicy, TextVectors, TowerCard
 
 TokenBatch = dict[str, torch.Tensor]
 _CPU_TOKENS = 512
@@ -36,7 +37,7 @@ class TextTower:
     """A text tower that is ready to run.
 
     Attributes:
-        tokenizer: of transformers, fast or slow.
+        tokenizer: of transformers, fast or slow, or one that is loaded when it is used.
         forward: token batch → features (n, dim), not normalised.
         max_tokens: the longest input, special tokens included.
         pad_to_max: whether the tower was trained on inputs padded to `max_tokens` without a mask (SigLIP), so that
@@ -44,6 +45,7 @@ class TextTower:
         dim: length of its vectors.
         runtime: where it runs.
         policy: what happens to longer captions.
+        card: of the tower, by which its OpenVINO graph is kept; None keeps none.
     """
 
     tokenizer: Any
@@ -53,15 +55,16 @@ class TextTower:
     dim: int
     runtime: Runtime
     policy: TextPolicy
+    card: TowerCard | None = None
     _chosen: Callable[[TokenBatch], torch.Tensor] = field(init=False, repr=False)
 
     def __post_init__(self, forward: Callable[[TokenBatch], torch.Tensor]) -> None:
         """Keep only what is needed, so that a tower that went over to OpenVINO lets its torch weights go."""
-        self._chosen = self.runtime.fastest(forward)
+        self._chosen = self.runtime.fastest(forward, tower=self.card)
 
     def settle(self) -> None:
         """Encode some captions, where OpenVINO was asked for: it is then found out now whether it takes this tower."""
-        if self.runtime.settles_at_once:
+        if self.runtime.settles_at_once and not is_settled(self._chosen):
             self.encode(_SAMPLE_CAPTIONS)
 
     def encode(self, texts: Sequence[str]) -> TextVectors:

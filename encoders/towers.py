@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders.acceleration import Tensors
+from encoders.acceleration import Tensors, is_settled
 from encoders.device import Runtime
 from encoders.images.transform import ImageTransform
-from encoders.protocol import EncoderCard, TextVectors
+from encoders.protocol import EncoderCard, TextVectors, TowerCard
 from encoders.text import TextTower
 
 log = logging.getLogger(__name__)
@@ -31,21 +31,23 @@ class ImageTower:
             transforms it gets the uint8 pictures themselves, because these differ in size.
         dim: length of its vectors.
         runtime: where it runs.
+        card: of the tower, by which its OpenVINO graph is kept; None keeps none.
     """
 
     transform: ImageTransform
     forward: InitVar[Callable[..., torch.Tensor]]
     dim: int
     runtime: Runtime
-    _features: Callable[[Sequence[Pixels]], torch.Tensor] = field(init=False, repr=False)
+    card: TowerCard | None = None
+    _chosen: Callable[..., torch.Tensor] = field(init=False, repr=False)
 
     def __post_init__(self, forward: Callable[..., torch.Tensor]) -> None:
         """Keep only what is needed, so that a tower that went over to OpenVINO lets its torch weights go."""
-        self._features = _image_features(self.transform, forward, self.runtime)
+        self._chosen = _chosen(self.transform, forward, self.runtime, self.card)
 
     def settle(self) -> None:
         """Encode noise, where OpenVINO was asked for: it is then found out now whether it takes this tower."""
-        if not self.runtime.settles_at_once:
+        if not self.runtime.settles_at_once or is_settled(self._chosen):
             return
         if self.transform.fixed_size is None:
             log.warning("pictures of varying size are for torch: OpenVINO does not compute this image tower")
@@ -67,10 +69,15 @@ class ImageTower:
             vectors[places] = self.runtime.run(self._features, [pixels[i] for i in places])
         return vectors
 
+    def _features(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+        if self.transform.kind == "patches":
+            return self._chosen(pixels)
+        return self._chosen({"pixels": torch.from_numpy(np.stack(pixels))})
 
-def _image_features(
-    transform: ImageTransform, forward: Callable[..., torch.Tensor], runtime: Runtime
-) -> Callable[[Sequence[Pixels]], torch.Tensor]:
+
+def _chosen(
+    transform: ImageTransform, forward: Callable[..., torch.Tensor], runtime: Runtime, card: TowerCard | None
+) -> Callable[..., torch.Tensor]:
     """Pictures → features, by torch, or by OpenVINO, whose graph also does the normalising."""
     if transform.kind == "patches":
         return forward
@@ -81,8 +88,7 @@ def _image_features(
     def traced(inputs: Tensors) -> torch.Tensor:
         return forward(transform.normalise_tensor(inputs["pixels"]))
 
-    chosen = runtime.fastest(by_torch, traced) if transform.fixed_size else by_torch
-    return lambda pixels: chosen({"pixels": torch.from_numpy(np.stack(pixels))})
+    return runtime.fastest(by_torch, traced, tower=card) if transform.fixed_size else by_torch
 
 
 class TowersEncoder:

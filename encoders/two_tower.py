@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from encoders.device import Runtime
 
-NEEDS = ("encoders.text", "encoders.towers", "transformers.modeling_utils")
+NEEDS, MODEL_NEEDS = ("encoders.text", "encoders.towers"), ("transformers.modeling_utils",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,7 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     Raises:
         ValueError: weights are missing, or the options do not fit this machine.
     """
-    import transformers
-
+    from encoders.deferred import Deferred
     from encoders.device import Runtime
     from encoders.loading import load_model, load_tokenizer
     from encoders.text import TextTower
@@ -97,21 +96,39 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     config = ModelConfig(directory)
     family = FAMILIES[config.model_type]
     runtime = Runtime(options)
-    model = runtime.place(load_model(getattr(transformers, family.model), directory))
+    image_card, text_card = description.card.towers
+
+    def load_towers() -> Any:
+        import torch
+        import transformers
+
+        # It may be called in the middle of a batch.
+        with torch.inference_mode(False):
+            return runtime.place(load_model(getattr(transformers, family.model), directory))
+
+    model, tokenizer = Deferred(load_towers), Deferred(lambda: load_tokenizer(directory))
+    if not runtime.keeps(image_card, text_card):
+        model.now()
+        tokenizer.now()
     transform = description.image_transform
     assert transform is not None
     image_dim, text_dim = _dims(config)
     image = ImageTower(
-        transform=transform, forward=_image_forward(model, transform, runtime), dim=image_dim, runtime=runtime
+        transform=transform,
+        forward=_image_forward(model, transform, runtime),
+        dim=image_dim,
+        runtime=runtime,
+        card=image_card,
     )
     text = TextTower(
-        tokenizer=load_tokenizer(directory),
+        tokenizer=tokenizer,
         forward=_text_forward(model, family),
         max_tokens=max_tokens_of(config),
         pad_to_max=family.pad_to_max,
         dim=text_dim,
         runtime=runtime,
         policy=options.text_policy,
+        card=text_card,
     )
     return TowersEncoder(description.card, image=image, text=text)
 

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Graphs that another test kept would hide what this one is about.
+os.environ["ISTHMUS_CACHE"] = ""
 # A training run of a tenth of a second should not wait for Ray Train's two-second poll, nor start what watches for
 # the end of spot instances.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

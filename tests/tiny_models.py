@@ -119,10 +119,10 @@ def tiny_modernbert(directory: Path) -> Path:
     return _save(directory, tf.ModernBertModel, config, tokenizer)
 
 
-def tiny_vit(directory: Path) -> Path:
+def tiny_vit(directory: Path, seed: int = 0) -> Path:
     """ViT."""
     processor = tf.ViTImageProcessorPil(size={"height": _SIZE, "width": _SIZE})
-    return _save(directory, tf.ViTModel, tf.ViTConfig(**_VISION), None, processor)
+    return _save(directory, tf.ViTModel, tf.ViTConfig(**_VISION), None, processor, seed=seed)
 
 
 def tiny_resnet(directory: Path) -> Path:
@@ -241,8 +241,10 @@ def _clip_processor() -> Any:
     return tf.CLIPImageProcessorPil(size={"shortest_edge": _SIZE}, crop_size={"height": _SIZE, "width": _SIZE})
 
 
-def _save(directory: Path, model_class: Any, config: Any, tokenizer: Any = None, processor: Any = None) -> Path:
-    torch.manual_seed(0)
+def _save(
+    directory: Path, model_class: Any, config: Any, tokenizer: Any = None, processor: Any = None, *, seed: int = 0
+) -> Path:
+    torch.manual_seed(seed)
     model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
