@@ -21,7 +21,7 @@ from typing import Any
 
 import platformdirs
 
-from encoders.digest import digest_json
+from encoders.digest import digest_files, digest_json
 from encoders.protocol import TowerCard
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class KeptGraph:
     folder: Path
 
     def is_there(self, *, faster: bool) -> bool:
-        """Whether a graph is there and whole.
+        """Whether a graph is there, by its files' sizes.
 
         Args:
             faster: whether it must have been faster than torch.
@@ -53,13 +53,21 @@ class KeptGraph:
         return whole and (bool(about["faster"]) or not faster)
 
     def open(self, *, faster: bool) -> Any | None:
-        """OpenVINO's model; None where there is none that will do."""
+        """OpenVINO's model; None where there is none that will do, or not as it was saved: other weights would give
+        other vectors, without a word.
+
+        Args:
+            faster: whether it must have been faster than torch.
+        """
         if not self.is_there(faster=faster):
             return None
         import openvino
 
         try:
             os.utime(self.folder)  # what was used last is dropped last
+            about = json.loads((self.folder / _ABOUT).read_text())
+            if about["digest"] != digest_files(self.folder / name for name in about["bytes"]):
+                raise ValueError("its files are not those that were saved")
             return openvino.Core().read_model(self.folder / _GRAPH)
         except Exception as error:
             # The reader raises whatever its C++ side does; torch stands by in any case.
@@ -82,7 +90,8 @@ class KeptGraph:
             making.mkdir(parents=True)
             openvino.serialize(model, making / _GRAPH, making / "graph.bin")
             sizes = {path.name: path.stat().st_size for path in making.iterdir()}
-            (making / _ABOUT).write_text(json.dumps({"faster": faster, "bytes": sizes}))
+            about = {"faster": faster, "bytes": sizes, "digest": digest_files(making / name for name in sizes)}
+            (making / _ABOUT).write_text(json.dumps(about))
             self.drop()
             making.replace(self.folder)
         except Exception as error:

@@ -89,7 +89,7 @@ def test_other_weights_and_other_precisions_have_graphs_of_their_own(tmp_path: P
     assert len(list(cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "rubbish", "no weights", "no about"])
+@pytest.mark.parametrize("damage", ["cut", "other weights", "rubbish", "no weights", "no about"])
 def test_a_damaged_graph_is_made_anew(damage: str, tmp_path: Path, cache: Path) -> None:
     spec = str(tiny_models.tiny_vit(tmp_path / "vit"))
     wanted = vectors(load(spec, OPENVINO), spec)
@@ -97,6 +97,8 @@ def test_a_damaged_graph_is_made_anew(damage: str, tmp_path: Path, cache: Path) 
     weights, graph = folder / "graph.bin", folder / "graph.xml"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "other weights":
+        weights.write_bytes(bytes(weights.stat().st_size))
     elif damage == "rubbish":
         graph.write_bytes(b"x" * graph.stat().st_size)
     else:
