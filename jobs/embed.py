@@ -149,9 +149,11 @@ def _reserve(config: EmbedConfig) -> Reserve:
     """
     from pipelines.embedding.engines.early import Reserve
     from pipelines.embedding.engines.machine import cores, needs_no_ray
+    from pipelines.storage import TableRef, is_remote
 
     asks = bool(config.actors or config.num_gpus)
-    fresh = "://" not in config.table and not Path(f"{config.table}.lance").exists()
+    table = TableRef.parse(config.table).uri
+    fresh = not is_remote(table) and not Path(table).exists()
     here = needs_no_ray(config.engine, config.device, asks=asks)
     return Reserve(config.encoder, min(cores(), _EARLY) if here and fresh else 0)
 

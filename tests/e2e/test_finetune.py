@@ -199,8 +199,9 @@ def test_another_config_is_refused_and_the_same_does_nothing(table: str, towers:
 
 @pytest.mark.heavy
 def test_how_a_run_is_written_down_is_no_other_run(table: str, towers: str, tmp_path: Path) -> None:
-    run(heads_config(table, towers, tmp_path / "out", epochs=2))
-    run(heads_config(table, towers, tmp_path / "out", epochs=2, checkpoint_every=1, log_every=5, workers=2))
+    first = run(heads_config(table, towers, tmp_path / "out", epochs=2))
+    again = run(heads_config(table, towers, tmp_path / "out", epochs=2, checkpoint_every=1, log_every=5, workers=2))
+    assert again.steps == first.steps
 
 
 # What goes wrong

@@ -253,7 +253,9 @@ def test_a_second_driver_is_told_who_holds_the_lease(table: TableRef) -> None:
 def test_the_lease_of_a_dead_process_is_taken_over_at_once(table: TableRef) -> None:
     dead = replace(Holder.this_process("dead"), started=time.time() - 1e6)
     open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(dead))})
-    Lease.acquire(table).release()
+    lease = Lease.acquire(table)
+    assert json.loads(open_dataset(table).config()[LEASE_KEY])["job"] != "dead"
+    lease.release()
 
 
 def test_the_lease_of_another_host_is_waited_for_until_it_expires(table: TableRef) -> None:
