@@ -37,8 +37,8 @@ def measure(folder: Path, rows: int, *, pictures: bool) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     corpus, table = folder / "corpus", folder / "db" / "t"
     corpus.mkdir(parents=True)
-    for first in range(0, rows, _ROWS_OF_A_FILE):
-        write_file(corpus / f"{first:08d}.parquet", first, _ROWS_OF_A_FILE, 0, pictures=pictures)
+    for start in range(0, rows, _ROWS_OF_A_FILE):
+        write_file(corpus / f"{start:08d}.parquet", start, _ROWS_OF_A_FILE, 0, pictures=pictures)
     data = Path(f"{table}.lance") / "data"
     first = watch(embed_command(corpus, table, "--engine", "ray"), lambda: _files_in(data))
     done = json.loads(first.stdout)
