@@ -13,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two pytest processes share the cores: threads that wait by spinning, and Ray's workers, which give way to everything
+# else, would make them wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Graphs that another test kept would hide what this one is about.
 os.environ["ISTHMUS_CACHE"] = ""
 # A training run of a tenth of a second should not wait for Ray Train's two-second poll, nor start what watches for

@@ -30,9 +30,14 @@ def assert_serves(command: str, folder: Path, environment: dict[str, str]) -> No
     assert process.wait(30) in (0, 130)
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("shared_ray")
-def test_the_readmes_commands_and_snippets_run(tmp_path: Path) -> None:
+COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.startswith("isthmus ")]
+SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the reader has before the first command; the commands run in it one after the other, as they stand there."""
+    folder = tmp_path_factory.mktemp("reader")
     items = pairs(130)
     table = pa.table(
         {
@@ -42,30 +47,34 @@ def test_the_readmes_commands_and_snippets_run(tmp_path: Path) -> None:
             "price": [float(i) for i in range(130)],
         }
     )
-    (tmp_path / "corpus").mkdir()
-    pq.write_table(table, tmp_path / "corpus" / "a.parquet")
-    (tmp_path / "photo.jpg").write_bytes(picture(3))
-    (tmp_path / "queries.csv").write_text("caption\nred shoes\n红色 跑鞋\n")
-    tiny_blip(tmp_path / "models" / "blip-itm")
+    (folder / "corpus").mkdir()
+    pq.write_table(table, folder / "corpus" / "a.parquet")
+    (folder / "photo.jpg").write_bytes(picture(3))
+    (folder / "queries.csv").write_text("caption\nred shoes\n红色 跑鞋\n")
+    tiny_blip(folder / "models" / "blip-itm")
+    return folder
+
+
+def test_the_readme_has_its_commands_and_snippets() -> None:
+    assert len(COMMANDS) >= 33
+    assert len(SNIPPETS) == 2
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_does_what_it_says(folder: Path, command: str) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if command.startswith("isthmus serve"):
+        assert_serves(command, folder, environment)
+        return
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    if "--html shoes.html" in command:
+        assert (folder / "shoes.html").read_text().count("data:image/jpeg") == 20
 
-    commands = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.startswith("isthmus ")]
-    assert len(commands) >= 7
-    for command in commands:
-        if command.startswith("isthmus serve"):
-            assert_serves(command, tmp_path, environment)
-            continue
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        assert done.stdout.strip(), command
-    assert (tmp_path / "shoes.html").read_text().count("data:image/jpeg") == 20
 
-    snippets = [text for kind, text in BLOCKS if kind == "python"]
-    assert len(snippets) == 2
-    for snippet in snippets:
-        done = subprocess.run(
-            [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{snippet}: {done.stderr}"
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["encoders", "search"])
+def test_a_snippet_runs(folder: Path, snippet: str) -> None:
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
