@@ -150,9 +150,10 @@ def assert_close_but_for_noise(a: Path, b: Path) -> None:
             torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("rows", "batch", "workers"),
-    [(34, 32, 3), pytest.param(107, 32, 2, marks=pytest.mark.heavy), pytest.param(33, 32, 2, marks=pytest.mark.heavy)],
+    [(34, 32, 3), (107, 32, 2), (33, 32, 2)],
 )
 def test_unequal_shares_and_a_short_last_batch_end(
     towers: str, tmp_path: Path, rows: int, batch: int, workers: int

@@ -91,12 +91,13 @@ def run_with_kills(config: FinetuneConfig, steps: list[int]) -> tuple[Any, int]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_killed_worker_costs_no_bits(table: str, towers: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])
+def test_a_killed_worker_costs_no_bits(table: str, towers: str, tmp_path: Path, kills: int) -> None:
     """Memory bank, dropout, optimiser, order: all of it comes back."""
     run(heads_config(table, towers, tmp_path / "calm", **_FEATURES))
-    steps = sorted(random.sample(range(5, 200), 2))
+    steps = sorted(random.sample(range(5, 200), kills))
     report, killed = run_with_kills(heads_config(table, towers, tmp_path / "hit", **_FEATURES), steps)
-    assert killed == 2, steps
+    assert killed == kills, steps
     assert report.steps == latest_step(tmp_path / "calm.run")
     assert_same_weights(tmp_path / "calm", tmp_path / "hit")
     calm, hit = (Path(f"{tmp_path}/{name}.run/log.jsonl").read_text() for name in ("calm", "hit"))

@@ -101,7 +101,7 @@ def test_two_drivers_at_once_never_double_or_lose_a_row(corpus: Path, calm: Path
     assert refused
 
 
-@pytest.mark.parametrize("engine", ["ray", "process"])
+@pytest.mark.parametrize("engine", [pytest.param("ray", marks=pytest.mark.heavy), "process"])
 def test_one_kill_after_a_commit_redoes_at_most_one_interval(tmp_path: Path, engine: str) -> None:
     corpus = write_parquet(tmp_path / "c.parquet", pairs(800), row_group_rows=50)
     table, log = tmp_path / "db" / "t", tmp_path / "log"
