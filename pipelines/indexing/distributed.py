@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lance.dataset import Index
 
 _SAMPLE_RATE = 256  # vectors that k-means sees for each partition
+_SAMPLE_BYTES = 4 << 30  # that they take as float32, on the driver
+_LEAST_RATE = 39  # with fewer, k-means finds poor centroids, as FAISS warns
 _RETRIES = 3
 
 
@@ -42,7 +44,7 @@ def create_on_ray(table: TableRef, column: str, plan: IndexPlan, workers: int, n
     dataset = open_dataset(table)
     field = dataset.schema.field(column).type
     rows = dataset.count_rows(f"{column} IS NOT NULL")
-    rate = max(1, min(_SAMPLE_RATE, rows // plan.partitions))
+    rate = sample_rate(rows, plan.partitions, field.list_size)
     model = IndicesBuilder(dataset, column).train_ivf(plan.partitions, distance_type="cosine", sample_rate=rate)
     rotation = native.build_rq_model(field.list_size, num_bits)
     ensure_ray()
@@ -56,6 +58,18 @@ def create_on_ray(table: TableRef, column: str, plan: IndexPlan, workers: int, n
         )
     merged = retry(lambda: dataset.merge_existing_index_segments(segments), table.uri)
     open_dataset(table).commit_existing_index_segments(f"{column}_idx", column, [merged])
+
+
+def sample_rate(rows: int, partitions: int, dim: int) -> int:
+    """Vectors that k-means sees for each partition, so that their memory is bounded: 256, or what 4 GiB hold.
+
+    Never less than 39 but where the column itself has fewer.
+
+    >>> sample_rate(1_000_000, 1_000, 512), sample_rate(1_000_000_000, 31_623, 512), sample_rate(5_000, 1_000, 512)
+    (256, 66, 5)
+    """
+    held = _SAMPLE_BYTES // (4 * dim * partitions)
+    return max(1, min(_SAMPLE_RATE, max(held, _LEAST_RATE), rows // partitions))
 
 
 def share_fragments(dataset: lance.LanceDataset, workers: int) -> list[list[int]]:

@@ -11,13 +11,15 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from encoders.registry import describe
 from jobs.maintain import MaintainConfig, run
 from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, POSITION, ROW_ID, SHARD
 from pipelines.indexing import build
 from pipelines.indexing.build import RecallError, build_vector_index, index_table, recheck_vector_index
-from pipelines.indexing.distributed import share_fragments
+from pipelines.indexing.distributed import sample_rate, share_fragments
 from pipelines.indexing.parameters import (
     QueryParameters,
     candidate_lines,
@@ -230,6 +232,22 @@ def test_new_rows_come_into_the_index_and_those_without_vectors_are_not_missed(
     assert open_dataset(table).count_rows() == 12_205
     hits = search(table, Query(like="r100", k=2))
     assert any(row_id.startswith("new200.") for row_id in hits.rows[ROW_ID].to_pylist()), "it has the same vector"
+
+
+@given(st.integers(1, 10**10), st.integers(1, 65_536), st.integers(1, 4_096))
+def test_what_trains_the_centroids_is_bounded(rows: int, partitions: int, dim: int) -> None:
+    rate = sample_rate(rows, partitions, dim)
+    assert 1 <= rate <= 256
+    assert rate <= max(1, rows // partitions)
+    # Within 4 GiB, or the fewest that k-means can do with.
+    assert 4 * dim * partitions * rate <= 4 * GIB or rate <= 39
+    # No fewer than memory and rows allow.
+    more = rate + 1
+    assert more > min(256, max(1, rows // partitions)) or 4 * dim * partitions * more > 4 * GIB
+
+
+def test_a_billion_rows_are_sampled_as_the_scale_says() -> None:
+    assert (sample_rate(10**6, 1_000, 512), sample_rate(10**9, 31_623, 512)) == (256, 66)
 
 
 def test_fragments_are_shared_by_their_rows(tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ _OFFSET = "_rowoffset"
 _REMEMBERED = 16_384
 _FEW_ROWS = 4_096
 _UNINDEXED_SHARE = 0.1
-# Sorting a part takes some 110 MiB; 5,000,000 rows at once took 350 and four times as long.
+# Sorting so many takes some 110 MiB; 5,000,000 rows at once took 350 and four times as long.
 _ROWS_OF_A_PART = 262_144
+# Each part costs a lookup up to a millisecond.
+_MOST_PARTS = 256
 
 
 @dataclass
@@ -149,8 +151,8 @@ def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | No
 def index_digests(table: TableRef) -> None:
     """Keep the indexes by which digests are looked up: made when the table has some rows, caught up when it grew.
 
-    An index is made of parts, each of so many rows that sorting them takes little memory, whatever the table's size;
-    a lookup goes through all parts.
+    An index is made of parts, each of so few rows that sorting them takes little memory: 262,144, or a 256th of the
+    table where that is more. A lookup goes through all parts.
     """
     dataset = open_dataset(table)
     names = [name for name in DIGESTS.values() if name in dataset.schema.names]
@@ -169,7 +171,7 @@ def index_digests(table: TableRef) -> None:
             continue
         segments: list[Index | IndexSegment] = [
             dataset.create_index_uncommitted(name, "BTREE", name=index, fragment_ids=part, replace=True)
-            for part in _parts(lacking, _ROWS_OF_A_PART)
+            for part in _parts(lacking, max(_ROWS_OF_A_PART, rows // _MOST_PARTS))
         ]
         dataset.commit_existing_index_segments(index, name, segments)
 
