@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import lance
@@ -10,13 +11,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import BUCKET, moto, options
 
 from pipelines.blocks import KNOWN_PREFIX, REASON
 from pipelines.contract import TEXT_VECTOR
 from pipelines.embedding.stages import reuse
 from pipelines.embedding.stages.recent import DIGESTS
 from pipelines.embedding.stages.reuse import KnownVectors, index_digests
-from pipelines.storage import TableRef
+from pipelines.sink.tables import open_dataset
+from pipelines.storage import Storage, TableRef
 
 _DIGEST = DIGESTS[TEXT_VECTOR]
 _ROWS_OF_A_FILE = 100
@@ -29,17 +32,19 @@ def rows(numbers: range) -> pa.Table:
 
 
 def append(table: TableRef, numbers: range) -> None:
-    lance.write_dataset(rows(numbers), table.uri, mode="append", max_rows_per_file=_ROWS_OF_A_FILE)
+    lance.write_dataset(
+        rows(numbers), table.uri, mode="append", max_rows_per_file=_ROWS_OF_A_FILE, storage_options=table.options
+    )
 
 
 def parts_of(table: TableRef) -> list[list[int]]:
     """The fragments of each part of the one index."""
-    (index,) = lance.dataset(table.uri).describe_indices()
+    (index,) = open_dataset(table).describe_indices()
     return [sorted(segment.fragment_ids) for segment in index.segments]
 
 
 def found(table: TableRef, numbers: list[int]) -> list[list[float] | None]:
-    known = KnownVectors(table, int(lance.dataset(table.uri).version), {TEXT_VECTOR: (TEXT_VECTOR,)})
+    known = KnownVectors(table, int(open_dataset(table).version), {TEXT_VECTOR: (TEXT_VECTOR,)})
     nothing = pa.nulls(len(numbers), pa.string())
     block = pa.table({_DIGEST: [f"{n:032x}" for n in numbers], REASON: nothing})
     return list(known.attach(block)[KNOWN_PREFIX + TEXT_VECTOR].to_pylist())
@@ -55,16 +60,24 @@ def test_parts_hold_each_fragment_once_and_no_more_rows_than_wanted(sizes: dict[
     assert all(load + sizes[part[0]] > wanted for load, part in zip(loads, parts[1:], strict=False))
 
 
+@pytest.fixture(params=["disk", "store"])
+def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TableRef]:
+    if request.param == "disk":
+        yield TableRef.parse(str(tmp_path / "db" / "t"))
+    else:
+        with moto() as endpoint:
+            yield TableRef.parse(f"s3://{BUCKET}/{tmp_path.name}/t", Storage.from_options(options(endpoint)))
+
+
 @pytest.mark.parametrize("rows_of_a_part", [1, 250, 100_000])
 def test_vectors_are_found_in_all_parts_and_in_what_is_not_indexed_yet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_of_a_part: int
+    table: TableRef, monkeypatch: pytest.MonkeyPatch, rows_of_a_part: int
 ) -> None:
     monkeypatch.setattr(reuse, "_ROWS_OF_A_PART", rows_of_a_part)
     monkeypatch.setattr(reuse, "_FEW_ROWS", 1_000)
-    table = TableRef.parse(str(tmp_path / "db" / "t"))
-    lance.write_dataset(rows(range(999)), table.uri, max_rows_per_file=_ROWS_OF_A_FILE)
+    append(table, range(999))
     index_digests(table)
-    assert lance.dataset(table.uri).describe_indices() == []  # too few
+    assert open_dataset(table).describe_indices() == []  # too few
 
     append(table, range(999, 1_100))
     index_digests(table)
@@ -84,8 +97,8 @@ def test_vectors_are_found_in_all_parts_and_in_what_is_not_indexed_yet(
     assert parts_of(table)[: len(first)] == first
     assert sorted(fragment for part in parts_of(table) for fragment in part) == list(range(16))
 
-    lance.dataset(table.uri).delete(f"{_DIGEST} = '{998:032x}'")
-    lance.dataset(table.uri).optimize.compact_files()
+    open_dataset(table).delete(f"{_DIGEST} = '{998:032x}'")
+    open_dataset(table).optimize.compact_files()
     assert found(table, [0, 998, 1_099, 1_149, 1_399]) == [[0, 0], None, [1_099, 1_099], [1_149, 1_149], [1_399, 1_399]]
     index_digests(table)
-    assert lance.dataset(table.uri).stats.index_stats(f"{_DIGEST}_idx")["num_unindexed_rows"] == 0
+    assert open_dataset(table).stats.index_stats(f"{_DIGEST}_idx")["num_unindexed_rows"] == 0
