@@ -63,7 +63,13 @@ def create_on_ray(table: TableRef, column: str, plan: IndexPlan, workers: int, n
 def sample_rate(rows: int, partitions: int, dim: int) -> int:
     """Vectors that k-means sees for each partition, so that their memory is bounded: 256, or what 4 GiB hold.
 
-    Never less than 39 but where the column itself has fewer.
+    Args:
+        rows: vectors in the column.
+        partitions: how many centroids are trained.
+        dim: of a vector; it is held as float32.
+
+    Returns:
+        At least 39 but where the column itself has fewer, and at least 1.
 
     >>> sample_rate(1_000_000, 1_000, 512), sample_rate(1_000_000_000, 31_623, 512), sample_rate(5_000, 1_000, 512)
     (256, 66, 5)

@@ -91,7 +91,7 @@ def run_with_kills(config: FinetuneConfig, steps: list[int]) -> tuple[Any, int]:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_a_killed_worker_costs_no_bits(table: str, towers: str, tmp_path: Path, kills: int) -> None:
     """Memory bank, dropout, optimiser, order: all of it comes back."""
     run(heads_config(table, towers, tmp_path / "calm", **_FEATURES))

@@ -57,11 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_its_commands_and_snippets() -> None:
     assert len(COMMANDS) >= 33
+    assert sum("--html shoes.html" in command for command in COMMANDS) == 1
     assert len(SNIPPETS) == 2
 
 
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS, ids=[f"{i} {c.split()[1]}" for i, c in enumerate(COMMANDS)])
 def test_a_command_does_what_it_says(folder: Path, command: str) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     if command.startswith("isthmus serve"):

@@ -41,7 +41,7 @@ _OFFSET = "_rowoffset"
 _REMEMBERED = 16_384
 _FEW_ROWS = 4_096
 _UNINDEXED_SHARE = 0.1
-# Sorting so many takes some 100 MiB; 5,000,000 rows at once took 350 and four times as long.
+# Sorting so many takes some 100 MiB; 5,000,000 rows at once took 350.
 _ROWS_OF_A_PART = 131_072
 # Each part costs a lookup up to a millisecond.
 _MOST_PARTS = 256
