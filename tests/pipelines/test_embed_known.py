@@ -102,3 +102,22 @@ def test_vectors_are_found_in_all_parts_and_in_what_is_not_indexed_yet(
     assert found(table, [0, 998, 1_099, 1_149, 1_399]) == [[0, 0], None, [1_099, 1_099], [1_149, 1_149], [1_399, 1_399]]
     index_digests(table)
     assert open_dataset(table).stats.index_stats(f"{_DIGEST}_idx")["num_unindexed_rows"] == 0
+
+
+def test_what_is_kept_of_an_index_does_not_grow_with_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 100_000
+    ref = TableRef.parse(str(tmp_path / "db" / "t"))
+    lance.write_dataset(rows(range(count)), ref.uri)
+    index_digests(ref)
+
+    def kept(bound: int) -> int:
+        """Bytes of the index that lookups all over it leave in memory."""
+        monkeypatch.setattr(reuse, "_INDEX_CACHE_BYTES", bound)
+        known = KnownVectors(ref, int(open_dataset(ref).version), {TEXT_VECTOR: (TEXT_VECTOR,)})
+        for first in range(0, 500, 100):
+            block = rows(range(first, count, 500)).append_column(REASON, pa.nulls(count // 500, pa.string()))
+            assert known.attach(block)[KNOWN_PREFIX + TEXT_VECTOR].null_count == 0
+        return int(known._open().session().index_cache_size_bytes())
+
+    assert kept(1 << 30) > 32 * count  # the digests alone
+    assert kept(1 << 20) <= 1 << 20

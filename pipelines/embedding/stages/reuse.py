@@ -45,6 +45,9 @@ _UNINDEXED_SHARE = 0.1
 _ROWS_OF_A_PART = 131_072
 # Each part costs a lookup up to a millisecond.
 _MOST_PARTS = 256
+# Digests are as good as random, so each lookup reads another page of the index: what a process keeps of them would grow
+# until it has the whole index, or Lance's 6 GiB. These are the digests of some two million rows.
+_INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES = 256 << 20, 128 << 20
 
 
 @dataclass
@@ -109,7 +112,13 @@ class KnownVectors:
     def _open_once(self) -> lance.LanceDataset:
         import lance
 
-        return lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
+        return lance.dataset(
+            self.table.uri,
+            version=self.version,
+            storage_options=self.table.options,
+            index_cache_size_bytes=_INDEX_CACHE_BYTES,
+            metadata_cache_size_bytes=_METADATA_CACHE_BYTES,
+        )
 
 
 def read_envelopes(
