@@ -17,7 +17,7 @@ import multiprocessing
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -85,27 +85,36 @@ def main() -> None:
     report("train", f"python -m benchmarks.train {command}{folder}", tables(figures), goals(figures))
 
 
-def measure(folder: Path, args: argparse.Namespace) -> Figures:
-    """Pairs a second of each contender, with two workers and with one; the model is made in the folder."""
+def measure(folder: Path, args: argparse.Namespace, names: Collection[str] | None = None) -> Figures:
+    """Pairs a second of each contender, with two workers and with one; the model is made in the folder.
+
+    Args:
+        folder: for the model.
+        args: of the command.
+        names: of the contenders with two workers; None for all, with those of one worker.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     model = clip_small(folder)
     jobs = [Job(model=model, batch=args.batch, chunk=args.chunk, rank=rank, world=2, port=port,
                 open_clip=args.open_clip) for rank in range(2)]  # fmt: skip
-    two, one = Group(jobs), Group([alone(jobs[0])])
+    groups = [two := Group(jobs)]
     agree(two)
-    turns = {name: _turn(two, name, args.steps) for name in two.names}
-    turns |= {name + _ONE: _turn(one, name, args.steps) for name in one.names}
+    turns = {name: _turn(two, name, args.steps) for name in two.names if names is None or name in names}
+    if names is None:
+        groups.append(one := Group([alone(jobs[0])]))
+        turns |= {name + _ONE: _turn(one, name, args.steps) for name in one.names}
     figures = take_turns(turns, args.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
-    two.stop()
-    one.stop()
+    for group in groups:
+        group.stop()
     return figures
 
 
 def small(folder: Path, rounds: int, steps: int) -> Figures:
-    """`measure` with few pairs."""
-    return measure(folder, _parser().parse_args(["--rounds", str(rounds), "--steps", str(steps), "--batch", "16"]))
+    """`measure` with few pairs, and only what has a goal."""
+    args = _parser().parse_args(["--rounds", str(rounds), "--steps", str(steps), "--batch", "16"])
+    return measure(folder, args, (OURS, PLAIN, GRAD_CACHE))
 
 
 def _parser() -> argparse.ArgumentParser:
