@@ -65,7 +65,7 @@ class Measured:
         shard_bytes: of the driver's memory, for a shard that is settled.
         block_ms: of the driver's processor for a block, all stages.
         decoded: pictures of 640 x 480 that a core decodes a second.
-        normalised: decoded pictures that an encode actor's core turns into float32 a second.
+        stacked: decoded pictures that an encode actor's core puts into batches a second.
         indexed: partitions → vectors of 512 dimensions that a core indexes a second.
     """
 
@@ -78,7 +78,7 @@ class Measured:
     shard_bytes: float
     block_ms: float
     decoded: float
-    normalised: float
+    stacked: float
     indexed: dict[int, float]
 
 
@@ -131,12 +131,12 @@ def decode_rate(pictures: int = 300) -> float:
     return pictures / (time.process_time() - started)
 
 
-def normalise_rate(batches: int = 10, batch: int = 64) -> float:
-    """Pictures of 224 x 224 that one core turns into what a model reads, a second."""
+def stack_rate(batches: int = 100, batch: int = 64) -> float:
+    """Pictures of 224 x 224 that one core puts into one batch, uint8, a second."""
     pixels = [np.random.default_rng(i).integers(0, 256, (224, 224, 3), np.uint8) for i in range(batch)]
     started = time.process_time()
     for _ in range(batches):
-        _TRANSFORM.normalise(pixels)
+        np.stack(pixels)
     return batches * batch / (time.process_time() - started)
 
 
@@ -191,7 +191,7 @@ def computed(m: Measured, rate: float, dim: int, limits: SinkLimits) -> dict[str
         "all GPUs, rows/s": f"{rows_per_s:,.0f}",
         "encoding, hours": f"{hours:.1f}",
         "decoding cores for each GPU": f"{rate / m.decoded:.1f}",
-        "encode actor, share of its thread for float32": f"{rate / m.normalised:.2f}",
+        "encode actor, share of its thread for batches": f"{rate / m.stacked:.2f}",
         "blocks": f"{blocks:,.0f}",
         "blocks a second": f"{rows_per_s / block_rows(_PIXEL_BYTES):,.0f}",
         "driver, share of a core for blocks": f"{m.block_ms / 1e3 * rows_per_s / block_rows(_PIXEL_BYTES):.2f}",
@@ -245,7 +245,7 @@ def main() -> int:
         **read_results(),  # type: ignore[arg-type]
         block_ms=driver_ms_of_a_block(given.folder),
         decoded=decode_rate(),
-        normalised=normalise_rate(),
+        stacked=stack_rate(),
         indexed=index_rates(given.folder, 100_000, (256, 4_096)),
     )
     limits = SinkLimits(block_rows=block_rows(_PIXEL_BYTES), commit_interval_s=_INTERVAL_S)

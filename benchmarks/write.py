@@ -49,8 +49,9 @@ _BLOCK_ROWS = 218  # What 32 MiB of pixels at 224 x 224 allow.
 _SHARD_ROWS = 8_192
 _ALONE, _ALONE_SMALL = "write_dataset", "write_dataset, files of 16,384 rows"
 _PROCESS, _CORES, _RAY = "sink, one process", "sink, a process a core", "sink on Ray"
-_WHERE = ("in one process", "on Ray")
+_WHERE, _PROCESSOR = ("in one process", "on Ray"), ", processor"
 _WANTED = 0.9
+_ALL_OF_IT = "all of stage_envelopes, afterwards"
 _envelopes: list[pa.Table] = []  # of a process of the pool
 
 
@@ -67,6 +68,7 @@ class Bench:
         self._refs: list[Any] = []
         self._pool: ProcessPoolExecutor | None = None
         self._spent: list[tuple[float, float]] = []
+        self._driver_s: list[float] = []
         self.found: dict[str, list[dict[str, float]]] = {}
 
     @property
@@ -118,13 +120,15 @@ class Bench:
         if not self._refs:
             self._refs = [ray.put(envelope) for envelope in self._envelopes]
         table = self._fresh(_RAY)
-        started = time.perf_counter()
+        started, driver = time.perf_counter(), time.process_time()
         with _Sink(table, self._schema) as sink:
             streaming = StreamingSink(sink.queue, table, self._schema)
             for ref in self._refs:
                 streaming.add([ref], 1)
             streaming.finish()
-        return self._measured(_RAY, table, time.perf_counter() - started, sink.commits)
+        seconds = time.perf_counter() - started
+        self._driver_s.append((time.process_time() - driver) / sink.groups)
+        return self._measured(_RAY, table, seconds, sink.commits)
 
     def indexing_s(self) -> float:
         """Seconds in which the digests of the last table of Ray's are indexed, once a run."""
@@ -144,13 +148,21 @@ class Bench:
             there = ray.get(on_ray.remote(table, self._schema, *self._refs[group]))
         return [
             {"step, ms for 16,384 rows": name}
-            | {where: round(times[name], 1) for where, times in zip(_WHERE, (here, there), strict=True)}
+            | {
+                where + what: round(times[name][i], 1)
+                for where, times in zip(_WHERE, (here, there), strict=True)
+                for i, what in enumerate(("", _PROCESSOR))
+            }
             for name in here
         ]
 
     def spent_alone(self) -> tuple[float, float]:
         """Milliseconds that one process takes for a group, and what of it are commits; medians over the rounds."""
         return statistics.median(all_ for all_, _ in self._spent), statistics.median(of for _, of in self._spent)
+
+    def driver_ms(self) -> float:
+        """Milliseconds of the driver's processor for a group, on Ray; median over the rounds."""
+        return 1e3 * statistics.median(self._driver_s)
 
     def close(self) -> None:
         """End the processes, and take the tables away."""
@@ -190,19 +202,21 @@ def _stage(table: TableRef, schema: pa.Schema, part: slice) -> StagedGroup:
     return stage_envelopes(table, schema, NO_FILES, *_envelopes[part])
 
 
-def steps_of_staging(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> dict[str, float]:
-    """Milliseconds of each step of staging a group, by the same calls as `stage_envelopes`, and of all of it."""
-    times = [time.perf_counter()]
+def steps_of_staging(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> dict[str, tuple[float, float]]:
+    """Milliseconds of each step of staging a group, by the same calls as `stage_envelopes`, and of all of it: those of
+    the clock and those of the processor, all threads together."""
+    times = [(time.perf_counter(), time.process_time())]
     blocks = [block for envelope in envelopes for block in unwrap(envelope)]
-    times.append(time.perf_counter())
+    times.append((time.perf_counter(), time.process_time()))
     rows = pa.concat_tables([block.select(schema.names) for block in blocks]).cast(schema)
-    times.append(time.perf_counter())
+    times.append((time.perf_counter(), time.process_time()))
     write_fragments(rows, table.uri, mode="append")
-    times.append(time.perf_counter())
+    times.append((time.perf_counter(), time.process_time()))
     stage_envelopes(table, schema, NO_FILES, *envelopes)
-    times.append(time.perf_counter())
-    names = ("opening envelopes", "putting blocks together", "write_fragments", "all of stage_envelopes, afterwards")
-    return {name: 1e3 * (b - a) for name, a, b in zip(names, times, times[1:], strict=False)}
+    times.append((time.perf_counter(), time.process_time()))
+    names = ("opening envelopes", "putting blocks together", "write_fragments", _ALL_OF_IT)
+    pairs = zip(names, times, times[1:], strict=False)
+    return {name: (1e3 * (b[0] - a[0]), 1e3 * (b[1] - a[1])) for name, a, b in pairs}
 
 
 class _Sink:
@@ -290,6 +304,7 @@ def _why(bench: Bench, figures: Figures, stages: Sequence[dict[str, Any]]) -> di
     here, there = ({row["step, ms for 16,384 rows"]: row[where] for row in stages} for where in _WHERE)
     whole, commits = bench.spent_alone()
     on_ray = 1e3 * FRAGMENT_ROWS / statistics.median(figures[_RAY])
+    of_cores = {row["step, ms for 16,384 rows"]: row[_WHERE[1] + _PROCESSOR] for row in stages}[_ALL_OF_IT]
     return {
         _PROCESS: (
             f"write_dataset takes {alone:.0f} ms for 16,384 rows; here {here['write_fragments']:.0f} of {whole:.0f} "
@@ -298,8 +313,9 @@ def _why(bench: Bench, figures: Figures, stages: Sequence[dict[str, Any]]) -> di
         ),
         _CORES: small,
         _RAY: (
-            f"write_dataset takes {alone:.0f} ms for 16,384 rows; here {on_ray:.0f}, where a staging task takes "
-            f"{there['all of stage_envelopes, afterwards']:.0f} and as many run at once as there are cores; {small}"
+            f"write_dataset takes {alone:.0f} ms for 16,384 rows; here {on_ray:.0f} on {os.cpu_count()} cores: "
+            f"a staging task takes {there[_ALL_OF_IT]:.0f}, in which its processor works {of_cores:.0f}, "
+            f"and that of the driver {bench.driver_ms():.0f} a group; {small}"
         ),
     }
 

@@ -87,9 +87,7 @@ class Runtime:
     def tensor(self, array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
         """An array on the device, through pinned memory where that lets the copy overlap with work."""
         tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def run(self, forward: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[Any]) -> NDArray[np.float32]:
         """L2-normalised vectors (n, dim) of n >= 1 items, batch by batch; memory errors halve the batch for good."""

@@ -118,10 +118,14 @@ class ImageTransform:
         return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
 
     def normalise_tensor(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`normalise` in torch operations, of uint8 (n, height, width, 3)."""
+        """`normalise` in torch operations, of uint8 (n, height, width, 3): the same bits, on the device of the pixels.
+
+        Returns:
+            float32 (n, 3, height, width), channels last in memory.
+        """
         import torch
 
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        mean, std = (torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
         return ((pixels.float() * self.scale - mean) / std).permute(0, 3, 1, 2)
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:

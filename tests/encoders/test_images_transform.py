@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers as tf
 from corpora import picture
 from hypothesis import given
@@ -55,6 +56,17 @@ def test_exact_preprocessing_is_the_familys_own(name: str, size: tuple[int, int]
     ours = transform.normalise([pixels])
     assert ours.shape == theirs["pixel_values"].shape
     np.testing.assert_allclose(ours, theirs["pixel_values"], atol=tolerance)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_tensors_are_normalised_to_the_same_bits_where_they_are(name: str) -> None:
+    transform = from_processor_config(PROCESSORS[name].to_dict())
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 17, 40, 3), np.uint8)
+    found = transform.normalise_tensor(torch.from_numpy(pixels))
+    np.testing.assert_array_equal(found.numpy(), transform.normalise(list(pixels)))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    # Nothing is made on another device, whatever that of the pixels is.
+    assert transform.normalise_tensor(torch.empty(1, 4, 4, 3, dtype=torch.uint8, device="meta")).is_meta
 
 
 @given(st.sampled_from(sorted(PROCESSORS)))
