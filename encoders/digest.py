@@ -13,7 +13,7 @@ _DIGEST_BYTES = 8
 _CHUNK_BYTES = 1 << 22
 
 
-def digest_bytes(*parts: bytes, size: int = _DIGEST_BYTES) -> str:
+def digest_bytes(*parts: bytes | memoryview, size: int = _DIGEST_BYTES) -> str:
     """BLAKE2b over the length-prefixed parts, two hex digits for each of `size` bytes."""
     state = hashlib.blake2b(digest_size=size)
     for part in parts:

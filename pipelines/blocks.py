@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines.contract import (
     CAPTION,
@@ -93,12 +94,29 @@ def _aligned(payload: pa.Buffer) -> pa.Buffer:
 
 def views(column: pa.ChunkedArray) -> Iterator[pa.Buffer]:
     """The bytes of each valid row of a column of large binary, as views; a scalar's buffer would be a copy."""
-    for chunk in column.chunks:
+    for chunk in filter(len, column.chunks):
         valid, offsets, data = chunk.buffers()
+        data = pa.py_buffer(b"") if data is None else data  # where all of them are empty
         ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
         is_there = np.ones(len(chunk), bool) if valid is None else chunk.is_valid().to_numpy(zero_copy_only=False)
         for start, stop in zip(ends[:-1][is_there].tolist(), ends[1:][is_there].tolist(), strict=True):
             yield data.slice(start, stop - start)
+
+
+def valid_rows(column: pa.ChunkedArray) -> list[int]:
+    """The rows of `views`."""
+    return list(np.flatnonzero(column.is_valid().to_numpy()).tolist())
+
+
+def as_binary(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.Array:
+    """The bytes of each array as large binary, null where there is none: copied once, into memory of the right size."""
+    ends = np.cumsum([0, *(0 if a is None else a.size for a in arrays)], dtype=np.int64)
+    flat = [a.reshape(-1) for a in arrays if a is not None]
+    data = np.concatenate(flat) if flat else np.zeros(0, np.uint8)
+    is_there = np.array([a is not None for a in arrays], bool)
+    valid = pa.py_buffer(np.packbits(is_there, bitorder="little"))
+    buffers = [valid, pa.py_buffer(ends), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
 
 
 def unwrap_one(envelopes: pa.Table) -> pa.Table:

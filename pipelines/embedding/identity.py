@@ -50,7 +50,7 @@ def file_id(shard: Shard, job_digest: str) -> str:
     return digest_json([shard.uri, job_digest])
 
 
-def picture_digest(data: bytes) -> str:
+def picture_digest(data: bytes | memoryview) -> str:
     """Identity of a picture's bytes."""
     return digest_bytes(data, size=_CONTENT_BYTES)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contract import Columns
@@ -113,23 +114,34 @@ class ParquetSource:
 
     def _records(self, table: pa.Table, uri: str, first: int) -> pa.Table:
         layout = self.layout
-        roles = (layout.key, layout.item, layout.caption, layout.image, layout.uri)
+        roles = (layout.key, layout.item, layout.caption, layout.uri)
         columns = [table[name].to_pylist() if name else [None] * table.num_rows for name in roles]
+        images, inner_paths = self._pictures(table)
+        is_there = images.is_valid().to_pylist()
         records, paths = [], []
-        for i, (key, item, caption, image, path) in enumerate(zip(*columns, strict=True)):
-            if isinstance(image, dict):
-                image, path = image["bytes"], image.get("path") or path
-            picture = picture_fields(path, self.root) if image is None else self._embedded(image, uri, first + i)
+        for i, (key, item, caption, path) in enumerate(zip(*columns, strict=True)):
+            path = inner_paths[i] or path
+            here = {"image_uri": row_locator(uri, first + i, layout.image)} if layout.image and is_there[i] else None
+            picture = here or picture_fields(path, self.root)
             records.append({"key": as_key(key), "item": as_key(item), "captions": as_captions(caption)} | picture)
             paths.append(path)
         if layout.path_as is not None:
             table = table.drop_columns([layout.path_as]) if layout.path_as in table.column_names else table
             table = table.append_column(layout.path_as, pa.array(paths, pa.string()))
-        return records_table(records, table.select(self.schema().names))
+        return records_table(records, table.select(self.schema().names), images)
 
-    def _embedded(self, image: bytes, uri: str, index: int) -> dict[str, Any]:
-        assert self.layout.image is not None
-        return {"image": image, "image_uri": row_locator(uri, index, self.layout.image)}
+    def _pictures(self, table: pa.Table) -> tuple[pa.Array, list[str | None]]:
+        """The bytes of each row's picture, where it holds one, not copied; and the path beside them."""
+        paths: list[str | None] = [None] * table.num_rows
+        if self.layout.image is None:
+            return pa.nulls(table.num_rows, pa.large_binary()), paths
+        column = table[self.layout.image]
+        found = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies one, too
+        if pa.types.is_struct(found.type):
+            if found.type.get_field_index("path") >= 0:
+                paths = pc.struct_field(found, "path").to_pylist()
+            found = pc.struct_field(found, "bytes")
+        return found.cast(pa.large_binary()), paths
 
 
 def open_parquet(corpus: str, files: list[FileInfo], root: str, columns: Columns, storage: Storage) -> ParquetSource:

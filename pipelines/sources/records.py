@@ -20,15 +20,18 @@ _INTERNAL = {
 }
 
 
-def records_table(records: Sequence[dict[str, Any]], passthrough: pa.Table) -> pa.Table:
+def records_table(records: Sequence[dict[str, Any]], passthrough: pa.Table, images: pa.Array | None = None) -> pa.Table:
     """A table of `RECORD_SCHEMA` and the pass-through columns.
 
     Args:
         records: contract fields of each record; fields left out are null.
         passthrough: the other columns, as many rows.
+        images: `image` of each record as large binary, so that it is not copied; None takes the records' own.
     """
     arrays = [
-        pa.array([record.get(name) for record in records], field.type)
+        images
+        if name == IMAGE and images is not None
+        else pa.array([record.get(name) for record in records], field.type)
         for name, field in zip(RECORD_FIELDS, RECORD_SCHEMA, strict=True)
     ]
     schema = pa.schema([*RECORD_SCHEMA, *passthrough.schema])

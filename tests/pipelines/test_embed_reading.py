@@ -6,14 +6,17 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from corpora import pairs, write_folder
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipelines.contract import Columns
+from pipelines.blocks import REASON
+from pipelines.contract import CAPTION, IMAGE, PICTURE, Columns
 from pipelines.embedding.stages.reading import ReadSettings, ShardWork, read_blocks
 from pipelines.sources import Source, open_source
 from pipelines.sources.base import Shard
@@ -89,3 +92,56 @@ def test_a_folder_reads_as_its_files_do_one_by_one(tmp_path: Path) -> None:
     assert together.drop_columns(timed).equals(alone.drop_columns(timed))
     assert together.num_rows == 40
     assert all(together["image"].to_pylist())
+
+
+PICTURES = st.one_of(st.none(), st.binary(max_size=3))
+
+
+@dataclass
+class Given:
+    """A source of one shard, whose tables are given."""
+
+    tables: list[list[tuple[bytes | None, list[str]]]]
+
+    def schema(self) -> pa.Schema:
+        return pa.schema([("n", pa.int64())])
+
+    def read(self, shard: Shard) -> Iterator[pa.Table]:
+        n = 0
+        for records in self.tables:
+            numbers = range(n, n := n + len(records))
+            fields = [{"key": str(i), "image": r[0], "captions": r[1]} for i, r in zip(numbers, records, strict=True)]
+            yield records_table(fields, pa.table({"n": list(numbers)}, schema=self.schema()))
+
+
+@given(
+    st.lists(st.lists(st.tuples(PICTURES, st.lists(st.sampled_from(["a", "b"]), max_size=2)), max_size=5), max_size=5),
+    st.integers(1, 6),
+    st.integers(1, 200),
+    st.sets(st.integers(0, 24)),
+)
+def test_blocks_hold_what_the_records_hold(
+    tables: list[list[tuple[bytes | None, list[str]]]], block_rows: int, block_bytes: int, done: set[int]
+) -> None:
+    """Each picture's bytes stand once in a block, whatever the batches in which they came and what is settled."""
+    settings = replace(SETTINGS, block_rows=block_rows, block_bytes=block_bytes)
+    shard = Shard(uri="/c/x", version="1", start=0, rows=25, size_bytes=1)
+    work = ShardWork(shard=shard, shard_id="x", done=tuple((n, n + 1) for n in done))
+    records = [record for table in tables for record in table]
+    wanted = [
+        (n, caption, image, image is None and not captions)
+        for n, (image, captions) in enumerate(records)
+        if n not in done
+        for caption in captions or [None]
+    ]
+    found = []
+    for block in read_blocks(Given(tables), [work], settings, Storage()):  # type: ignore[arg-type]
+        assert all(column.num_chunks == 1 for column in block.columns), "as an envelope takes it in one batch"
+        rows = block.select(["n", CAPTION, IMAGE, PICTURE, REASON]).to_pylist()
+        held = [row[PICTURE] for row in rows if row[IMAGE] is not None]
+        assert len(held) == len(set(held))
+        bytes_of = {row[PICTURE]: row[IMAGE] for row in rows if row[IMAGE] is not None}
+        found += [
+            (r["n"], r[CAPTION], bytes_of.get(r[PICTURE]), r[REASON] is not None) for r in rows if r["n"] is not None
+        ]
+    assert found == wanted

@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from encoders.images import ImageError, ImageTransform, prepare, prepare_with_thumbnail
 from encoders.protocol import Preprocessing
-from pipelines.blocks import HEIGHT, KNOWN_PREFIX, PIXELS, WIDTH, Rejections, unwrap_one, views, with_seconds, wrap
+from pipelines.blocks import (
+    HEIGHT,
+    KNOWN_PREFIX,
+    PIXELS,
+    WIDTH,
+    Rejections,
+    as_binary,
+    unwrap_one,
+    valid_rows,
+    views,
+    with_seconds,
+    wrap,
+)
 from pipelines.contract import IMAGE, PICTURE, THUMBNAIL, Stage
 from pipelines.embedding.stages.recent import recent_vectors
 from pipelines.faults import fault
@@ -95,17 +107,15 @@ def decode_block(block: pa.Table, settings: DecodeSettings, decode: Decode = dec
     """
     started = time.perf_counter()
     fault("decode")
-    images = block[IMAGE].to_pylist()
     pictures = block[PICTURE].to_pylist()
     rejections = Rejections(block, Stage.DECODE)
     pixels: list[NDArray[np.uint8] | None] = [None] * block.num_rows
     thumbnails: dict[str, bytes | None] = {}
     failures: dict[str, ImageError] = {}
-    for row, data in enumerate(images):
-        if data is None:
-            continue
+    # One picture's bytes at a time: the next one's take their place in memory.
+    for row, view in zip(valid_rows(block[IMAGE]), views(block[IMAGE]), strict=True):
         try:
-            decoded = decode(data, pictures[row], settings)
+            decoded = decode(view.to_pybytes(), pictures[row], settings)
             pixels[row], thumbnails[pictures[row]] = decoded.pixels, decoded.thumbnail
         except ImageError as error:
             failures[pictures[row]] = error
@@ -129,27 +139,16 @@ def _with_thumbnails(block: pa.Table, made: list[bytes | None]) -> pa.Table:
 
 def _with_pixels(block: pa.Table, pixels: list[NDArray[np.uint8] | None]) -> pa.Table:
     sizes = [None if p is None else p.shape[:2] for p in pixels]
-    block = block.append_column(PIXELS, _as_binary(pixels))
+    block = block.append_column(PIXELS, as_binary(pixels))
     for axis, name in enumerate((HEIGHT, WIDTH)):
         block = block.append_column(name, pa.array([None if s is None else s[axis] for s in sizes], pa.int32()))
     return block
 
 
-def _as_binary(arrays: list[NDArray[np.uint8] | None]) -> pa.Array:
-    """The bytes of each array, null where there is none: copied once, as pixels are most of what a job moves."""
-    ends = np.cumsum([0, *(0 if a is None else a.size for a in arrays)], dtype=np.int64)
-    flat = [a.reshape(-1) for a in arrays if a is not None]
-    data = np.concatenate(flat) if flat else np.zeros(0, np.uint8)
-    is_there = np.array([a is not None for a in arrays], bool)
-    valid = pa.py_buffer(np.packbits(is_there, bitorder="little"))
-    buffers = [valid, pa.py_buffer(ends), pa.py_buffer(data)]
-    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
-
-
 def read_pixels(block: pa.Table) -> tuple[list[int], list[NDArray[np.uint8]]]:
     """The rows of a decoded block that carry pixels, and those pixels as (height, width, 3) views, not copies."""
     heights, widths = block[HEIGHT].to_pylist(), block[WIDTH].to_pylist()
-    rows = np.flatnonzero(block[PIXELS].is_valid().to_numpy()).tolist()
+    rows = valid_rows(block[PIXELS])
     arrays = [
         np.frombuffer(view, np.uint8).reshape(heights[row], widths[row], 3)
         for row, view in zip(rows, views(block[PIXELS]), strict=True)
