@@ -49,6 +49,14 @@ _FEW, _FEW_SHARE = 128, 8
 _FEWER = ", few rows"
 _CEILING_GOALS = {"ViT-B/32": 0.95, "small ViT": 0.85}
 _PEER_GOALS = {CLIP_RETRIEVAL: 1.3, DAFT: 1.2, RECIPE: 1.5}
+# Of goals that were missed.
+_WHY = {
+    "small ViT, 12 MP": (
+        "a core decodes and encodes such a picture in 89 ms, and the job reads its 6 MB for 20 more, half of them the "
+        "digest by which vectors are reused (benchmarks.reading), where the ceiling has them in memory; at the end a "
+        "process waits for the other one's last eleven pictures, a second of fourteen"
+    ),
+}
 _SCRIPTS = Path(__file__).parent / "peers"
 
 
@@ -201,14 +209,9 @@ def goals_of(found: dict[str, Any]) -> list[Goal]:
     shares = [ours / bare for ours, bare in zip(alone[OURS], alone[CEILING], strict=True)]
     # What a round gives is a difference of two runs: of few rows, it may be more than can be.
     spread = "by round: " + ", ".join(f"{share:.2f}" for share in shares)
-    goals = [
-        Goal(
-            name=f"embed, {case}: steady ÷ ceiling",
-            figure=ratio(alone, OURS, CEILING),
-            target=_CEILING_GOALS[found["model"]],
-            note=spread,
-        )
-    ]
+    figure, target = ratio(alone, OURS, CEILING), _CEILING_GOALS[found["model"]]
+    note = f"{spread}; {_WHY[case]}" if figure < target and case in _WHY else spread
+    goals = [Goal(name=f"embed, {case}: steady ÷ ceiling", figure=figure, target=target, note=note)]
     for peer, target in _PEER_GOALS.items():
         if found["peers"]:
             wanted = target if found["model"] == "small ViT" else 1.0

@@ -29,6 +29,7 @@ _ROWS = (10_000, 100_000, 1_000_000)
 _TEXT_ROWS = (1_000_000, 10_000_000)
 _ROWS_OF_A_FILE = 10_000  # The same at all sizes: what a read task holds goes by row groups.
 _REPEATS = 3
+_MOST_GROWTH = 1.1
 _MIB = 1 << 20
 
 
@@ -86,13 +87,24 @@ def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+# Of a goal that was missed.
+_WHY = {
+    "largest worker, MiB": (
+        "a worker reaches its level some 100 s after its start and stays there: looked at each five seconds over "
+        "600,000 rows, the larger encode actor had 227 MiB after 97 s and 210 to 230 until the end; the run of 100,000 "
+        "rows ends after 47 s"
+    ),
+}
+
+
 def goals_of(small: dict[str, Any], large: dict[str, Any]) -> list[Goal]:
     """What must not grow from one size to ten times as much."""
     scale = f"{large['rows']:,} rows by {small['rows']:,}"
-    goals = [
-        Goal(name=f"{name}: {scale}", figure=large[name] / small[name], target=1.1, at_least=False)
-        for name in ("driver, MiB", "largest worker, MiB")
-    ]
+    goals = []
+    for name in ("driver, MiB", "largest worker, MiB"):
+        figure = large[name] / small[name]
+        note = _WHY.get(name, "") if figure > _MOST_GROWTH else ""
+        goals.append(Goal(name=f"{name}: {scale}", figure=figure, target=_MOST_GROWTH, at_least=False, note=note))
     early, late = (large[f"driver, ms a fragment, {when} tenth"] for when in ("first", "last"))
     return [
         *goals,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -39,3 +40,9 @@ class FreedMemory:
             self._last = time.monotonic()
             if hasattr(self._libc, "malloc_trim"):
                 self._libc.malloc_trim(0)
+
+
+@cache
+def freed_memory() -> FreedMemory:
+    """That of this process."""
+    return FreedMemory()

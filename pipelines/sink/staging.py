@@ -17,6 +17,7 @@ from pipelines.blocks import LAST, MESSAGE, OVERLONG, READY, REASON, REUSED, STA
 from pipelines.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.faults import fault, fault_is_set
 from pipelines.fusion.vectors import with_fused
+from pipelines.memory import freed_memory
 from pipelines.pace import BlockTime
 from pipelines.retries import retry
 from pipelines.sink.claims import Claim, claims_of_columns, file_of
@@ -81,7 +82,10 @@ class StagedGroup:
 
 def stage_envelopes(table: TableRef, schema: pa.Schema, files: Files, *envelopes: pa.Table) -> StagedGroup:
     """`stage_blocks` as a Ray task: its arguments are Ray's blocks, each an envelope (or several) of ours."""
-    return stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)), files=files)
+    freed = freed_memory()
+    group = stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)), files=files)
+    freed.give_back()
+    return group
 
 
 def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: Files = NO_FILES) -> StagedGroup:

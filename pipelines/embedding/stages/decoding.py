@@ -28,6 +28,7 @@ from pipelines.blocks import (
 from pipelines.contract import IMAGE, PICTURE, THUMBNAIL, Stage
 from pipelines.embedding.stages.recent import recent_vectors
 from pipelines.faults import fault
+from pipelines.memory import freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ def decode_picture(data: bytes, picture: str, settings: DecodeSettings) -> Decod
 
 def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
     """`decode_safely` as Ray Data calls it."""
+    freed_memory().give_back()
     return wrap(decode_safely(unwrap_one(envelope), settings))
 
 

@@ -30,7 +30,7 @@ from pipelines.contract import CAPTION, IMAGE, IMAGE_VECTOR, PICTURE, TEXT_VECTO
 from pipelines.embedding.stages.decoding import read_pixels
 from pipelines.embedding.stages.recent import recent_vectors
 from pipelines.faults import fault
-from pipelines.memory import FreedMemory
+from pipelines.memory import freed_memory
 
 log = logging.getLogger(__name__)
 _LENGTH_TOLERANCE = 1e-2
@@ -54,7 +54,7 @@ class EncodeBlocks:
     def __init__(self, settings: EncodeSettings) -> None:
         from encoders.registry import load
 
-        self._freed = FreedMemory()
+        self._freed = freed_memory()
         self._settings = settings
         self._recent = recent_vectors()
         self._recent.clear()

@@ -24,6 +24,7 @@ from pipelines.contract import IMAGE, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.embedding.stages.reading import ReadSettings, ShardWork, read_blocks
 from pipelines.embedding.stages.recent import DIGESTS
+from pipelines.memory import freed_memory
 from pipelines.provenance import Provenance
 from pipelines.retries import retried, retry
 from pipelines.sink.tables import open_dataset
@@ -124,8 +125,13 @@ class KnownVectors:
 def read_envelopes(
     source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
 ) -> Iterator[pa.Table]:
-    """`read_with_known`, each block in its envelope."""
-    return map(wrap, read_with_known(source, work, settings, storage, known))
+    """`read_with_known` as a Ray task, each block in its envelope."""
+    return map(_wrapped, read_with_known(source, work, settings, storage, known))
+
+
+def _wrapped(block: pa.Table) -> pa.Table:
+    freed_memory().give_back()
+    return wrap(block)
 
 
 def read_with_known(
