@@ -50,7 +50,7 @@ def decoding(folder: Path) -> Iterator[Goal]:
 
 def captions(folder: Path) -> Iterator[Goal]:
     """Captions padded to the longest of a batch against CLIP's 77 tokens."""
-    tower, found = text.tower_of(2), text.sentences(_CAPTIONS)
+    tower, found = text.tower_of(2), text.sentences(_CAPTIONS, packages=["numpy"])
     wide = text.padded(tower, 77)
 
     def rate(encode: Callable[[list[str]], object]) -> Callable[[], float]:

@@ -77,10 +77,10 @@ def main() -> None:
     )
 
 
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """Distinct first sentences of docstrings, of a caption's length, in an order of their own."""
+def sentences(count: int, seed: int = 0, packages: Sequence[str] = _PACKAGES) -> list[str]:
+    """Distinct first sentences of the packages' docstrings, of a caption's length, in an order of their own."""
     found: dict[str, None] = {}
-    for package in _PACKAGES:
+    for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise ModuleNotFoundError(f"the captions come from {package}'s docstrings; install isthmus[explore]")
