@@ -212,14 +212,10 @@ def goals_of(found: dict[str, Any]) -> list[Goal]:
     figure, target = ratio(alone, OURS, CEILING), _CEILING_GOALS[found["model"]]
     note = f"{spread}; {_WHY[case]}" if figure < target and case in _WHY else spread
     goals = [Goal(name=f"embed, {case}: steady ÷ ceiling", figure=figure, target=target, note=note)]
-    for peer, target in _PEER_GOALS.items():
-        if found["peers"]:
-            wanted = target if found["model"] == "small ViT" else 1.0
-            goals += [
-                Goal(name=f"embed, {case}: {kind} ÷ {peer}", figure=ratio(figures, OURS, peer), target=wanted)
-                for kind in ("steady", "whole")
-                for figures in [found["peers"][kind]]
-            ]
+    for peer, wanted in _PEER_GOALS.items() if found["peers"] else ():
+        for kind in ("steady", "whole"):
+            figure, target = ratio(found["peers"][kind], OURS, peer), wanted if found["model"] == "small ViT" else 1.0
+            goals.append(Goal(name=f"embed, {case}: {kind} ÷ {peer}", figure=figure, target=target))
     return goals
 
 

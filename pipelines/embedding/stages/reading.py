@@ -263,6 +263,13 @@ def _verdict(record: dict[str, Any], captions: list[str], settings: ReadSettings
     return None, None
 
 
+def _bytes_of(value: Any) -> int:
+    """What a value takes in a column, about."""
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, (bytes, memoryview)) else 8
+
+
 class _BlockBuilder:
     """Collects rows until they make a block. A record is never cut, and pictures that recur are kept once."""
 
@@ -291,7 +298,7 @@ class _BlockBuilder:
                 row[LAST] = chunk.ends_shard and i == len(chunk.records) - 1
         for row in rows:
             self._keep_picture_once(row)
-            self._bytes += sum(len(value) for value in row.values() if isinstance(value, (str, bytes, memoryview)))
+            self._bytes += sum(map(_bytes_of, row.values()))
         if rows:
             others = chunk.passthrough
             others = others.take(pa.array(origin, pa.int64())) if others.num_columns else others
