@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 _DIGEST_BYTES = 8
 _CHUNK_BYTES = 1 << 22
 
@@ -20,6 +22,15 @@ def digest_bytes(*parts: bytes | memoryview, size: int = _DIGEST_BYTES) -> str:
         state.update(len(part).to_bytes(8, "little"))
         state.update(part)
     return state.hexdigest()
+
+
+def digest_large(data: bytes | memoryview, size: int = _DIGEST_BYTES) -> str:
+    """BLAKE3, two hex digits for each of `size` bytes: of megabytes in a fifth of BLAKE2b's time, of a line in more.
+
+    The hash is a tree of kilobytes, which SIMD takes several at a time (O'Connor, Aumasson, Neves and Wilcox-O'Hearn,
+    "BLAKE3: one function, fast everywhere", 2020).
+    """
+    return blake3(data).hexdigest(length=size)
 
 
 def digest_json(data: Any, size: int = _DIGEST_BYTES) -> str:

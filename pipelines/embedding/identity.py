@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
-from encoders.digest import digest_bytes, digest_json
+import pyarrow as pa
+
+from encoders.digest import digest_bytes, digest_json, digest_large
+from pipelines.provenance import Provenance
 from pipelines.sources.base import Shard
 from pipelines.storage import absolute
 
 _GLOB = "*?["
 # Of a billion pictures, captions or rows two with equal digests of 64 bits are likely enough to be met.
 _CONTENT_BYTES = 16
+PictureDigest = Literal["blake2b", "blake3"]
+PICTURE_DIGEST: PictureDigest = "blake3"
+PICTURE_DIGEST_KEY = "picture_digest"
 
 
 def corpus_root(corpus: str, uris: Iterable[str]) -> str:
@@ -50,9 +57,23 @@ def file_id(shard: Shard, job_digest: str) -> str:
     return digest_json([shard.uri, job_digest])
 
 
-def picture_digest(data: bytes | memoryview) -> str:
-    """Identity of a picture's bytes."""
-    return digest_bytes(data, size=_CONTENT_BYTES)
+def picture_digest(data: bytes | memoryview, how: PictureDigest = PICTURE_DIGEST) -> str:
+    """Identity of a picture's bytes, within a table: see `picture_digest_of`."""
+    return (digest_large if how == "blake3" else digest_bytes)(data, size=_CONTENT_BYTES)
+
+
+def picture_digest_of(schema: pa.Schema) -> PictureDigest:
+    """How a table tells pictures apart, for its row ids too: with BLAKE3, as its provenance says, or with BLAKE2b if it
+    is so old that it says nothing.
+
+    Raises:
+        ValueError: with something that this version does not know.
+    """
+    found = Provenance.from_schema(schema).settings.get(PICTURE_DIGEST_KEY, "blake2b")
+    if found not in get_args(PictureDigest):
+        raise ValueError(f"the table's pictures have {found!r} digests, which this version cannot make; use a newer one")
+    known: PictureDigest = found
+    return known
 
 
 def text_digest(caption: str) -> str:

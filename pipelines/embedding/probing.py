@@ -125,7 +125,7 @@ def probe(
         for item in chosen:
             if counts.rows and time.perf_counter() > deadline:
                 break
-            blocks = _blocks_of(source, item, description, settings, each)
+            blocks = _blocks_of(source, item, description, settings, schema, each)
             _probe_shard(item, blocks, each, counts, schema, steps, deadline)
     return Sample(
         **vars(counts),
@@ -175,10 +175,10 @@ class _Steps:
 
 
 def _blocks_of(
-    source: Source, item: ShardWork, description: Description, settings: EmbedSettings, rows: int
+    source: Source, item: ShardWork, description: Description, settings: EmbedSettings, schema: pa.Schema, rows: int
 ) -> Iterator[pa.Table]:
     """The shard's blocks, no larger than a forward pass, so that a slow encoder is not asked for too much."""
-    read = read_settings([item.shard.uri], description, settings)
+    read = read_settings([item.shard.uri], description, settings, schema)
     small = min(read.block_rows, rows, max(_WARM_UP_ROWS, settings.options.batch_size))
     return read_blocks(source, [item], replace(read, block_rows=small), settings.corpus_storage)
 

@@ -22,6 +22,7 @@ from pipelines.embedding.engines import processes
 from pipelines.embedding.engines.early import Reserve
 from pipelines.embedding.engines.job import Job, Ran
 from pipelines.embedding.engines.processes import fits_this_machine, this_machine
+from pipelines.embedding.identity import PICTURE_DIGEST, PICTURE_DIGEST_KEY
 from pipelines.embedding.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
 from pipelines.embedding.planning import Resources, plan_pools
 from pipelines.embedding.report import EmbedReport, find_bottleneck, hint_for, shares
@@ -198,6 +199,7 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
             "backend": settings.options.backend,
             "vector_dtype": settings.vector_dtype,
             "normalised": True,
+            PICTURE_DIGEST_KEY: PICTURE_DIGEST,
             "libraries": library_versions(),
         },
     )

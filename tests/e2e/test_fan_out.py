@@ -17,6 +17,7 @@ from pipelines.contract import Columns
 from pipelines.embedding.engines import session
 from pipelines.embedding.engines.ray_data import build_dataset
 from pipelines.embedding.planning import Resources, group_work, plan_pools
+from pipelines.embedding.run import table_schema
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.embedding.stages.reading import ShardWork
 from pipelines.sources import open_source
@@ -80,7 +81,8 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
     )
     session.configure_data_context(progress=False)
     groups = group_work(work, 4)
-    on_cpu = build_dataset(source, groups, describe("fake"), settings, plan_pools(Resources(cpus=4, gpus=0)))
+    schema = table_schema(source, describe("fake"), settings)
+    on_cpu = build_dataset(source, groups, describe("fake"), settings, plan_pools(Resources(cpus=4, gpus=0)), schema)
     materialised = on_cpu.materialize()
     assert len(groups) == 16
     assert materialised.num_blocks() == 64
@@ -90,6 +92,6 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
     )
 
     pools = plan_pools(Resources(cpus=8, gpus=2))
-    on_gpu = build_dataset(source, groups, describe("fake"), settings, pools)
+    on_gpu = build_dataset(source, groups, describe("fake"), settings, pools, schema)
     names = stage_names(on_gpu)
     assert any("EncodeBlocks" in name and "decode" not in name for name in names), names

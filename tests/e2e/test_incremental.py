@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import shutil
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from corpora import Pair, pairs, picture, write_folder, write_parquet
 from engines import on_engine
 
@@ -22,6 +25,7 @@ from jobs.sync import SyncConfig
 from jobs.sync import run as sync
 from pipelines.embedding.report import EmbedReport
 from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
+from pipelines.provenance import METADATA_KEY
 from pipelines.sink.committing import TooManyRejectsError
 
 pytestmark = pytest.mark.usefixtures("ray_session", "engine")
@@ -187,6 +191,32 @@ def test_a_table_from_before_digests_is_carried_on(tmp_path: Path) -> None:
     report = embed_into(table, corpus)
     assert (report.rows_in, report.reused_vectors) == (20, 0)
     assert rows_of(table)["row_id"].to_pylist() == [p.key for p in items]
+
+
+def test_a_table_goes_on_with_the_digests_that_it_began_with(tmp_path: Path) -> None:
+    """Its row ids are made of them, and its vectors are found by them. BLAKE2b was the first."""
+    items, table, corpus = pairs(40), tmp_path / "db" / "t", tmp_path / "c"
+    keyless = {"columns": {}}
+    write_parquet(corpus / "a.parquet", items[:20])
+    embed_into(table, corpus, **keyless)
+    picture_of = {pair.key: pair.image for pair in items}
+    for key, digest in zip(*(rows_of(table)[name].to_pylist() for name in ("id", "isthmus_picture")), strict=True):
+        assert digest == blake3(picture_of[key]).hexdigest(length=16)
+
+    old = tmp_path / "db" / "old"
+    metadata = json.loads(lance.dataset(f"{table}.lance").schema.metadata[METADATA_KEY])
+    del metadata["settings"]["picture_digest"]
+    schema = lance.dataset(f"{table}.lance").schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+    lance.write_dataset(schema.empty_table(), f"{old}.lance", schema=schema)
+    embed_into(old, corpus, **keyless)
+    before = rows_of(old)
+    for key, digest in zip(before["id"].to_pylist(), before["isthmus_picture"].to_pylist(), strict=True):
+        data = picture_of[key]
+        assert digest == hashlib.blake2b(len(data).to_bytes(8, "little") + data, digest_size=16).hexdigest()
+    write_parquet(corpus / "a.parquet", items)
+    report = embed_into(old, corpus, **keyless)
+    assert (report.rows_in, report.reused_vectors) == (40, 40), "both vectors of each row that was there"
+    assert set(before["row_id"].to_pylist()) < set(rows_of(old)["row_id"].to_pylist())
 
 
 def test_a_key_that_moves_to_another_file_stays_one_row(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -30,10 +31,11 @@ def build_dataset(
     description: Description,
     settings: EmbedSettings,
     pools: PoolPlan,
+    schema: pa.Schema,
     known: KnownVectors | None = None,
 ) -> Dataset:
     """The lazy Ray Data pipeline read → decode → encode. A batch is one envelope, which holds one block."""
-    read = read_settings((work.shard.uri for group in groups for work in group), description, settings)
+    read = read_settings((work.shard.uri for group in groups for work in group), description, settings, schema)
     dataset = ray.data.read_datasource(
         CorpusDatasource(source, groups, read, settings.corpus_storage, known),
         override_num_blocks=len(groups),
@@ -81,7 +83,7 @@ def run_stages(job: Job, work: list[ShardWork], queue: CommitQueue, progress: Ca
         work, resources, queue.limits.block_rows, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor
     )
     known = known_vectors(job.table, settings)
-    dataset = build_dataset(job.source, groups, job.description, settings, pools, known)
+    dataset = build_dataset(job.source, groups, job.description, settings, pools, job.schema, known)
     sink = StreamingSink(queue, job.table, job.schema, job.files)
     with session.plain_errors():
         for refs, count in _encoded_blocks(dataset):

@@ -33,7 +33,14 @@ from pipelines.contract import (
     Reason,
     Stage,
 )
-from pipelines.embedding.identity import derived_row_id, nth_row_id, picture_digest, text_digest
+from pipelines.embedding.identity import (
+    PICTURE_DIGEST,
+    PictureDigest,
+    derived_row_id,
+    nth_row_id,
+    picture_digest,
+    text_digest,
+)
 from pipelines.faults import fault
 from pipelines.retries import read_again, refusals
 from pipelines.sources.base import Shard, Source
@@ -68,6 +75,7 @@ class ReadSettings:
         block_rows: the most rows of a block.
         block_bytes: the bytes at which a block is closed.
         fetch_threads: pictures fetched at once, and files of one record read at once.
+        picture_digest: how the table tells pictures apart.
     """
 
     root: str
@@ -77,6 +85,7 @@ class ReadSettings:
     block_rows: int
     block_bytes: int = 64 << 20
     fetch_threads: int = 8
+    picture_digest: PictureDigest = PICTURE_DIGEST
 
 
 def read_blocks(
@@ -222,7 +231,7 @@ def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: Read
     """The rows of a record, one a caption, the picture's bytes on the first of them."""
     image = record["image"]
     captions = [text for text in record["captions"] or [] if text and text.strip()]
-    picture = picture_digest(image) if image is not None else None
+    picture = picture_digest(image, settings.picture_digest) if image is not None else None
     reason, message = _verdict(record, captions, settings)
     relative = work.shard.uri.removeprefix(settings.root + "/")
     key, index = record["key"], work.shard.first_row + position

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import pyarrow as pa
+
 from encoders.description import Description
-from pipelines.embedding.identity import corpus_root
+from pipelines.embedding.identity import corpus_root, picture_digest_of
 from pipelines.embedding.planning import PoolPlan, block_rows
 from pipelines.embedding.settings import EmbedSettings
 from pipelines.embedding.stages.decoding import DecodeSettings
@@ -25,14 +27,18 @@ def rows_of_a_block(description: Description, settings: EmbedSettings) -> int:
     )
 
 
-def read_settings(uris: Iterable[str], description: Description, settings: EmbedSettings) -> ReadSettings:
-    """What the read stage of a run needs to know; `uris` are the files of the corpus that it reads."""
+def read_settings(
+    uris: Iterable[str], description: Description, settings: EmbedSettings, schema: pa.Schema
+) -> ReadSettings:
+    """What the read stage of a run needs to know; `uris` are the files of the corpus that it reads, and `schema` is the
+    table's."""
     return ReadSettings(
         root=corpus_root(settings.corpus, uris),
         keyed=settings.columns.key is not None,
         needs=settings.needs,
         fetch=_has_pictures(description, settings),
         block_rows=rows_of_a_block(description, settings),
+        picture_digest=picture_digest_of(schema),
     )
 
 
