@@ -12,29 +12,41 @@ from pipelines.sink.claims import Coverage
 
 # Each process gets its work in so many portions or more, if there are rows enough.
 _EACH = 8
+# Portions get smaller towards the end, so that the processes end together; but not smaller than this, of a block.
+_LEAST = 1 / 8
 
 
-def portions(work: Sequence[ShardWork], processes: int, block_rows: int) -> Iterator[list[ShardWork]]:
-    """The work in the order of the corpus, in portions of up to about a block.
+def portions(
+    work: Sequence[ShardWork], processes: int, block_rows: int, block_bytes: int
+) -> Iterator[list[ShardWork]]:
+    """The work in the order of the corpus, in portions of up to about a block, and of less at the end.
 
-    A shard is read as a whole by whoever reads any of it. So it is cut only where there are too few for the processes
-    to end together, and then into no more pieces than processes.
+    What is left is shared out so that nobody gets more than half of an even share at once (guided self-scheduling:
+    Polychronopoulos and Kuck, 1987). A shard is read as a whole by whoever reads any of it. So it is cut only where
+    there are too few for the processes to end together, and then into no more pieces than processes.
 
     Args:
         work: shards, and which of their records are settled.
         processes: how many will ask.
         block_rows: rows of a block.
+        block_bytes: bytes of the corpus at which a block is full, however few its rows.
     """
+
+    def blocks(item: ShardWork) -> float:
+        return _blocks(item, block_rows, block_bytes)
+
     if len(work) < _EACH * processes:
-        work = [piece for item in work for piece in _pieces(item, processes, block_rows)]
+        work = [piece for item in work for piece in _pieces(item, processes, blocks(item))]
+    left = sum(map(blocks, work))
     held: list[ShardWork] = []
-    rows = 0
+    size = 0.0
     for item in work:
         held.append(item)
-        rows += _rows_left(item, unknown=block_rows)
-        if rows >= block_rows:
+        size += blocks(item)
+        if size >= min(1.0, max(_LEAST, left / (2 * processes))):
             yield held
-            held, rows = [], 0
+            left -= size
+            held, size = [], 0.0
     if held:
         yield held
 
@@ -60,10 +72,19 @@ def _rows_left(item: ShardWork, unknown: int) -> int:
     return left
 
 
-def _pieces(item: ShardWork, processes: int, block_rows: int) -> Iterator[ShardWork]:
-    """The shard in pieces of a block or more: to each, the rest of it is as good as settled."""
+def _blocks(item: ShardWork, block_rows: int, block_bytes: int) -> float:
+    """Blocks that what is left of a shard makes, one where nobody knows its rows."""
+    rows = item.shard.rows
+    if rows is None:
+        return 1.0
+    left = _rows_left(item, unknown=0)
+    return max(left / block_rows, item.shard.size_bytes * left / max(1, rows) / block_bytes)
+
+
+def _pieces(item: ShardWork, processes: int, blocks: float) -> Iterator[ShardWork]:
+    """The shard, of so many blocks, in pieces of about a block or more: to each, the rest of it is as good as settled."""
     rows = item.shard.rows or 0
-    parts = min(processes, math.ceil(_rows_left(item, unknown=0) / block_rows))
+    parts = min(processes, math.ceil(blocks), rows)
     if parts < 2:
         yield item
         return

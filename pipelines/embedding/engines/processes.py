@@ -86,7 +86,7 @@ def run_stages(
     rows = expected_rows(work)
     count = _processes(rows, queue.limits.block_rows)
     task = _task(job, work, queue, count)
-    with Crew(task, deque(portions(work, count, task.read.block_rows)), count, reserve) as crew:
+    with Crew(task, deque(portions(work, count, task.read.block_rows, task.read.block_bytes)), count, reserve) as crew:
         done = _commit_all(crew, ledger, queue, progress, alone=job.settings.engine == "process")
     return Ran(engine="process", cores=machine.cores(), actors=count, read_tasks=count) if done else None
 
