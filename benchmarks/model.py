@@ -3,10 +3,11 @@ would break.
 
     python -m benchmarks.model --folder /tmp/model
 
-Reads `benchmarks/results/commits.json` (run that bench first), measures what a core decodes and indexes and what the
-driver does for a block, and applies the pipeline's own rules for the sizes of shards, blocks, fragments and commits,
-to pictures of 50 kB in Parquet files. What a GPU encodes is assumed from clip-retrieval's published figures (8 A100,
-S3 to S3: 7,000 pictures a second with ViT-B/32, 2,500 with ViT-L/14); nothing of a GPU was measured.
+Reads `benchmarks/results/commits.json` and `scale_ten_million.json` (run those benches first), measures what a core
+decodes and indexes and what the driver does for a block, and applies the pipeline's own rules for the sizes of shards,
+blocks, fragments and commits, to pictures of 50 kB in Parquet files. What a GPU encodes is assumed from
+clip-retrieval's published figures (8 A100, S3 to S3: 7,000 pictures a second with ViT-B/32, 2,500 with ViT-L/14);
+nothing of a GPU was measured.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Measured:
         shard_us: to plan a shard.
         shard_bytes: of the driver's memory, for a shard that is settled.
         block_ms: of the driver's processor for a block, all stages.
+        block_bytes: of the driver's memory that a block leaves until the run ends, in two stages.
         decoded: pictures of 640 x 480 that a core decodes a second.
         stacked: decoded pictures that an encode actor's core puts into batches a second.
         indexed: partitions → vectors of 512 dimensions that a core indexes a second.
@@ -77,17 +79,20 @@ class Measured:
     shard_us: float
     shard_bytes: float
     block_ms: float
+    block_bytes: float
     decoded: float
     stacked: float
     indexed: dict[int, float]
 
 
 def read_results() -> dict[str, float]:
-    """What `benchmarks.commits` measured.
+    """What `benchmarks.commits` and `benchmarks.scale --ten-million` measured.
 
     Raises:
-        FileNotFoundError: it was not run.
+        FileNotFoundError: one of them was not run.
     """
+    long = json.loads((RESULTS / "scale_ten_million.json").read_text())["tables"]["Runs"][-1]
+    grown = (long["driver, MiB, last tenth"] - long["driver, MiB, first tenth"]) * (1 << 20)
     commits = json.loads((RESULTS / "commits.json").read_text())["tables"]
     fixed, growing = fixed_and_growing(commits["Commits"], "fragments", "commit, ms")
     return {
@@ -98,6 +103,8 @@ def read_results() -> dict[str, float]:
         "claim_bytes": commits["The ledger"][-1]["ledger, bytes a claim"],
         "shard_us": commits["The plan"][-1]["µs a shard"],
         "shard_bytes": commits["The plan"][-1]["bytes a shard"],
+        # From the middle of the first tenth to that of the last.
+        "block_bytes": grown / (0.88 * long["rows"] / block_rows(0)),
     }
 
 
@@ -178,8 +185,9 @@ def computed(m: Measured, rate: float, dim: int, limits: SinkLimits) -> dict[str
     hours = _ROWS / rows_per_s / 3600
     commits = commits_of(limits, rows_per_s)
     fragments = commits[-1][1]
-    blocks = _ROWS / block_rows(_PIXEL_BYTES)
-    blocks_of_a_group = limits.rows_of_a_group(_ROWS) / block_rows(_PIXEL_BYTES)
+    rows_of_a_block = block_rows(_PIXEL_BYTES, _GPUS)
+    blocks = _ROWS / rows_of_a_block
+    blocks_of_a_group = limits.rows_of_a_group(_ROWS) / rows_of_a_block
     commit_s = sum(m.commit_ms / 1e3 + after * m.fragment_us / 1e6 for _, after in commits)
     manifests = sum(after * m.manifest_bytes for _, after in commits)
     row_bytes = dim * 4 + 300
@@ -193,8 +201,10 @@ def computed(m: Measured, rate: float, dim: int, limits: SinkLimits) -> dict[str
         "decoding cores for each GPU": f"{rate / m.decoded:.1f}",
         "encode actor, share of its thread for batches": f"{rate / m.stacked:.2f}",
         "blocks": f"{blocks:,.0f}",
-        "blocks a second": f"{rows_per_s / block_rows(_PIXEL_BYTES):,.0f}",
-        "driver, share of a core for blocks": f"{m.block_ms / 1e3 * rows_per_s / block_rows(_PIXEL_BYTES):.2f}",
+        "rows of a block": f"{rows_of_a_block:,}",
+        "blocks a second": f"{rows_per_s / rows_of_a_block:,.0f}",
+        "driver, share of a core for blocks": f"{m.block_ms / 1e3 * rows_per_s / rows_of_a_block:.2f}",
+        "driver, memory for blocks, GB": f"{m.block_bytes * blocks / 1e9:.1f}",
         "commits": f"{len(commits):,}",
         "fragments": f"{fragments:,}",
         "commits, driver minutes in all": f"{commit_s / 60:.1f}",
@@ -248,7 +258,7 @@ def main() -> int:
         stacked=stack_rate(),
         indexed=index_rates(given.folder, 100_000, (256, 4_096)),
     )
-    limits = SinkLimits(block_rows=block_rows(_PIXEL_BYTES), commit_interval_s=_INTERVAL_S)
+    limits = SinkLimits(block_rows=block_rows(_PIXEL_BYTES, _GPUS), commit_interval_s=_INTERVAL_S)
     fixed = SinkLimits(
         block_rows=limits.block_rows,
         commit_interval_s=_INTERVAL_S,

@@ -63,6 +63,8 @@ def _row(rows: int, first: Watched, again: Sequence[Watched], done: dict[str, An
         "again, s": round(second, 2),
         "again, share": round(second / first.seconds, 4),
         "driver, MiB": round(first.driver_bytes / _MIB),
+        "driver, MiB, first tenth": _mib(first.driver_bytes_between(0.02, 0.1)),
+        "driver, MiB, last tenth": _mib(first.driver_bytes_between(0.9, 0.98)),
         "largest worker, MiB": round(first.worker_bytes / _MIB),
         "which": first.worker,
         "all workers, MiB": round(first.workers_bytes / _MIB),
@@ -70,6 +72,8 @@ def _row(rows: int, first: Watched, again: Sequence[Watched], done: dict[str, An
         "driver, processor s": round(first.samples[-1].processor_s, 2),
         "driver, ms a fragment, first tenth": _ms(first.processor_s_between(0.0, 0.1)),
         "driver, ms a fragment, last tenth": _ms(first.processor_s_between(0.9, 1.0)),
+        "clock, ms a fragment, first tenth": _ms(first.seconds_between(0.0, 0.1)),
+        "clock, ms a fragment, last tenth": _ms(first.seconds_between(0.9, 1.0)),
         "driver, ms a fragment, all": _ms(first.processor_s_between(0.0, 1.0)),
         "commit, s": done["stage_seconds"].get("commit", 0.0),
     }
@@ -77,6 +81,10 @@ def _row(rows: int, first: Watched, again: Sequence[Watched], done: dict[str, An
 
 def _ms(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(1e3 * seconds, 1)
+
+
+def _mib(size: float) -> int | None:
+    return None if math.isnan(size) else round(size / _MIB)
 
 
 def _files_in(folder: Path) -> int:

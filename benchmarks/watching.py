@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,11 @@ _RAYS_OWN = ("raylet", "gcs_server")
 
 @dataclass(frozen=True)
 class Sample:
-    """At `seconds` the driver had used `processor_s`, and `progress` was so far."""
+    """At `seconds` the driver had used `processor_s` and held `driver_bytes`, and `progress` was so far."""
 
     seconds: float
     processor_s: float
+    driver_bytes: int
     progress: int
 
 
@@ -49,16 +51,31 @@ class Watched:
     workers_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
 
+    def driver_bytes_between(self, first: float, last: float) -> float:
+        """Median private bytes of the driver while progress went from the first to the last share of all of it; not a
+        number where nobody looked then."""
+        most = self.samples[-1].progress
+        found = [s.driver_bytes for s in self.samples if first * most <= s.progress <= last * most]
+        return statistics.median(found) if found else math.nan
+
     def processor_s_between(self, first: float, last: float) -> float:
         """Seconds of the driver's processor for each unit of progress, between two shares of all of it; not a number
         where the run was too short to tell."""
+        start, end = self._ends(first, last)
+        return (end.processor_s - start.processor_s) / ((end.progress - start.progress) or math.nan)
+
+    def seconds_between(self, first: float, last: float) -> float:
+        """The same of the clock."""
+        start, end = self._ends(first, last)
+        return (end.seconds - start.seconds) / ((end.progress - start.progress) or math.nan)
+
+    def _ends(self, first: float, last: float) -> tuple[Sample, Sample]:
+        """The first and the last sample between two shares of all progress."""
         most = self.samples[-1].progress
         # What comes before the first unit is the start, what comes after the last is the end.
         inside = [s for s in self.samples if max(1.0, first * most) <= s.progress <= last * most]
         inside = [s for s in inside if s.progress < most] + [s for s in inside if s.progress == most][:1]
-        if len(inside) < 2 or inside[-1].progress == inside[0].progress:
-            return math.nan
-        return (inside[-1].processor_s - inside[0].processor_s) / (inside[-1].progress - inside[0].progress)
+        return (inside[0], inside[-1]) if inside else (self.samples[0], self.samples[0])
 
 
 def watch(command: Sequence[str], progress: Callable[[], int] = lambda: 0) -> Watched:
@@ -91,8 +108,9 @@ def watch(command: Sequence[str], progress: Callable[[], int] = lambda: 0) -> Wa
 def _look(root: psutil.Process, found: Watched, seconds: float, progress: int) -> None:
     try:
         used = root.cpu_times()
-        found.samples.append(Sample(seconds, used.user + used.system, progress))
-        found.driver_bytes = max(found.driver_bytes, root.memory_full_info().uss)
+        held = root.memory_full_info().uss
+        found.samples.append(Sample(seconds, used.user + used.system, held, progress))
+        found.driver_bytes = max(found.driver_bytes, held)
         children = root.children(recursive=True)
     except psutil.Error:  # It has just ended.
         return

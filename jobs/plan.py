@@ -161,7 +161,7 @@ def run(config: PlanConfig) -> PlanReport:
     groups, pools = plan_work(
         todo.work,
         resources,
-        rows_of_a_block(description, settings),
+        rows_of_a_block(description, settings, resources.gpus),
         actors=settings.actors,
         gpus_per_actor=settings.gpus_per_actor,
     )

@@ -15,7 +15,9 @@ _MAX_TASKS = 20_000
 _TASK_BYTES = 128 << 20
 # Opening a file costs about as much as reading this many bytes; it keeps tasks of many tiny files even.
 _SHARD_OVERHEAD_BYTES = 64 << 10
-_BLOCK_BYTES = 32 << 20
+# The driver does some work for each block, and Ray Data keeps some kilobytes of statistics: with many GPUs blocks are
+# larger, so that it keeps up.
+_BLOCK_BYTES, _BLOCK_BYTES_A_GPU, _MAX_BLOCK_BYTES = 32 << 20, 2 << 20, 128 << 20
 _MIN_BLOCK_ROWS = 16
 _MAX_BLOCK_ROWS = 1024
 
@@ -128,13 +130,16 @@ def _blocks(group: Sequence[ShardWork], rows_of_a_block: int) -> float:
     return max(1, math.ceil(rows / rows_of_a_block))
 
 
-def block_rows(pixel_bytes: int) -> int:
-    """Rows of a block, such that its pixels stay within 32 MiB.
+def block_rows(pixel_bytes: int, gpus: float = 0.0) -> int:
+    """Rows of a block, such that its pixels stay within 32 MiB; with more than 16 GPUs within 2 MiB for each, and
+    128 MiB.
 
     Args:
         pixel_bytes: bytes of one picture at the encoder's input size, 0 where no pictures are embedded.
+        gpus: of the cluster.
     """
-    fitting = _BLOCK_BYTES // pixel_bytes if pixel_bytes else _MAX_BLOCK_ROWS
+    room = min(max(_BLOCK_BYTES, int(gpus * _BLOCK_BYTES_A_GPU)), _MAX_BLOCK_BYTES)
+    fitting = room // pixel_bytes if pixel_bytes else _MAX_BLOCK_ROWS
     return max(_MIN_BLOCK_ROWS, min(_MAX_BLOCK_ROWS, fitting))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import psutil
 import pyarrow as pa
@@ -21,7 +21,7 @@ from pipelines.embedding.settings import EmbedSettings
 from pipelines.embedding.stages.decoding import decode_block
 from pipelines.embedding.stages.encoding import EncodeSettings, encode_block
 from pipelines.embedding.stages.reading import ShardWork, read_blocks
-from pipelines.embedding.stages.settings import decode_settings, encode_settings, read_settings
+from pipelines.embedding.stages.settings import decode_settings, encode_settings, read_settings, rows_of_a_block
 from pipelines.sources.base import Source
 from pipelines.sources.locate import range_end
 
@@ -178,9 +178,10 @@ def _blocks_of(
     source: Source, item: ShardWork, description: Description, settings: EmbedSettings, schema: pa.Schema, rows: int
 ) -> Iterator[pa.Table]:
     """The shard's blocks, no larger than a forward pass, so that a slow encoder is not asked for too much."""
-    read = read_settings([item.shard.uri], description, settings, schema)
-    small = min(read.block_rows, rows, max(_WARM_UP_ROWS, settings.options.batch_size))
-    return read_blocks(source, [item], replace(read, block_rows=small), settings.corpus_storage)
+    most = rows_of_a_block(description, settings)
+    small = min(most, rows, max(_WARM_UP_ROWS, settings.options.batch_size))
+    read = read_settings([item.shard.uri], description, settings, schema, small)
+    return read_blocks(source, [item], read, settings.corpus_storage)
 
 
 def _probe_shard(

@@ -114,7 +114,8 @@ def embed(
             job = Job(
                 source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
             )
-            ran = _work_off(job, plan.work, committer, ledger, progress, reserve, here=here)
+            rows = rows_of_a_block(description, settings, resources.gpus)
+            ran = _work_off(job, plan.work, committer, ledger, progress, reserve, rows, here=here)
             _check_complete(plan, ledger, table)
         committer.sweep()
         ledger.compact()
@@ -141,6 +142,7 @@ def _work_off(
     ledger: Ledger,
     progress: Progress,
     reserve: Reserve | None,
+    block_rows: int,
     *,
     here: bool,
 ) -> Ran:
@@ -154,7 +156,7 @@ def _work_off(
         fragment_rows=settings.fragment_rows,
         commit_rows=settings.commit_rows,
         commit_interval_s=settings.commit_interval_s,
-        block_rows=rows_of_a_block(job.description, settings),
+        block_rows=block_rows,
     )
     table_rows = retry(open_dataset(job.table).count_rows, job.table.uri)
     queue = CommitQueue(committer, limits, table_rows)

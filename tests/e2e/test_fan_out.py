@@ -82,7 +82,7 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
     session.configure_data_context(progress=False)
     groups = group_work(work, 4)
     schema = table_schema(source, describe("fake"), settings)
-    on_cpu = build_dataset(source, groups, describe("fake"), settings, plan_pools(Resources(cpus=4, gpus=0)), schema)
+    on_cpu = build_dataset(source, groups, describe("fake"), settings, plan_pools(Resources(cpus=4, gpus=0)), schema, 4)
     materialised = on_cpu.materialize()
     assert len(groups) == 16
     assert materialised.num_blocks() == 64
@@ -92,6 +92,6 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
     )
 
     pools = plan_pools(Resources(cpus=8, gpus=2))
-    on_gpu = build_dataset(source, groups, describe("fake"), settings, pools, schema)
+    on_gpu = build_dataset(source, groups, describe("fake"), settings, pools, schema, 4)
     names = stage_names(on_gpu)
     assert any("EncodeBlocks" in name and "decode" not in name for name in names), names

@@ -92,6 +92,12 @@ def test_blocks_shrink_as_pictures_grow() -> None:
     assert block_rows(4096 * 4096 * 3) == 16
 
 
+def test_blocks_grow_with_the_gpus_that_one_driver_feeds() -> None:
+    pixels = 224 * 224 * 3
+    assert [block_rows(pixels, gpus) for gpus in (0, 1, 16, 32, 64, 1_000)] == [222, 222, 222, 445, 891, 891]
+    assert block_rows(0, 64) == 1024
+
+
 def test_what_to_embed_is_what_corpus_and_encoder_share() -> None:
     both = frozenset({"image", "text"})
     assert choose_modalities("auto", ("image", "text"), both) == ("image", "text")

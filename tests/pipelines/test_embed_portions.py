@@ -12,7 +12,6 @@ from pipelines.embedding.stages.reading import ShardWork
 from pipelines.sink.claims import Claim, Coverage
 from pipelines.sources.base import Shard
 
-
 MANY_BYTES = 1 << 40
 
 
@@ -75,7 +74,7 @@ def test_small_shards_travel_together_less_and_less_of_them_and_unknown_ones_alo
     processes=st.integers(1, 8),
 )
 def test_processes_end_together(rows: int, rows_of_a_shard: int, bytes_of_a_row: int, processes: int) -> None:
-    """Equally fast ones, each of which asks when it is done: within what is more, an eighth of a block or two shards."""
+    """Equally fast ones, each of which asks when it is done: within an eighth of a block, or some shards."""
     block_rows, block_bytes = 64, 64 << 20
     work = [
         shard(i, rows_of_a_shard, size_bytes=bytes_of_a_row * rows_of_a_shard) for i in range(rows // rows_of_a_shard)

@@ -16,9 +16,7 @@ _EACH = 8
 _LEAST = 1 / 8
 
 
-def portions(
-    work: Sequence[ShardWork], processes: int, block_rows: int, block_bytes: int
-) -> Iterator[list[ShardWork]]:
+def portions(work: Sequence[ShardWork], processes: int, block_rows: int, block_bytes: int) -> Iterator[list[ShardWork]]:
     """The work in the order of the corpus, in portions of up to about a block, and of less at the end.
 
     What is left is shared out so that nobody gets more than half of an even share at once (guided self-scheduling:
@@ -82,7 +80,7 @@ def _blocks(item: ShardWork, block_rows: int, block_bytes: int) -> float:
 
 
 def _pieces(item: ShardWork, processes: int, blocks: float) -> Iterator[ShardWork]:
-    """The shard, of so many blocks, in pieces of about a block or more: to each, the rest of it is as good as settled."""
+    """The shard, of so many blocks, in pieces of about a block or more: to each, the rest is as good as settled."""
     rows = item.shard.rows or 0
     parts = min(processes, math.ceil(blocks), rows)
     if parts < 2:

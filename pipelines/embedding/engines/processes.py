@@ -100,7 +100,7 @@ def _processes(rows: int | None, block_rows: int) -> int:
 
 def _task(job: Job, work: list[ShardWork], queue: CommitQueue, count: int) -> Task:
     settings, description = job.settings, job.description
-    read = read_settings([item.shard.uri for item in work], description, settings, job.schema)
+    read = read_settings([item.shard.uri for item in work], description, settings, job.schema, queue.limits.block_rows)
     rows = expected_rows(work)
     if settings.block_rows is None and rows is not None:
         even = max(_LEAST_BLOCK_ROWS, rows // (_BLOCKS_EACH * count))

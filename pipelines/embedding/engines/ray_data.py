@@ -32,10 +32,12 @@ def build_dataset(
     settings: EmbedSettings,
     pools: PoolPlan,
     schema: pa.Schema,
+    block_rows: int,
     known: KnownVectors | None = None,
 ) -> Dataset:
     """The lazy Ray Data pipeline read → decode → encode. A batch is one envelope, which holds one block."""
-    read = read_settings((work.shard.uri for group in groups for work in group), description, settings, schema)
+    uris = (work.shard.uri for group in groups for work in group)
+    read = read_settings(uris, description, settings, schema, block_rows)
     dataset = ray.data.read_datasource(
         CorpusDatasource(source, groups, read, settings.corpus_storage, known),
         override_num_blocks=len(groups),
@@ -83,7 +85,8 @@ def run_stages(job: Job, work: list[ShardWork], queue: CommitQueue, progress: Ca
         work, resources, queue.limits.block_rows, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor
     )
     known = known_vectors(job.table, settings)
-    dataset = build_dataset(job.source, groups, job.description, settings, pools, job.schema, known)
+    rows = queue.limits.block_rows
+    dataset = build_dataset(job.source, groups, job.description, settings, pools, job.schema, rows, known)
     sink = StreamingSink(queue, job.table, job.schema, job.files)
     with session.plain_errors():
         for refs, count in _encoded_blocks(dataset):

@@ -17,27 +17,34 @@ from pipelines.embedding.stages.reading import ReadSettings
 from pipelines.sink.queueing import COMMIT_ROWS
 
 
-def rows_of_a_block(description: Description, settings: EmbedSettings) -> int:
-    """Rows of a block: as configured, else what keeps its pixels within bounds; and never more than a commit may
-    hold, since a block is staged as a whole."""
+def rows_of_a_block(description: Description, settings: EmbedSettings, gpus: float = 0.0) -> int:
+    """Rows of a block: as configured, else what keeps its pixels within bounds, on a cluster of so many GPUs; and never
+    more than a commit may hold, since a block is staged as a whole."""
     transform = description.image_transform if "image" in settings.modalities else None
     return min(
-        settings.block_rows or block_rows(transform.pixel_bytes if transform else 0),
+        settings.block_rows or block_rows(transform.pixel_bytes if transform else 0, gpus),
         settings.commit_rows or COMMIT_ROWS,
     )
 
 
 def read_settings(
-    uris: Iterable[str], description: Description, settings: EmbedSettings, schema: pa.Schema
+    uris: Iterable[str], description: Description, settings: EmbedSettings, schema: pa.Schema, block_rows: int
 ) -> ReadSettings:
-    """What the read stage of a run needs to know; `uris` are the files of the corpus that it reads, and `schema` is the
-    table's."""
+    """What the read stage of a run needs to know.
+
+    Args:
+        uris: files of the corpus that it reads.
+        description: the encoder.
+        settings: of the run.
+        schema: the table's.
+        block_rows: see `rows_of_a_block`.
+    """
     return ReadSettings(
         root=corpus_root(settings.corpus, uris),
         keyed=settings.columns.key is not None,
         needs=settings.needs,
         fetch=_has_pictures(description, settings),
-        block_rows=rows_of_a_block(description, settings),
+        block_rows=block_rows,
         picture_digest=picture_digest_of(schema),
     )
 
