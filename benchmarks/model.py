@@ -2,12 +2,13 @@
 would break.
 
     python -m benchmarks.model --folder /tmp/model
+    python -m benchmarks.model
 
 Reads `benchmarks/results/commits.json` and `scale_ten_million.json` (run those benches first), measures what a core
 decodes and indexes and what the driver does for a block, and applies the pipeline's own rules for the sizes of shards,
 blocks, fragments and commits, to pictures of 50 kB in Parquet files. What a GPU encodes is assumed from
 clip-retrieval's published figures (8 A100, S3 to S3: 7,000 pictures a second with ViT-B/32, 2,500 with ViT-L/14);
-nothing of a GPU was measured.
+nothing of a GPU was measured. Without `--folder` nothing is measured anew: what was last counts.
 """
 
 from __future__ import annotations
@@ -246,18 +247,38 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}"
 
 
+def _read(shown: str) -> Any:
+    """What `_shown` showed."""
+    if ": " in shown:
+        pairs = (one.split(": ") for one in shown.split("; "))
+        return {int(key): float(value.replace(",", "")) for key, value in pairs}
+    return float(shown)
+
+
+def measured_anew(folder: Path) -> dict[str, Any]:
+    """What this bench measures itself."""
+    return {
+        "block_ms": driver_ms_of_a_block(folder),
+        "decoded": decode_rate(),
+        "stacked": stack_rate(),
+        "indexed": index_rates(folder, 100_000, (256, 4_096)),
+    }
+
+
+def measured_before() -> dict[str, Any]:
+    """The same, as it is kept."""
+    kept = json.loads((RESULTS / "model.json").read_text())["tables"]["Measured"]
+    values = {row["measured"]: _read(row["value"]) for row in kept}
+    return {name: values[name] for name in ("block_ms", "decoded", "stacked", "indexed")}
+
+
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=None, help="to work in; without, nothing is measured anew")
     given = parser.parse_args()
-    m = Measured(
-        **read_results(),  # type: ignore[arg-type]
-        block_ms=driver_ms_of_a_block(given.folder),
-        decoded=decode_rate(),
-        stacked=stack_rate(),
-        indexed=index_rates(given.folder, 100_000, (256, 4_096)),
-    )
+    own = measured_before() if given.folder is None else measured_anew(given.folder)
+    m = Measured(**read_results(), **own)
     limits = SinkLimits(block_rows=block_rows(_PIXEL_BYTES, _GPUS), commit_interval_s=_INTERVAL_S)
     fixed = SinkLimits(
         block_rows=limits.block_rows,

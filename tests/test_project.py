@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.embedding.engines.session import IDLE_MS, IDLE_VARIABLE
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,6 +29,8 @@ def test_ray_takes_the_cluster_file() -> None:
     for name, node in types.items():
         assert node["min_workers"] <= node["max_workers"] <= config["max_workers"], name
         assert re.fullmatch(r"[a-z]+\d[a-z]*\.\d*x?large", node["node_config"]["InstanceType"]), name
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert f"{IDLE_VARIABLE}={IDLE_MS} ~/venv/bin/ray start" in commands[-1]
     gpu, cpu = types["gpu_worker"], types["cpu_worker"]
     assert gpu["node_config"]["InstanceType"].startswith("g")
     assert not cpu["node_config"]["InstanceType"].startswith(("g", "p"))

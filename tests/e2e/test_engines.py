@@ -216,6 +216,35 @@ def _worker_of(process: subprocess.Popen[str]) -> psutil.Process:
     raise AssertionError("it never came")
 
 
+_WAITING_WORKER = """
+import os, time, ray
+from pipelines.embedding.engines.session import ensure_ray
+ensure_ray()
+@ray.remote(num_cpus=1)
+class Actor:
+    def is_there(self): return True
+@ray.remote(num_cpus=0)
+def process(): return os.getpid()
+actors = [Actor.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
+ray.get([actor.is_there.remote() for actor in actors])
+first = ray.get(process.remote())
+time.sleep(4)
+print(ray.get(process.remote()) == first)
+"""
+
+
+def test_rays_workers_wait_for_the_next_rows_to_stage() -> None:
+    """All cores are the actors': by default Ray would end the worker after a second."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WAITING_WORKER],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"RAY_ADDRESS": "local"},
+        check=True,
+    )
+    assert done.stdout.strip() == "True"
+
+
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
 def test_the_process_ends_with_its_driver(way: signal.Signals, tmp_path: Path) -> None:
     """By Ctrl-C, or without a word, in the middle of a picture."""

@@ -18,6 +18,9 @@ from pipelines.embedding.planning import Resources
 # Ray's loggers that speak at each start or execution of things that a job's own report says better.
 _CHATTY = ("ray.data", "ray._private.authentication.authentication_token_setup", "ray.data._internal.execution")
 
+# Ray's own setting, of a node when it starts: milliseconds after which idle workers beyond the free cores end.
+IDLE_VARIABLE, IDLE_MS = "RAY_idle_worker_killing_time_threshold_ms", 30_000
+
 
 def ensure_ray() -> None:
     """Use the Ray of this process, of RAY_ADDRESS, or of a running cluster's job; else start one here."""
@@ -32,6 +35,9 @@ def ensure_ray() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # When one staging task fails the job ends with its error; its siblings' say the same again.
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+        # Actors hold all cores, so Ray would end each worker that waits a second for its next group to stage, and start
+        # another one for that: a second of a core.
+        os.environ.setdefault(IDLE_VARIABLE, str(IDLE_MS))
         with quietly():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
