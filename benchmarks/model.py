@@ -4,9 +4,9 @@ would break.
     python -m benchmarks.model --folder /tmp/model
     python -m benchmarks.model
 
-Reads `benchmarks/results/commits.json` and `scale_ten_million.json` (run those benches first), measures what a core
-decodes and indexes and what the driver does for a block, and applies the pipeline's own rules for the sizes of shards,
-blocks, fragments and commits, to pictures of 50 kB in Parquet files. What a GPU encodes is assumed from
+Reads `benchmarks/results/commits.json` (run that bench first), measures what a core decodes and indexes and what the
+driver does for a block, and applies the pipeline's own rules for the sizes of shards, blocks, fragments and commits,
+to pictures of 50 kB in Parquet files. What a GPU encodes is assumed from
 clip-retrieval's published figures (8 A100, S3 to S3: 7,000 pictures a second with ViT-B/32, 2,500 with ViT-L/14);
 nothing of a GPU was measured. Without `--folder` nothing is measured anew: what was last counts.
 """
@@ -66,7 +66,6 @@ class Measured:
         shard_us: to plan a shard.
         shard_bytes: of the driver's memory, for a shard that is settled.
         block_ms: of the driver's processor for a block, all stages.
-        block_bytes: of the driver's memory that a block leaves until the run ends, in two stages.
         decoded: pictures of 640 x 480 that a core decodes a second.
         stacked: decoded pictures that an encode actor's core puts into batches a second.
         indexed: partitions → vectors of 512 dimensions that a core indexes a second.
@@ -80,20 +79,17 @@ class Measured:
     shard_us: float
     shard_bytes: float
     block_ms: float
-    block_bytes: float
     decoded: float
     stacked: float
     indexed: dict[int, float]
 
 
 def read_results() -> dict[str, float]:
-    """What `benchmarks.commits` and `benchmarks.scale --ten-million` measured.
+    """What `benchmarks.commits` measured.
 
     Raises:
-        FileNotFoundError: one of them was not run.
+        FileNotFoundError: it was not run.
     """
-    long = json.loads((RESULTS / "scale_ten_million.json").read_text())["tables"]["Runs"][-1]
-    grown = (long["driver, MiB, last tenth"] - long["driver, MiB, first tenth"]) * (1 << 20)
     commits = json.loads((RESULTS / "commits.json").read_text())["tables"]
     fixed, growing = fixed_and_growing(commits["Commits"], "fragments", "commit, ms")
     return {
@@ -104,8 +100,6 @@ def read_results() -> dict[str, float]:
         "claim_bytes": commits["The ledger"][-1]["ledger, bytes a claim"],
         "shard_us": commits["The plan"][-1]["µs a shard"],
         "shard_bytes": commits["The plan"][-1]["bytes a shard"],
-        # From the middle of the first tenth to that of the last.
-        "block_bytes": grown / (0.88 * long["rows"] / block_rows(0)),
     }
 
 
@@ -205,7 +199,6 @@ def computed(m: Measured, rate: float, dim: int, limits: SinkLimits) -> dict[str
         "rows of a block": f"{rows_of_a_block:,}",
         "blocks a second": f"{rows_per_s / rows_of_a_block:,.0f}",
         "driver, share of a core for blocks": f"{m.block_ms / 1e3 * rows_per_s / rows_of_a_block:.2f}",
-        "driver, memory for blocks, GB": f"{m.block_bytes * blocks / 1e9:.1f}",
         "commits": f"{len(commits):,}",
         "fragments": f"{fragments:,}",
         "commits, driver minutes in all": f"{commit_s / 60:.1f}",

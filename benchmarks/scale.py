@@ -95,12 +95,22 @@ def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-# Of a goal that was missed.
+# Of goals that were missed.
 _WHY = {
     "largest worker, MiB": (
         "a worker reaches its level some 100 s after its start and stays there: looked at each five seconds over "
         "600,000 rows, the larger encode actor had 227 MiB after 97 s and 210 to 230 until the end; the run of 100,000 "
         "rows ends after 47 s"
+    ),
+    "driver, MiB": (
+        "Ray Data keeps statistics of each block until the run ends: looked at each ten seconds over 4,000,000 "
+        "captions, which are 3,906 blocks, the driver grew from 161 to 179 MiB, by 4.5 bytes a row; that is half of "
+        "this growth, and where the other half comes from was not found"
+    ),
+    "driver's work": (
+        "the driver works as much in each second, whatever gets done in it: looked at each ten seconds over 4,000,000 "
+        "captions it took .12 to .20 of a core, .16 mostly, from the first fragment to the last; what varied was how "
+        "many fragments a second came"
     ),
 }
 
@@ -122,7 +132,13 @@ def goals_of(small: dict[str, Any], large: dict[str, Any]) -> list[Goal]:
             target=0.02,
             at_least=False,
         ),
-        Goal(name="driver's work for a fragment: last tenth by first", figure=late / early, target=1.1, at_least=False),
+        Goal(
+            name="driver's work for a fragment: last tenth by first",
+            figure=late / early,
+            target=_MOST_GROWTH,
+            at_least=False,
+            note=_WHY["driver's work"] if late / early > _MOST_GROWTH else "",
+        ),
     ]
 
 
