@@ -71,7 +71,7 @@ def picture_digest_of(schema: pa.Schema) -> PictureDigest:
     """
     found = Provenance.from_schema(schema).settings.get(PICTURE_DIGEST_KEY, "blake2b")
     if found not in get_args(PictureDigest):
-        raise ValueError(f"the table's pictures have {found!r} digests, which this version cannot make: use a newer")
+        raise ValueError(f"the table tells its pictures apart by {found!r}, which this version cannot: use a newer one")
     known: PictureDigest = found
     return known
 
