@@ -44,7 +44,7 @@ def decoding(folder: Path) -> Iterator[Goal]:
         case = next(case for case in decode.cases(2, sizes=(size,)) if case.kind == "JPEG")
         ways = {"PIL": decode.full, "fast": lambda data: decode.prepare(data, decode.TRANSFORM, "fast")}
         turns = {name: (lambda way=way, case=case: decode.rate(way, case.files)) for name, way in ways.items()}
-        figures = take_turns(turns, 3)
+        figures = take_turns(turns, 2)
         yield Goal(name=f"decode, {size}: by PIL's full decode", figure=ratio(figures, "fast", "PIL"), target=floor)
 
 
@@ -61,7 +61,7 @@ def captions(folder: Path) -> Iterator[Goal]:
 
         return once
 
-    figures = take_turns({"ours": rate(tower.encode), "padded": rate(wide)}, 3)
+    figures = take_turns({"ours": rate(tower.encode), "padded": rate(wide)}, 2)
     yield Goal(name="text: by padding to 77", figure=ratio(figures, "ours", "padded"), target=1.5)
 
 
