@@ -23,6 +23,7 @@ from jobs.embed import run as embed
 from jobs.rejects import RetryConfig, retry
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
+from pipelines.embedding.identity import picture_digest_of
 from pipelines.embedding.report import EmbedReport
 from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
 from pipelines.provenance import METADATA_KEY
@@ -198,7 +199,7 @@ def test_a_table_goes_on_with_the_digests_that_it_began_with(tmp_path: Path) -> 
     items, table, corpus = pairs(40), tmp_path / "db" / "t", tmp_path / "c"
     keyless = {"columns": {}}
     write_parquet(corpus / "a.parquet", items[:20])
-    embed_into(table, corpus, **keyless)
+    assert embed_into(table, corpus, **keyless).written == 20
     picture_of = {pair.key: pair.image for pair in items}
     for key, digest in zip(*(rows_of(table)[name].to_pylist() for name in ("id", "isthmus_picture")), strict=True):
         assert digest == blake3(picture_of[key]).hexdigest(length=16)
@@ -208,7 +209,7 @@ def test_a_table_goes_on_with_the_digests_that_it_began_with(tmp_path: Path) -> 
     del metadata["settings"]["picture_digest"]
     schema = lance.dataset(f"{table}.lance").schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     lance.write_dataset(schema.empty_table(), f"{old}.lance", schema=schema)
-    embed_into(old, corpus, **keyless)
+    assert embed_into(old, corpus, **keyless).written == 20
     before = rows_of(old)
     for key, digest in zip(before["id"].to_pylist(), before["isthmus_picture"].to_pylist(), strict=True):
         data = picture_of[key]
@@ -217,6 +218,10 @@ def test_a_table_goes_on_with_the_digests_that_it_began_with(tmp_path: Path) -> 
     report = embed_into(old, corpus, **keyless)
     assert (report.rows_in, report.reused_vectors) == (40, 40), "both vectors of each row that was there"
     assert set(before["row_id"].to_pylist()) < set(rows_of(old)["row_id"].to_pylist())
+
+    metadata["settings"]["picture_digest"] = "blake4"
+    with pytest.raises(ValueError, match=r"tells its pictures apart by 'blake4', .*: use a newer one"):
+        picture_digest_of(schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()}))
 
 
 def test_a_key_that_moves_to_another_file_stays_one_row(tmp_path: Path) -> None:
