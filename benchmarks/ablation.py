@@ -22,17 +22,17 @@ import pyarrow.parquet as pq
 
 from encoders.digest import digest_bytes
 from encoders.losses.weighted import parse_term
-from pipelines.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_table
-from pipelines.evaluation.paired import compare
-from pipelines.filters import quote
-from pipelines.sink.tables import open_dataset
-from pipelines.storage import Storage, TableRef
-from pipelines.training.checkpoints import BEST, RunFolder
-from pipelines.training.export import save_model
-from pipelines.training.loop import Process
-from pipelines.training.planning import plan_work
-from pipelines.training.selection import Split
-from pipelines.training.settings import ModelSettings, RunSettings, TrainSettings
+from pipelines.store.storage import Storage, TableRef
+from pipelines.tables.filters import quote
+from pipelines.tables.opening import open_dataset
+from pipelines.tables.splitting import Split
+from pipelines.train.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_table
+from pipelines.train.evaluation.paired import compare
+from pipelines.train.finetuning.checkpoints import BEST, RunFolder
+from pipelines.train.finetuning.export import save_model
+from pipelines.train.finetuning.loop import Process
+from pipelines.train.finetuning.planning import plan_work
+from pipelines.train.finetuning.train_settings import ModelSettings, RunSettings, TrainSettings
 
 TOWERS = {"union": "efficientnet-lite0", "union_stages": "efficientnet-lite0-stages"}
 TEXT = "use-multilingual"
@@ -117,7 +117,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 def prepare(folder: Path, name: str) -> TableRef:
     """The table of all corpora by one pair of towers, with its split; made once."""
     import jobs.embed
-    from pipelines.corpora.catalog import build
+    from pipelines.samples.catalog import build
 
     table = TableRef.parse(str(folder / "db" / name))
     existing = open_dataset(table, missing_ok=True)
@@ -222,9 +222,9 @@ def run_recipe(name: str, recipe: dict[str, Any], folder: Path) -> dict[str, Any
 
 def train_on_mined(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path, first: str) -> str:
     """On from a first model, against negatives that it finds hard."""
-    from pipelines.embedding.project import project_table
-    from pipelines.mining.mine import mine
-    from pipelines.mining.settings import MiningSettings
+    from pipelines.ingest.projecting import project_table
+    from pipelines.train.mining.mine import mine
+    from pipelines.train.mining.mining_settings import MiningSettings
 
     features = TableRef.parse(str(folder / "db" / recipe["table"]))
     projected, mined = features.sibling(f"to_mine_{part}"), features.sibling(f"mined_{part}")
@@ -284,7 +284,7 @@ def train(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path
 
 def evaluate(model: str, table: str, folder: Path, tests: tuple[str, ...]) -> dict[str, Evaluation]:
     """Label → picture on the held-out pictures."""
-    from pipelines.embedding.project import project_table
+    from pipelines.ingest.projecting import project_table
 
     projected = TableRef.parse(str(folder / "db" / Path(model).name))
     project_table(TableRef.parse(str(folder / "db" / table)), model, projected)

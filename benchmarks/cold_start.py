@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.harness import Goal, ratio, report, summary, take_turns
-from encoders.packaged import minilm_directory
+from encoders.families.packaged import minilm_directory
 
 _ROWS = 2_000
 _MODEL = """

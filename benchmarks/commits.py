@@ -25,17 +25,17 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from benchmarks.encoded import blocks_of, schema_of, shard_id
 from benchmarks.harness import Goal, report
-from pipelines.embedding.incremental import remaining, stale_shards
-from pipelines.embedding.stages.reading import ShardWork
-from pipelines.sink.claims import Change, Claim
-from pipelines.sink.committing import Committer
-from pipelines.sink.lease import Lease
-from pipelines.sink.ledger import Ledger
-from pipelines.sink.rejects import REJECTS_SCHEMA
-from pipelines.sink.staging import StagedGroup
-from pipelines.sink.tables import create_dataset, open_dataset
+from pipelines.ingest.incremental import remaining, stale_shards
+from pipelines.ingest.sink.claims import Change, Claim
+from pipelines.ingest.sink.committing import Committer
+from pipelines.ingest.sink.ledger import Ledger
+from pipelines.ingest.sink.staging import StagedGroup
+from pipelines.ingest.stages.reading import ShardWork
 from pipelines.sources.base import Shard
-from pipelines.storage import TableRef
+from pipelines.store.storage import TableRef
+from pipelines.tables.lease import Lease
+from pipelines.tables.opening import create_dataset, open_dataset
+from pipelines.tables.rejects import REJECTS_SCHEMA
 
 _FRAGMENTS = (0, 1_000, 4_000, 16_000, 64_000)
 _CLAIMS = (1_000, 10_000, 100_000, 1_000_000)

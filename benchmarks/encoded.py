@@ -6,19 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from encoders.protocol import EncoderCard, TowerCard
-from pipelines.blocks import LAST, MESSAGE, OVERLONG, REASON, REUSED, SECONDS_PREFIX, STAGE
-from pipelines.contract import (
-    CAPTION,
-    IMAGE_URI,
-    IMAGE_VECTOR,
-    ITEM_ID,
-    PICTURE,
-    POSITION,
-    ROW_ID,
-    SHARD,
-    TEXT,
-)
-from pipelines.provenance import Provenance
+from pipelines.rows.blocks import LAST, MESSAGE, OVERLONG, REASON, REUSED, SECONDS_PREFIX, STAGE
+from pipelines.rows.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, ITEM_ID, PICTURE, POSITION, ROW_ID, SHARD, TEXT
+from pipelines.tables.provenance import Provenance
 
 PRICE = "price"
 

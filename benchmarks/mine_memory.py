@@ -26,9 +26,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoders.registry import describe
-from pipelines.mining.mined import read_mined
-from pipelines.provenance import Provenance
-from pipelines.storage import TableRef
+from pipelines.store.storage import TableRef
+from pipelines.tables.provenance import Provenance
+from pipelines.train.mining.mined import read_mined
 
 _BATCH = 20_000
 _PLANTED = 200

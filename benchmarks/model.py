@@ -34,13 +34,13 @@ from benchmarks.incremental import write_file
 from benchmarks.watching import embed_command, watch
 from encoders.images.prepare import prepare
 from encoders.images.transform import ImageTransform
-from pipelines.contract import IMAGE_VECTOR
-from pipelines.embedding.planning import block_rows
-from pipelines.indexing.distributed import build_segment
-from pipelines.indexing.parameters import plan_index
-from pipelines.sink.queueing import COMMIT_ROWS, FRAGMENT_ROWS, SinkLimits
+from pipelines.ingest.planning import block_rows
+from pipelines.ingest.sink.queueing import COMMIT_ROWS, FRAGMENT_ROWS, SinkLimits
+from pipelines.rows.contract import IMAGE_VECTOR
+from pipelines.search.indexing.distributed import build_segment
+from pipelines.search.indexing.parameters import plan_index
 from pipelines.sources.row_groups import MAX_SHARD_BYTES, MAX_SHARD_ROWS
-from pipelines.storage import TableRef
+from pipelines.store.storage import TableRef
 
 _ROWS = 1_000_000_000
 _GPUS = 64

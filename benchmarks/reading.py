@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from benchmarks.harness import report, summary, take_turns
 from benchmarks.pictures import write_parquet
 from encoders.images import ImageTransform
-from pipelines.contract import Columns
-from pipelines.embedding.identity import picture_digest
-from pipelines.embedding.stages.decoding import Decoded, DecodeSettings, decode_block
-from pipelines.embedding.stages.reading import ReadSettings, ShardWork, read_blocks
+from pipelines.ingest.identity import picture_digest
+from pipelines.ingest.stages.decoding import Decoded, DecodeSettings, decode_block
+from pipelines.ingest.stages.reading import ReadSettings, ShardWork, read_blocks
+from pipelines.rows.contract import Columns
 from pipelines.sources import open_source
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 _SIZES = {"256 px": 2_000, "640 px": 1_000, "12 MP": 128}
 _STAGE, _PARQUET, _DIGEST = "read stage", "Parquet alone", "digest alone"

@@ -30,11 +30,11 @@ from benchmarks.harness import Goal, ratio, report, summary, take_turns
 from benchmarks.search_data import ASKED, COLUMN, TUNING, K, exact, queries_of, write_table
 from benchmarks.search_peers import PEERS, Search, Try, built, loaded
 from benchmarks.search_stores import cold_and_warm
-from pipelines.contract import ROW_ID
-from pipelines.indexing.build import build_vector_index
-from pipelines.indexing.parameters import read_parameters
-from pipelines.retrieval.search import OpenTable
-from pipelines.storage import TableRef
+from pipelines.rows.contract import ROW_ID
+from pipelines.search.indexing.build import build_vector_index
+from pipelines.search.indexing.parameters import read_parameters
+from pipelines.search.retrieval.search import OpenTable
+from pipelines.store.storage import TableRef
 
 ROUNDS = 7
 _OURS, _BARE = "isthmus", "Lance alone, same parameters"

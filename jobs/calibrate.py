@@ -11,7 +11,7 @@ from pydantic import Field
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
-    from pipelines.retrieval.calibration import Calibration
+    from pipelines.search.retrieval.calibration import Calibration
 
 
 @Parameter(name="*")
@@ -42,9 +42,9 @@ def run(config: CalibrateConfig) -> CalibrateReport:
         FileNotFoundError: there is no such table.
         ValueError: words and pictures share no space, or there are too few pairs.
     """
-    from pipelines.retrieval.calibration import calibrate
-    from pipelines.retrieval.publishing import answering
-    from pipelines.storage import Storage, TableRef
+    from pipelines.search.retrieval.calibration import calibrate
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.promotion import answering
 
     table, dataset = answering(TableRef.parse(config.table, Storage.from_options(config.storage_options)))
     return CalibrateReport(table=str(table), curves=calibrate(dataset, str(table)))

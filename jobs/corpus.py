@@ -9,10 +9,10 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from jobs.config import JobConfig
-from pipelines.corpora.names import Captions, CorpusName
+from pipelines.samples.names import Captions, CorpusName
 
 if TYPE_CHECKING:
-    from pipelines.corpora.table import CorpusInfo, Progress
+    from pipelines.samples.table import CorpusInfo, Progress
 
 
 @Parameter(name="*")
@@ -39,8 +39,8 @@ def run(config: CorpusConfig, progress: Progress | None = None) -> CorpusInfo:
         ModuleNotFoundError: `openmoji` needs the extra `demo`.
         ValueError: fewer pictures than a concept of the corpus has.
     """
-    from pipelines.corpora.catalog import build
-    from pipelines.corpora.table import no_progress
+    from pipelines.samples.catalog import build
+    from pipelines.samples.table import no_progress
 
     return build(
         config.name,

@@ -14,8 +14,8 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.deduplication.deduplicate import Deduplicated
-    from pipelines.storage import TableRef
+    from pipelines.curate.deduplication.deduplicate import Deduplicated
+    from pipelines.store.storage import TableRef
 
 
 @Parameter(name="*")
@@ -87,8 +87,8 @@ def run(config: DedupConfig) -> DedupReport:
         LeaseHeldError: a job writes to the table.
         TableMovedError: it changed meanwhile. Nothing was marked.
     """
-    from pipelines.deduplication.deduplicate import deduplicate
-    from pipelines.storage import Storage, TableRef
+    from pipelines.curate.deduplication.deduplicate import deduplicate
+    from pipelines.store.storage import Storage, TableRef
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
     found = deduplicate(
@@ -105,8 +105,8 @@ def run(config: DedupConfig) -> DedupReport:
 
 
 def _write_page(config: DedupConfig, table: TableRef, found: Deduplicated) -> str:
-    from pipelines.deduplication.page import write_groups
-    from pipelines.storage import Storage
+    from pipelines.curate.deduplication.duplicates_page import write_groups
+    from pipelines.store.storage import Storage
 
     assert config.html is not None
     storage = Storage.from_options(config.corpus_storage_options)

@@ -33,7 +33,7 @@ class Loop:
     def render(self) -> dict[str, Any]:
         """Drawings to a Parquet corpus."""
         from jobs.display import row_progress, say
-        from pipelines.corpora.openmoji import build
+        from pipelines.samples.openmoji import build
 
         say("rendering OpenMoji drawings into a Parquet corpus")
         pictures = None if self._config.full else self._config.pictures
@@ -69,8 +69,8 @@ class Loop:
     def mine(self) -> dict[str, Any]:
         """Hard negatives from the table that the heads made, among training rows alone."""
         from jobs.display import say
-        from pipelines.mining.mine import mine
-        from pipelines.mining.settings import MiningSettings
+        from pipelines.train.mining.mine import mine
+        from pipelines.train.mining.mining_settings import MiningSettings
 
         kept = self._mined_before()
         if kept is not None:
@@ -80,9 +80,9 @@ class Loop:
 
     def _mined_before(self) -> int | None:
         """Rows of the negatives that an earlier demo mined with the same heads; mined anew, they begin another run."""
-        from pipelines.mining.mined import read_mined
-        from pipelines.provenance import Provenance
-        from pipelines.sink.tables import open_dataset
+        from pipelines.tables.opening import open_dataset
+        from pipelines.tables.provenance import Provenance
+        from pipelines.train.mining.mined import read_mined
 
         if open_dataset(self._ref(self._mined), missing_ok=True) is None:
             return None
@@ -136,12 +136,12 @@ class Loop:
         """Words to pictures of held-out concepts, as data and as a page."""
         import jobs.index
         from jobs.display import say
-        from pipelines.contract import CAPTION
-        from pipelines.corpora.openmoji import ATTRIBUTION
-        from pipelines.retrieval.gallery import Section, write_page
-        from pipelines.retrieval.queries import Query
-        from pipelines.retrieval.search import search
-        from pipelines.storage import Storage
+        from pipelines.pages.cards import Section, write_page
+        from pipelines.rows.contract import CAPTION
+        from pipelines.samples.openmoji import ATTRIBUTION
+        from pipelines.search.retrieval.queries import Query
+        from pipelines.search.retrieval.search import search
+        from pipelines.store.storage import Storage
 
         say("searching")
         jobs.index.run(jobs.index.IndexConfig(table=self.table))
@@ -190,7 +190,7 @@ class Loop:
         stamp.write_text(text)
 
     def _project(self, model: str, table: str) -> None:
-        from pipelines.embedding.project import project_table
+        from pipelines.ingest.projecting import project_table
 
         project_table(self._ref(self._features), str(self._models / model), self._ref(table))
 
@@ -209,6 +209,6 @@ class Loop:
             jobs.embed.run(config, progress)
 
     def _ref(self, uri: str) -> Any:
-        from pipelines.storage import TableRef
+        from pipelines.store.storage import TableRef
 
         return TableRef.parse(uri)

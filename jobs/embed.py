@@ -13,11 +13,11 @@ from jobs.config import JobConfig
 
 if TYPE_CHECKING:
     from encoders.description import Description
-    from pipelines.embedding.engines.early import Reserve
-    from pipelines.embedding.report import EmbedReport
-    from pipelines.embedding.settings import EmbedSettings
+    from pipelines.ingest.embed_report import EmbedReport
+    from pipelines.ingest.embed_settings import EmbedSettings
+    from pipelines.ingest.engines.early import Reserve
     from pipelines.sources.base import Source
-    from pipelines.storage import TableRef
+    from pipelines.store.storage import TableRef
 
 Embed = Literal["auto", "image", "text", "both", "any"]
 # So many processes at the most are started before anybody knows how much there is to do.
@@ -134,7 +134,7 @@ def run_with(
     from dataclasses import replace
 
     with _reserve(config) as reserve:
-        from pipelines.embedding.run import embed
+        from pipelines.ingest.embed import embed
 
         source, description, table, settings = prepare(config)
         settings = replace(settings, **changes)
@@ -147,9 +147,9 @@ def _reserve(config: EmbedConfig) -> Reserve:
     There are none where the table is there already, on this disk or in a store, which nobody asks before its library
     is imported: mostly there is little to do then, or nothing.
     """
-    from pipelines.embedding.engines.early import Reserve
-    from pipelines.embedding.engines.machine import cores, needs_no_ray
-    from pipelines.storage import TableRef, is_remote
+    from pipelines.cluster.machine import cores, needs_no_ray
+    from pipelines.ingest.engines.early import Reserve
+    from pipelines.store.storage import TableRef, is_remote
 
     asks = bool(config.actors or config.num_gpus)
     table = TableRef.parse(config.table).uri
@@ -167,11 +167,11 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
     """
     from encoders.protocol import EncoderOptions
     from encoders.registry import describe
-    from pipelines.contract import Columns
-    from pipelines.embedding.planning import choose_modalities
-    from pipelines.embedding.settings import EmbedSettings
+    from pipelines.ingest.embed_settings import EmbedSettings
+    from pipelines.ingest.planning import choose_modalities
+    from pipelines.rows.contract import Columns
     from pipelines.sources import open_source
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
 
     options = EncoderOptions(
         preprocessing=config.preprocessing,

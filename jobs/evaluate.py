@@ -16,8 +16,8 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.evaluation.evaluate import Evaluation, EvaluationSettings
-    from pipelines.storage import TableRef
+    from pipelines.store.storage import TableRef
+    from pipelines.train.evaluation.evaluate import Evaluation, EvaluationSettings
 
 _COMPARED = ("R@1", "R@5", "R@10", "MRR", "nDCG@10")
 
@@ -113,10 +113,10 @@ def run(config: EvaluateConfig) -> EvaluateReport:
         EncoderMismatchError: the table is of another encoder than the one named.
         ValueError: the vectors cannot be compared, or nothing is selected.
     """
-    from pipelines.evaluation import report
-    from pipelines.evaluation.evaluate import evaluate_table
-    from pipelines.evaluation.paired import compare
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.train.evaluation import evaluation_page as report
+    from pipelines.train.evaluation.evaluate import evaluate_table
+    from pipelines.train.evaluation.paired import compare
 
     with ExitStack() as stack:
         table = _table(config, stack)
@@ -149,8 +149,8 @@ def run(config: EvaluateConfig) -> EvaluateReport:
 
 
 def _settings(config: EvaluateConfig) -> EvaluationSettings:
-    from pipelines.evaluation.evaluate import EvaluationSettings
-    from pipelines.filters import quote
+    from pipelines.tables.filters import quote
+    from pipelines.train.evaluation.evaluate import EvaluationSettings
 
     return EvaluationSettings(
         version=config.version if config.version is not None else config.tag,
@@ -168,9 +168,9 @@ def _table(config: EvaluateConfig, stack: ExitStack) -> TableRef:
     import jobs.embed
     from encoders.registry import describe
     from jobs.display import row_progress
-    from pipelines.provenance import Provenance
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.opening import open_dataset
+    from pipelines.tables.provenance import Provenance
 
     storage = Storage.from_options(config.storage_options)
     try:
@@ -205,9 +205,9 @@ def _without_leaks(
     config: EvaluateConfig, table: TableRef, settings: EvaluationSettings
 ) -> tuple[EvaluationSettings, dict[str, Any]]:
     """The settings, without leaked rows where asked for; and the counts of leaks where a training set is named."""
-    from pipelines.evaluation.evaluate import open_at
-    from pipelines.evaluation.leakage import find_leakage, without
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.train.evaluation.evaluate import open_at
+    from pipelines.train.evaluation.leakage import find_leakage, without
 
     if config.train is None and config.train_where is None:
         return settings, {}
@@ -226,7 +226,7 @@ def _without_leaks(
 
 def _asking_less(settings: EvaluationSettings, where: str | None) -> EvaluationSettings:
     """Other rows ask, the gallery stays: it would be easier to be found in without the rows that were left out."""
-    from pipelines.evaluation.selection import HAS_BOTH
+    from pipelines.train.evaluation.selection import HAS_BOTH
 
     if where == settings.where:
         return settings
@@ -236,8 +236,8 @@ def _asking_less(settings: EvaluationSettings, where: str | None) -> EvaluationS
 
 
 def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
-    from pipelines.evaluation.evaluate import open_at
-    from pipelines.evaluation.zero_shot import classify
+    from pipelines.train.evaluation.evaluate import open_at
+    from pipelines.train.evaluation.zero_shot import classify
 
     assert config.classes is not None
     assert config.class_column is not None
@@ -257,9 +257,9 @@ def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
 def _reranked(config: EvaluateConfig, table: TableRef, settings: EvaluationSettings) -> dict[str, Any]:
     """Metrics, a row each, before and after the second stage, in both directions."""
     from encoders.cross import load
-    from pipelines.reranking.evaluating import evaluate_reranked
-    from pipelines.reranking.pictures import reader
-    from pipelines.storage import Storage
+    from pipelines.sources.row_pictures import reader
+    from pipelines.store.storage import Storage
+    from pipelines.train.reranking.evaluating import evaluate_reranked
 
     assert config.rerank is not None
     read = reader(Storage.from_options(config.corpus_storage_options))

@@ -73,8 +73,8 @@ def run_export(config: ExportConfig) -> ExchangeReport:
         ValueError: a column is not there, the filter is none, the folder is not empty, or the format does not go with
             an option or with where the pictures are.
     """
-    from pipelines.exchange.exporting import export_table
-    from pipelines.storage import Storage, TableRef
+    from pipelines.curate.exchange.exporting import export_table
+    from pipelines.store.storage import Storage, TableRef
 
     done = export_table(
         TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True),
@@ -96,8 +96,8 @@ def run_import(config: ImportConfig) -> ExchangeReport:
         FileNotFoundError: the folder holds nothing of the kind.
         ValueError: the vectors are another encoder's, do not fit their metadata, or the table is there already.
     """
-    from pipelines.exchange.importing import import_folder
-    from pipelines.storage import Storage, TableRef
+    from pipelines.curate.exchange.importing import import_folder
+    from pipelines.store.storage import Storage, TableRef
 
     done = import_folder(
         config.folder,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import RenderableType
 
-    from pipelines.exploration.explore import Explored
+    from pipelines.curate.exploration.explore import Explored
 
 
 @Parameter(name="*")
@@ -101,11 +101,11 @@ def run(config: ExploreConfig) -> ExploreReport:
         ModuleNotFoundError: the extra `explore` is not installed.
         ValueError: the table has no such vectors, or the filter leaves no row.
     """
-    from pipelines.exploration.explore import ExploreSettings, explore
-    from pipelines.exploration.page import write_map
-    from pipelines.retrieval.publishing import answering
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import Storage, TableRef
+    from pipelines.curate.exploration.explore import ExploreSettings, explore
+    from pipelines.curate.exploration.map_page import write_map
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.opening import open_dataset
+    from pipelines.tables.promotion import answering
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True)
     table, dataset = (table, open_dataset(table)) if config.original else answering(table)

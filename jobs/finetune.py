@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
-    from pipelines.storage import TableRef
-    from pipelines.training.run import TrainReport
+    from pipelines.store.storage import TableRef
+    from pipelines.train.finetuning.finetune import TrainReport
 
 
 @Parameter(name="*")
@@ -116,7 +116,7 @@ def run(config: FinetuneConfig, on_row: Callable[[dict[str, Any]], None] = lambd
         TrainingDivergedError: the loss is not a number; the last good checkpoint stands.
     """
     from jobs.finetune_steps import prepare_samples, prepare_teacher, train_with_remining
-    from pipelines.training.run import train
+    from pipelines.train.finetuning.finetune import train
 
     samples = prepare_samples(config)
     teacher = prepare_teacher(config, samples)
@@ -133,10 +133,10 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
     """
     from encoders.losses.weighted import parse_term
     from encoders.registry import describe
-    from pipelines.storage import Storage, TableRef, absolute
-    from pipelines.training.checkpoints import RunFolder
-    from pipelines.training.selection import Split
-    from pipelines.training.settings import ModelSettings, RunSettings, TrainSettings
+    from pipelines.store.storage import Storage, TableRef, absolute
+    from pipelines.tables.splitting import Split
+    from pipelines.train.finetuning.checkpoints import RunFolder
+    from pipelines.train.finetuning.train_settings import ModelSettings, RunSettings, TrainSettings
 
     storage = Storage.from_options(config.storage_options)
     image, text = tunings(config)
@@ -190,7 +190,7 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
 
 def run_folder(config: FinetuneConfig) -> str:
     """The URI of the folder of the run."""
-    from pipelines.storage import absolute
+    from pipelines.store.storage import absolute
 
     return absolute(config.out) + ".run"
 
@@ -200,7 +200,7 @@ def tunings(config: FinetuneConfig) -> tuple[str, str]:
     from encoders.registry import resolve
 
     fresh = "+" in config.encoder and not Path(config.encoder).exists()
-    dual = fresh or resolve(config.encoder)[0] == "encoders.dual_card"
+    dual = fresh or resolve(config.encoder)[0] == "encoders.dual.card"
     default = ("head", "head") if dual else ("frozen", "full")
     chosen = [
         d if given == "auto" else given

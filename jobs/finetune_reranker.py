@@ -13,7 +13,7 @@ from pydantic import Field
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
-    from pipelines.reranking.training import MatchReport
+    from pipelines.train.reranking.training import MatchReport
 
 
 @Parameter(name="*")
@@ -67,13 +67,13 @@ def run(
         ValueError: the model, the table or the negatives cannot be used.
     """
     from encoders.protocol import EncoderOptions
-    from pipelines.filters import check_filter
-    from pipelines.mining.mined import read_mined
-    from pipelines.reranking.pictures import reader
-    from pipelines.reranking.training import MatchSettings, train
-    from pipelines.reranking.triplets import read_triplets
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import Storage, TableRef
+    from pipelines.sources.row_pictures import reader
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.filters import check_filter
+    from pipelines.tables.opening import open_dataset
+    from pipelines.train.mining.mined import read_mined
+    from pipelines.train.reranking.training import MatchSettings, train
+    from pipelines.train.reranking.triplets import read_triplets
 
     storage = Storage.from_options(config.storage_options)
     table = TableRef.parse(config.table, storage)

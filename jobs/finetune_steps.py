@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.finetune import FinetuneConfig, run_folder, run_settings, tunings
 
 if TYPE_CHECKING:
-    from pipelines.storage import TableRef
-    from pipelines.training.run import TrainReport
+    from pipelines.store.storage import TableRef
+    from pipelines.train.finetuning.finetune import TrainReport
 
 _THUMBNAIL_MARGIN = 8 / 7
 
@@ -72,11 +72,11 @@ def train_with_remining(
     Raises:
         ValueError: OUT is not on a disk, where the next stage could start from it.
     """
-    from pipelines.embedding.project import project_table
-    from pipelines.mining.mine import mine
-    from pipelines.mining.settings import MiningSettings
-    from pipelines.storage import TableRef, is_remote
-    from pipelines.training.run import train
+    from pipelines.ingest.projecting import project_table
+    from pipelines.store.storage import TableRef, is_remote
+    from pipelines.train.finetuning.finetune import train
+    from pipelines.train.mining.mine import mine
+    from pipelines.train.mining.mining_settings import MiningSettings
 
     assert config.remine_every is not None
     if is_remote(config.out):
@@ -107,8 +107,8 @@ def train_with_remining(
 
 def _mined_from(vectors: TableRef, version: int, mined: TableRef) -> bool:
     """Whether negatives of this very table are there; mined anew, they would make the next stage another run."""
-    from pipelines.mining.mined import read_mined
-    from pipelines.sink.tables import open_dataset
+    from pipelines.tables.opening import open_dataset
+    from pipelines.train.mining.mined import read_mined
 
     if open_dataset(mined, missing_ok=True) is None:
         return False
@@ -118,8 +118,8 @@ def _mined_from(vectors: TableRef, version: int, mined: TableRef) -> bool:
 
 def _table(config: FinetuneConfig, uri: str) -> TableRef | None:
     """The table of this name, None if there is none."""
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.opening import open_dataset
 
     try:
         table = TableRef.parse(uri, Storage.from_options(config.storage_options))
@@ -131,7 +131,7 @@ def _table(config: FinetuneConfig, uri: str) -> TableRef | None:
 def _embed(config: FinetuneConfig, encoder: str, name: str, *, thumbnails: int) -> TableRef:
     import jobs.embed
     from jobs.display import row_progress, say
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
 
     uri = f"{run_folder(config)}/{name}"
     say(f"embedding the corpus with {encoder}")

@@ -13,7 +13,7 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.fusion.column import Fused
+    from pipelines.search.fusing.column import Fused
 
 
 @Parameter(name="*")
@@ -70,8 +70,8 @@ def run(config: FuseConfig) -> FuseReport:
         LeaseHeldError: a job writes to the table.
         TableMovedError: it changed meanwhile; run again.
     """
-    from pipelines.fusion.column import fuse_table
-    from pipelines.storage import Storage, TableRef
+    from pipelines.search.fusing.column import fuse_table
+    from pipelines.store.storage import Storage, TableRef
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
     return FuseReport(fused=fuse_table(table, image_weight=config.image_weight, anew=config.anew))

@@ -14,7 +14,7 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.indexing.build import BuiltIndex
+    from pipelines.search.indexing.build import BuiltIndex
 
 
 @Parameter(name="*")
@@ -86,10 +86,10 @@ def run(config: IndexConfig) -> IndexReport:
     """
     import psutil
 
-    from pipelines.indexing.build import index_table
-    from pipelines.indexing.report import plot
-    from pipelines.plots import check_plot
-    from pipelines.storage import Storage, TableRef
+    from pipelines.pages.plots import check_plot
+    from pipelines.search.indexing.build import index_table
+    from pipelines.search.indexing.index_plot import plot
+    from pipelines.store.storage import Storage, TableRef
 
     if config.plot is not None:
         check_plot(config.plot)

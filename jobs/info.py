@@ -46,10 +46,10 @@ def run(config: InfoConfig) -> InfoReport:
         FileNotFoundError: there is no such table.
         ValueError: it was not made by `isthmus embed`.
     """
-    from pipelines.provenance import Provenance
-    from pipelines.sink.rejects import read_rejects
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.opening import open_dataset
+    from pipelines.tables.provenance import Provenance
+    from pipelines.tables.rejects import read_rejects
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
     dataset = open_dataset(table)

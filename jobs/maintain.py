@@ -14,8 +14,8 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.sink.maintenance import TableUpkeep
-    from pipelines.storage import TableRef
+    from pipelines.ingest.maintenance.maintain import TableUpkeep
+    from pipelines.store.storage import TableRef
 
 _DEFAULT_KEEP_DAYS = 7.0
 _DAY_S = 86_400.0
@@ -103,9 +103,9 @@ def run(config: MaintainConfig) -> MaintainReport:
         RuntimeError: rows, indexes or ledger are not as they should be; no version was removed.
         OSError: the store fails; the table is whole.
     """
-    from pipelines.sink.maintenance import dry_run, maintain
-    from pipelines.sink.retention import Retention
-    from pipelines.storage import Storage, TableRef
+    from pipelines.ingest.maintenance.maintain import dry_run, maintain
+    from pipelines.ingest.maintenance.versions import Retention
+    from pipelines.store.storage import Storage, TableRef
 
     started = time.perf_counter()
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
@@ -126,9 +126,9 @@ def run(config: MaintainConfig) -> MaintainReport:
 
 def _recheck(table: TableRef) -> dict[str, float | None]:
     """The recall of each indexed vector column, measured now that the indexes hold all rows."""
-    from pipelines.indexing.build import recheck_vector_index
-    from pipelines.indexing.parameters import published_columns
-    from pipelines.sink.tables import open_dataset
+    from pipelines.search.indexing.build import recheck_vector_index
+    from pipelines.search.indexing.parameters import published_columns
+    from pipelines.tables.opening import open_dataset
 
     found = {column: recheck_vector_index(table, column) for column in published_columns(open_dataset(table))}
     return {column: parameters.recall if parameters else None for column, parameters in found.items()}

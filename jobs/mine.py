@@ -11,7 +11,7 @@ from pydantic import Field
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
-    from pipelines.mining.report import MiningReport
+    from pipelines.train.mining.mining_report import MiningReport
 
 
 @Parameter(name="*")
@@ -60,11 +60,11 @@ def run(config: MineConfig) -> MiningReport:
         ValueError: the table cannot be mined, or nothing was found; nothing was changed.
         MiningRecallError: approximate search misses too much; nothing was changed.
     """
-    from pipelines.mining.mine import mine
-    from pipelines.mining.report import plot
-    from pipelines.mining.settings import DIRECTIONS, MiningSettings
-    from pipelines.plots import check_plot
-    from pipelines.storage import Storage, TableRef
+    from pipelines.pages.plots import check_plot
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.train.mining.mine import mine
+    from pipelines.train.mining.mining_report import plot
+    from pipelines.train.mining.mining_settings import DIRECTIONS, MiningSettings
 
     if config.plot is not None:
         check_plot(config.plot)

@@ -14,7 +14,7 @@ from jobs.embed import EmbedConfig, prepare
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.embedding.estimating import Estimate, Machine, Sample
+    from pipelines.ingest.estimating import Estimate, Machine, Sample
 
 
 @Parameter(name="*")
@@ -140,14 +140,15 @@ def run(config: PlanConfig) -> PlanReport:
     """
     from dataclasses import replace
 
-    from pipelines.embedding import estimating
-    from pipelines.embedding.incremental import make_plan
-    from pipelines.embedding.planning import Resources, plan_work
-    from pipelines.embedding.probing import probe
-    from pipelines.embedding.run import table_schema
-    from pipelines.embedding.stages.settings import rows_of_a_block
-    from pipelines.sink.ledger import Ledger
-    from pipelines.sink.tables import check_schema, open_dataset
+    from pipelines.cluster.resources import Resources
+    from pipelines.ingest import estimating
+    from pipelines.ingest.embed import table_schema
+    from pipelines.ingest.incremental import make_plan
+    from pipelines.ingest.planning import plan_work
+    from pipelines.ingest.probing import probe
+    from pipelines.ingest.sink.ledger import Ledger
+    from pipelines.ingest.stage_settings import rows_of_a_block
+    from pipelines.tables.opening import check_schema, open_dataset
 
     source, description, table, settings = prepare(config)
     machine = _machine(config)
@@ -202,7 +203,7 @@ def _machine(config: PlanConfig) -> Machine:
     import psutil
     import torch
 
-    from pipelines.embedding.estimating import Machine
+    from pipelines.ingest.estimating import Machine
 
     here = 0 if config.device == "cpu" else torch.cuda.device_count()
     gpus = float(here) if config.gpus is None else config.gpus

@@ -13,7 +13,7 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.storage import TableRef
+    from pipelines.store.storage import TableRef
 
 _FINGERPRINT_CHARS = 8
 
@@ -86,10 +86,10 @@ def run(config: PromoteConfig) -> PromoteReport:
     Raises:
         ValueError: the tables answer different queries, or nothing is there to undo.
     """
-    from pipelines.evaluation.evaluate import EvaluationSettings, evaluate_table
-    from pipelines.evaluation.paired import compare
-    from pipelines.retrieval.publishing import answering, promote, roll_back
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.promotion import answering, promote, roll_back
+    from pipelines.train.evaluation.evaluate import EvaluationSettings, evaluate_table
+    from pipelines.train.evaluation.paired import compare
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
     if config.rollback:
@@ -124,7 +124,7 @@ def run(config: PromoteConfig) -> PromoteReport:
 
 
 def _version(table: TableRef) -> int:
-    from pipelines.sink.tables import open_dataset
+    from pipelines.tables.opening import open_dataset
 
     return int(open_dataset(table).version)
 
@@ -132,8 +132,8 @@ def _version(table: TableRef) -> int:
 def _candidate(config: PromoteConfig, table: TableRef) -> TableRef:
     """The shadow table: the one that is named, or made from the corpus or from features."""
     from encoders.registry import describe
-    from pipelines.embedding.project import project_table
-    from pipelines.storage import TableRef
+    from pipelines.ingest.projecting import project_table
+    from pipelines.store.storage import TableRef
 
     if config.candidate is not None:
         return TableRef.parse(config.candidate, table.storage)
@@ -166,7 +166,7 @@ def _embed(config: PromoteConfig, shadow: TableRef) -> None:
 def _index_like(current: TableRef, candidate: TableRef) -> None:
     """Index the candidate where the table that it replaces is indexed: nobody's search gets slower."""
     import jobs.index
-    from pipelines.sink.tables import open_dataset
+    from pipelines.tables.opening import open_dataset
 
     if open_dataset(current).describe_indices() and not open_dataset(candidate).describe_indices():
         jobs.index.run(jobs.index.IndexConfig(table=str(candidate), storage_options=dict(candidate.storage.options)))

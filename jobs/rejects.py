@@ -49,10 +49,10 @@ def run(config: RejectsConfig) -> RejectsReport:
         FileNotFoundError: there is no such table.
         ValueError: the reason is not one of the closed set.
     """
-    from pipelines.contract import Reason
-    from pipelines.sink.rejects import RejectsSummary, read_rejects
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import Storage, TableRef
+    from pipelines.rows.contract import Reason
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.opening import open_dataset
+    from pipelines.tables.rejects import RejectsSummary, read_rejects
 
     if config.reason is not None and config.reason not in set(Reason):
         raise ValueError(f"reason {config.reason!r}: not known; the reasons are {', '.join(Reason)}")
@@ -61,7 +61,7 @@ def run(config: RejectsConfig) -> RejectsReport:
     summary = read_rejects(table, reason=config.reason, limit=config.limit)
     page = None
     if config.html is not None:
-        from pipelines.retrieval.rejected import write_rejects_page
+        from pipelines.pages.rejects import write_rejects_page
 
         reasons = [config.reason] if config.reason else list(summary.by_reason)
         each = [read_rejects(table, reason=reason, limit=config.limit).rows for reason in reasons]
@@ -109,10 +109,10 @@ def retry(config: RetryConfig, progress: Callable[[int, int | None], None] | Non
     from collections import Counter
 
     from jobs.embed import EmbedConfig, run_with
-    from pipelines.contract import Reason
-    from pipelines.sink.jobs import remembered_jobs
-    from pipelines.sink.rejects import read_rejects
-    from pipelines.storage import Storage, TableRef, absolute
+    from pipelines.rows.contract import Reason
+    from pipelines.store.storage import Storage, TableRef, absolute
+    from pipelines.tables.jobs import remembered_jobs
+    from pipelines.tables.rejects import read_rejects
 
     if unknown := sorted(set(config.reason) - set(Reason)):
         raise ValueError(f"reason {unknown[0]!r}: not known; the reasons are {', '.join(Reason)}")

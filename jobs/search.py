@@ -14,8 +14,8 @@ from jobs.config import JobConfig
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.retrieval.hits import Hits
-    from pipelines.retrieval.queries import Query
+    from pipelines.rows.hits import Hits
+    from pipelines.search.retrieval.queries import Query
 
 
 @Parameter(name="*")
@@ -119,15 +119,15 @@ def run(config: SearchConfig) -> SearchReport:
         FileNotFoundError: there is no such table, or no such picture.
         ValueError: the query does not fit the table.
     """
-    from pipelines.retrieval.search import search
-    from pipelines.storage import Storage, TableRef
+    from pipelines.search.retrieval.search import search
+    from pipelines.store.storage import Storage, TableRef
 
     table = TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True)
     storage = Storage.from_options(config.corpus_storage_options)
     hits = search(table, _query(config), encoder=config.encoder, original=config.original, corpus_storage=storage)
     page = None
     if config.html is not None:
-        from pipelines.retrieval.gallery import Section, write_page
+        from pipelines.pages.cards import Section, write_page
 
         picture = config.image[0].read_bytes() if config.image else None
         section = Section(title=_title(config), hits=hits, picture=picture)
@@ -136,7 +136,7 @@ def run(config: SearchConfig) -> SearchReport:
 
 
 def _query(config: SearchConfig) -> Query:
-    from pipelines.retrieval.queries import Query, Term
+    from pipelines.search.retrieval.queries import Query, Term
 
     away = -config.not_weight
     terms = (

@@ -13,8 +13,8 @@ from pydantic import Field
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
-    from pipelines.retrieval.bulk.request import BulkReport
-    from pipelines.storage import Storage, TableRef
+    from pipelines.search.bulk.request import BulkReport
+    from pipelines.store.storage import Storage, TableRef
 
 
 @Parameter(name="*")
@@ -84,11 +84,11 @@ def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | 
         ValueError: queries and table do not fit together, or `out` is another kind of table.
         BulkRecallError: the lists miss too much.
     """
-    from pipelines.contract import MODALITIES
-    from pipelines.retrieval.bulk.request import BulkSettings
-    from pipelines.retrieval.bulk.run import search_many
-    from pipelines.retrieval.publishing import answering
-    from pipelines.storage import Storage, TableRef
+    from pipelines.rows.contract import MODALITIES
+    from pipelines.search.bulk.answering import search_many
+    from pipelines.search.bulk.request import BulkSettings
+    from pipelines.store.storage import Storage, TableRef
+    from pipelines.tables.promotion import answering
 
     storage = Storage.from_options(config.storage_options)
     table = TableRef.parse(config.table, storage)
@@ -122,9 +122,9 @@ def _queries(config: SearchManyConfig, table: TableRef, out: TableRef, storage: 
     from jobs.embed import EmbedConfig
     from jobs.sync import SyncConfig
     from jobs.sync import run as sync
-    from pipelines.provenance import Provenance
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import TableRef, absolute
+    from pipelines.store.storage import TableRef, absolute
+    from pipelines.tables.opening import open_dataset
+    from pipelines.tables.provenance import Provenance
 
     if _is_table(config.queries, storage):
         return TableRef.parse(config.queries, storage), 0
@@ -147,8 +147,8 @@ def _queries(config: SearchManyConfig, table: TableRef, out: TableRef, storage: 
 
 def _is_table(name: str, storage: Storage) -> bool:
     """Whether a name is that of a table rather than of a corpus."""
-    from pipelines.sink.tables import open_dataset
-    from pipelines.storage import TableRef
+    from pipelines.store.storage import TableRef
+    from pipelines.tables.opening import open_dataset
 
     try:
         ref = TableRef.parse(name, storage)
@@ -161,8 +161,8 @@ def _write_parquet(out: TableRef, path: Path) -> None:
     """The results as one Parquet file, batch by batch."""
     import pyarrow.parquet as pq
 
-    from pipelines.retrieval.bulk.results import PART
-    from pipelines.sink.tables import open_dataset
+    from pipelines.search.bulk.results import PART
+    from pipelines.tables.opening import open_dataset
 
     dataset = open_dataset(out)
     names = [name for name in dataset.schema.names if name != PART]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
-    from pipelines.serving.app import ServeSettings
-    from pipelines.storage import TableRef
+    from pipelines.search.serving.app import ServeSettings
+    from pipelines.store.storage import TableRef
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _TOKEN_VARIABLE = "ISTHMUS_TOKEN"
@@ -74,7 +74,7 @@ def make_app(config: ServeConfig) -> FastAPI:
         FileNotFoundError: a table is not there.
         ValueError: a table was not made by isthmus, or the server would be open to others without a token.
     """
-    from pipelines.serving.app import create_app
+    from pipelines.search.serving.app import create_app
 
     return create_app(_tables(config), _settings(config, is_local=config.host in _LOCAL))
 
@@ -94,15 +94,15 @@ def ray_application(args: dict[str, Any]) -> Application:
 
 
 def _application(config: ServeConfig, *, is_local: bool) -> Application:
-    from pipelines.serving.replicas import ReplicaSettings, application
+    from pipelines.search.serving.replicas import ReplicaSettings, application
 
     size = ReplicaSettings(replicas=config.replicas or 1, cpus=config.cpus_per_replica)
     return application(_tables(config), _settings(config, is_local=is_local), size)
 
 
 def _settings(config: ServeConfig, *, is_local: bool) -> ServeSettings:
-    from pipelines.serving.app import ServeSettings
-    from pipelines.storage import Storage, absolute
+    from pipelines.search.serving.app import ServeSettings
+    from pipelines.store.storage import Storage, absolute
 
     token = os.environ.get(_TOKEN_VARIABLE) or None
     if not is_local and token is None:
@@ -122,7 +122,7 @@ def _settings(config: ServeConfig, *, is_local: bool) -> ServeSettings:
 
 def _tables(config: ServeConfig) -> dict[str, TableRef]:
     """The tables, by short names where those tell them apart, else by whole ones."""
-    from pipelines.storage import Storage, TableRef
+    from pipelines.store.storage import Storage, TableRef
 
     storage = Storage.from_options(config.storage_options)
     refs = [TableRef.parse(name, storage, versions=True) for name in config.tables]
@@ -167,12 +167,12 @@ def _run_replicas(config: ServeConfig) -> ServeReport:
     from jobs.display import say
 
     try:
-        from pipelines.serving.cluster import Listening, deployed, watch
+        from pipelines.search.serving.cluster import Listening, deployed, watch
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "isthmus serve --replicas needs more packages: pip install 'isthmus[serve-ray]'"
         ) from None
-    from pipelines.retrieval.search import OpenTable
+    from pipelines.search.retrieval.search import OpenTable
 
     app = _application(config, is_local=config.host in _LOCAL)
     for table in _tables(config).values():

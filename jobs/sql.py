@@ -49,7 +49,7 @@ class SqlReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The rows as JSON-ready data; bytes are left out."""
-        from pipelines.retrieval.hits import plain_rows
+        from pipelines.rows.hits import plain_rows
 
         return {"rows": plain_rows(self.rows) if self.out is None else self.rows.num_rows, "out": self.out}
 
@@ -58,7 +58,7 @@ class SqlReport:
         from rich.text import Text
 
         from jobs.display import rows_table
-        from pipelines.retrieval.hits import plain_rows
+        from pipelines.rows.hits import plain_rows
 
         if self.out is not None:
             return Text(f"{self.rows.num_rows:,} rows: {self.out}")
@@ -77,9 +77,9 @@ def run(config: SqlConfig) -> SqlReport:
         ModuleNotFoundError: the extra `sql` is not installed.
         ValueError: the statement is wrong, or two tables have one name.
     """
-    from pipelines.retrieval.search import OpenTable
-    from pipelines.retrieval.sql import run_sql
-    from pipelines.storage import Storage, TableRef
+    from pipelines.search.retrieval.search import OpenTable
+    from pipelines.search.retrieval.sql import run_sql
+    from pipelines.store.storage import Storage, TableRef
 
     storage = Storage.from_options(config.storage_options)
     refs = [TableRef.parse(name, storage) for name in (config.table, *config.also)]

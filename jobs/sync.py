@@ -11,7 +11,7 @@ from pydantic import Field
 from jobs.embed import EmbedConfig, run_with
 
 if TYPE_CHECKING:
-    from pipelines.embedding.report import EmbedReport
+    from pipelines.ingest.embed_report import EmbedReport
 
 
 @Parameter(name="*")

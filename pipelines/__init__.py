@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.retrieval.search import OpenTable
+    from pipelines.search.retrieval.search import OpenTable
 
 # Lance warns on standard error about its own future defaults, once a query. Set LANCE_LOG to hear it.
 os.environ.setdefault("LANCE_LOG", "error")
@@ -27,8 +27,8 @@ def open_table(
         FileNotFoundError: there is no such table.
         ValueError: it was not made by isthmus.
     """
-    from pipelines.retrieval.search import OpenTable
-    from pipelines.storage import Storage, TableRef
+    from pipelines.search.retrieval.search import OpenTable
+    from pipelines.store.storage import Storage, TableRef
 
     table = TableRef.parse(name, Storage.from_options(storage_options or {}), versions=True)
     return OpenTable.open(table, encoder=encoder, original=original)

@@ -11,11 +11,11 @@ from corpora import picture
 
 from encoders.images import prepare
 from encoders.registry import describe, load
-from pipelines.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID, THUMBNAIL
-from pipelines.indexing.build import build_text_index
-from pipelines.provenance import Provenance
-from pipelines.sink.jobs import remember_job
-from pipelines.storage import TableRef
+from pipelines.rows.contract import CAPTION, IMAGE_URI, ITEM_ID, ROW_ID, THUMBNAIL
+from pipelines.search.indexing.build import build_text_index
+from pipelines.store.storage import TableRef
+from pipelines.tables.jobs import remember_job
+from pipelines.tables.provenance import Provenance
 
 N = 60
 SECRET = b"the content of a file that is nobody's business"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.embedding.engines.session import IDLE_MS, IDLE_VARIABLE
+from pipelines.cluster.session import IDLE_MS, IDLE_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from encoders.registry import describe
 from jobs.finetune import FinetuneConfig
-from pipelines.provenance import Provenance
-from pipelines.storage import TableRef
+from pipelines.store.storage import TableRef
+from pipelines.tables.provenance import Provenance
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 _LATENT = 6

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from encoders.cross.families import FAMILIES, Family
 from encoders.digest import digest_files, digest_json
-from encoders.directories import ModelConfig, identity, model_digest, tokenizer_digest
+from encoders.families.directories import ModelConfig, identity, model_digest, tokenizer_digest
 from encoders.protocol import EncoderOptions
 from encoders.registry import model_directory
 
@@ -39,8 +39,8 @@ class CrossEncoder:
         """Load it; see `load`."""
         import transformers
 
-        from encoders.device import Runtime
-        from encoders.loading import load_model, load_tokenizer
+        from encoders.families.loading import load_model, load_tokenizer
+        from encoders.runtime.device import Runtime
 
         config, self._family = _recognise(directory)
         short, self.spec = identity(directory)

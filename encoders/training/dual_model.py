@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from encoders.dual import DualTower
+from encoders.dual.model import DualTower
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Modality
 from encoders.training.models import Batch, FrozenPart, Tower, padded_tokens, plain_pixels

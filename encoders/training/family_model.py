@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from encoders.directories import ModelConfig
+from encoders.families.directories import ModelConfig
+from encoders.families.loading import load_model, load_tokenizer
+from encoders.families.two_tower import FAMILIES, describe, max_tokens_of
 from encoders.images.transform import ImageTransform
-from encoders.loading import load_model, load_tokenizer
 from encoders.protocol import Modality
 from encoders.saving import replacing
 from encoders.training.models import Batch, FrozenPart, Tower, padded_tokens, plain_pixels
-from encoders.two_tower import FAMILIES, describe, max_tokens_of
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _HEADS: dict[Modality, tuple[str, ...]] = {"image": ("visual_projection",), "text": ("text_projection",)}

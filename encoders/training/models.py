@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from encoders.dual_card import Head
+from encoders.dual.card import Head
 from encoders.images.prepare import prepare_image
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Modality
@@ -112,7 +112,7 @@ def open_model(spec: str, *, dim: int = 256, head: Head = "linear", dropout: flo
     Raises:
         ValueError: nothing with two towers.
     """
-    from encoders.dual import DualTower
+    from encoders.dual.model import DualTower
     from encoders.registry import resolve
 
     if "+" in spec and not Path(spec).exists():
@@ -130,11 +130,11 @@ def open_model(spec: str, *, dim: int = 256, head: Head = "linear", dropout: flo
         )
         return DualModel(tower)
     module, directory = resolve(spec)
-    if module == "encoders.dual_card":
+    if module == "encoders.dual.card":
         from encoders.training.dual_model import DualModel
 
         return DualModel(DualTower.from_directory(directory), Path(directory))
-    if module == "encoders.two_tower":
+    if module == "encoders.families.two_tower":
         from encoders.training.family_model import FamilyModel
 
         return FamilyModel(Path(directory))
@@ -146,7 +146,7 @@ def open_model(spec: str, *, dim: int = 256, head: Head = "linear", dropout: flo
 
 def plain_pixels(pictures: Sequence[NDArray[np.uint8]], transform: ImageTransform) -> Batch:
     """Prepared pictures, as `pixel_values` (n, 3, height, width), or as patches with their mask and shapes."""
-    from encoders.two_tower import patchify
+    from encoders.families.two_tower import patchify
 
     if not pictures:
         # A process may have no row of a short last batch.

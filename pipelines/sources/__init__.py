@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipelines.contract import Columns
-from pipelines.retries import retry
+from pipelines.rows.contract import Columns
 from pipelines.sources.base import Shard, Source
 from pipelines.sources.captions import open_captions
 from pipelines.sources.coco import open_coco
@@ -15,7 +14,8 @@ from pipelines.sources.karpathy import open_karpathy
 from pipelines.sources.listing import FileInfo, corpus_root, list_files, without_underscored
 from pipelines.sources.parquet import open_parquet
 from pipelines.sources.webdataset import open_webdataset
-from pipelines.storage import Storage, absolute
+from pipelines.store.retries import retry
+from pipelines.store.storage import Storage, absolute
 
 __all__ = ["FORMATS", "Shard", "Source", "open_source"]
 

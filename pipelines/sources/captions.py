@@ -16,13 +16,13 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from pipelines.contract import Columns
+from pipelines.rows.contract import Columns
 from pipelines.sources.base import Shard
 from pipelines.sources.list_lines import read_header, read_rows
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.row_layout import Row, RowLayout, choose_roles, find_root, make_row_layout
 from pipelines.sources.values import TypeTally
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 RECORDS_A_SHARD = 1_024
 _READ_AHEAD_BYTES = 4 << 20

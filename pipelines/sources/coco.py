@@ -10,10 +10,10 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
-from pipelines.contract import Columns
+from pipelines.rows.contract import Columns
 from pipelines.sources.json_list import CAPTIONS, URI, JsonListSource, open_json_list
 from pipelines.sources.listing import FileInfo
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 
 def open_coco(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> JsonListSource:

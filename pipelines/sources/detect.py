@@ -6,8 +6,8 @@ import posixpath
 from collections.abc import Sequence
 
 from pipelines.sources.listing import FileInfo, without_underscored
-from pipelines.sources.pictures import PICTURE_SUFFIXES
-from pipelines.storage import Storage
+from pipelines.sources.picture_names import PICTURE_SUFFIXES
+from pipelines.store.storage import Storage
 
 PARQUET = (".parquet", ".pq")
 LISTS = (".csv", ".tsv", ".jsonl")

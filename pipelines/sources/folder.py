@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contract import Columns, Reason
-from pipelines.retries import refusals, retry
+from pipelines.rows.contract import Columns, Reason
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, relative_to
-from pipelines.sources.pictures import PICTURE_SUFFIXES
+from pipelines.sources.picture_names import PICTURE_SUFFIXES
 from pipelines.sources.records import as_key, bad_record, records_table
-from pipelines.storage import Storage
+from pipelines.store.retries import refusals, retry
+from pipelines.store.storage import Storage
 
 _FIELDS = ("path", "stem")
 _SCHEMA = pa.schema([pa.field("path", pa.string())])

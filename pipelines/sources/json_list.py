@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contract import Columns
+from pipelines.rows.contract import Columns
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.records import check_roles
 from pipelines.sources.row_layout import Row, RowLayout, find_root, make_row_layout
 from pipelines.sources.values import TypeTally
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 RECORDS_A_SHARD = 1_024
 URI, CAPTIONS = "image_path", "captions"

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from pipelines.retries import CONTACT, has_ended, retry
 from pipelines.sources.base import Shard
-from pipelines.storage import Storage, absolute, is_remote
+from pipelines.store.retries import CONTACT, has_ended, retry
+from pipelines.store.storage import Storage, absolute, is_remote
 
 GLOB_CHARACTERS = "*?["
 

@@ -13,8 +13,8 @@ from urllib.parse import quote, unquote
 
 import pyarrow.parquet as pq
 
-from pipelines.retries import retry
-from pipelines.storage import Storage, is_remote
+from pipelines.store.retries import retry
+from pipelines.store.storage import Storage, is_remote
 
 # At the end alone: file names may hold a `#` too.
 _ROW = re.compile(r"(?s)(.+)#row=(\d+)&column=([^#&]*)")

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.contract import Columns
-from pipelines.retries import retry
+from pipelines.rows.contract import Columns
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, open_shard, relative_to
 from pipelines.sources.locate import row_locator
 from pipelines.sources.parquet_layout import Layout, make_layout, partition_schema, partition_values, unify
 from pipelines.sources.records import as_captions, as_key, bad_records, is_corrupt, picture_fields, records_table
 from pipelines.sources.row_groups import cut_shards
-from pipelines.storage import Storage
+from pipelines.store.retries import retry
+from pipelines.store.storage import Storage
 
 _BATCH_BYTES = 8 << 20
 _MAX_BATCH_ROWS = 1024

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipelines.contract import IMAGE, IMAGE_URI, RESERVED, Columns
+from pipelines.rows.contract import IMAGE, IMAGE_URI, RESERVED, Columns
 from pipelines.sources.records import IMAGE_PATH, check_passthrough, check_roles
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "picture")

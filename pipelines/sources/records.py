@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import blocks
-from pipelines.contract import IMAGE, RECORD_FIELDS, RECORD_PREFIX, RECORD_SCHEMA, RESERVED, Columns, Reason
+from pipelines.rows import blocks
+from pipelines.rows.contract import IMAGE, RECORD_FIELDS, RECORD_PREFIX, RECORD_SCHEMA, RESERVED, Columns, Reason
 from pipelines.sources.values import as_text
 
 IMAGE_PATH = "image_path"

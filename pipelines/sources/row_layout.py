@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contract import IMAGE, RESERVED, Columns
+from pipelines.rows.contract import IMAGE, RESERVED, Columns
 from pipelines.sources.records import (
     IMAGE_PATH,
     as_captions,
@@ -21,7 +21,7 @@ from pipelines.sources.records import (
     records_table,
 )
 from pipelines.sources.values import fit_table
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 _URI_NAMES = (
     *("image_path", "image", "img", "file_name", "filename", "filepath", "path"),

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from pipelines.contract import Columns
+from pipelines.rows.contract import Columns
 from pipelines.sources.locate import range_locator
-from pipelines.sources.pictures import PICTURE_SUFFIXES
+from pipelines.sources.picture_names import PICTURE_SUFFIXES
 from pipelines.sources.records import is_corrupt
 
 _BLOCK = 512

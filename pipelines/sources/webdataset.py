@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contract import RESERVED, Columns
+from pipelines.rows.contract import RESERVED, Columns
 from pipelines.sources.base import Shard
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.records import as_captions, as_key, bad_record, check_passthrough, check_roles, records_table
 from pipelines.sources.tar_samples import Sample, TarReader
 from pipelines.sources.values import TypeTally, fit_table
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 _KEY = "__key__"
 _BATCH_BYTES = 8 << 20

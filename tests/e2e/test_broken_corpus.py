@@ -66,7 +66,7 @@ def test_rows_in_are_rows_written_and_rejected_with_the_right_reasons(tmp_path: 
 def test_a_picture_that_the_encoder_chokes_on_costs_that_picture_alone() -> None:
     import numpy as np
 
-    from pipelines.embedding.stages.encoding import encode_bisecting
+    from pipelines.ingest.stages.encoding import encode_bisecting
 
     def encode(items: list[int]) -> np.ndarray:
         if any(i in (13, 14, 77) for i in items):

@@ -14,10 +14,10 @@ from commands import isthmus
 from corpora import Pair, pairs, picture, write_parquet
 
 from encoders.images import ImageError, ImageTransform
-from pipelines.embedding.identity import picture_digest
-from pipelines.embedding.stages.decoding import DecodeSettings, decode_picture
-from pipelines.embedding.stages.guarding import Journal, decode_apart, decode_guarded
-from pipelines.faults import VARIABLE
+from pipelines.ingest.identity import picture_digest
+from pipelines.ingest.stages.decoding import DecodeSettings, decode_picture
+from pipelines.ingest.stages.guarding import Journal, decode_apart, decode_guarded
+from pipelines.store.faults import VARIABLE
 
 SETTINGS = DecodeSettings(
     transform=ImageTransform(size=(32, 32)), mode="fast", max_pixels=10**6, thumbnail_px=16, timeout_s=5.0

@@ -24,9 +24,10 @@ from killing import is_worker
 from pydantic import ValidationError
 
 from jobs.embed import EmbedConfig, prepare, run
-from pipelines.embedding.engines import early, machine, processes, worker
-from pipelines.embedding.engines.early import start as begin
-from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
+from pipelines.cluster import machine
+from pipelines.ingest.engines import early, processes, worker
+from pipelines.ingest.engines.early import start as begin
+from pipelines.store.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
 
 ROWS = 240
 SMALL = {"encoder": "fake", "columns": {"key": "id"}, "block_rows": 16, "commit_rows": 64, "fragment_rows": 32}

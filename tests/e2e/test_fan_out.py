@@ -12,16 +12,17 @@ from ray.data import Dataset
 from encoders.protocol import EncoderOptions
 from encoders.registry import describe
 from jobs.embed import EmbedConfig, run
-from pipelines.blocks import unwrap
-from pipelines.contract import Columns
-from pipelines.embedding.engines import session
-from pipelines.embedding.engines.ray_data import build_dataset
-from pipelines.embedding.planning import Resources, group_work, plan_pools
-from pipelines.embedding.run import table_schema
-from pipelines.embedding.settings import EmbedSettings
-from pipelines.embedding.stages.reading import ShardWork
+from pipelines.cluster import session
+from pipelines.cluster.resources import Resources
+from pipelines.ingest.embed import table_schema
+from pipelines.ingest.embed_settings import EmbedSettings
+from pipelines.ingest.engines.ray_data import build_dataset
+from pipelines.ingest.planning import group_work, plan_pools
+from pipelines.ingest.stages.reading import ShardWork
+from pipelines.rows.blocks import unwrap
+from pipelines.rows.contract import Columns
 from pipelines.sources import open_source
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -21,7 +21,7 @@ import pytest
 from corpora import Pair, pairs, write_parquet
 from stores import BUCKET, options, seaweedfs
 
-from pipelines.faults import ONCE_VARIABLE, POINTS, VARIABLE
+from pipelines.store.faults import ONCE_VARIABLE, POINTS, VARIABLE
 
 ROWS, COMMIT_ROWS = 400, 64
 pytestmark = pytest.mark.timeout(400)

@@ -27,8 +27,8 @@ from transformers import CLIPModel
 
 from encoders.registry import describe, load
 from jobs.finetune import FinetuneConfig, run, run_settings
-from pipelines.storage import TableRef
-from pipelines.training.run import TrainingDivergedError, train
+from pipelines.store.storage import TableRef
+from pipelines.train.finetuning.finetune import TrainingDivergedError, train
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_session")]
 
@@ -318,7 +318,7 @@ def test_a_teacher_without_some_rows_and_an_encoder_for_a_table_are_refused(
 
 def mined_table(path: Path, spec: str, pairs: list[tuple[str, str]]) -> str:
     """A table such as `isthmus mine` writes, of given anchors and negatives."""
-    from pipelines.mining.mined import MINED_SCHEMA, mined_schema, publish, stage
+    from pipelines.train.mining.mined import MINED_SCHEMA, mined_schema, publish, stage
 
     ref = TableRef.parse(str(path))
     n = len(pairs)
@@ -339,7 +339,7 @@ def mined_table(path: Path, spec: str, pairs: list[tuple[str, str]]) -> str:
 
 
 def test_mined_negatives_stand_beside_their_anchors(table: str, towers: str, tmp_path: Path) -> None:
-    from pipelines.training.planning import plan_work
+    from pipelines.train.finetuning.planning import plan_work
 
     partner = {i: (i * 7 + 3) % 120 for i in range(120)}
     mined = mined_table(tmp_path / "db" / "mined", towers, [(f"r{a}", f"r{b}") for a, b in partner.items()])
@@ -360,9 +360,9 @@ def test_mined_negatives_stand_beside_their_anchors(table: str, towers: str, tmp
 def test_a_model_goes_on_with_what_itself_mined_and_a_teacher_of_another_dimension(
     table: str, towers: str, tmp_path: Path
 ) -> None:
-    from pipelines.embedding.project import project_table
-    from pipelines.mining.mine import mine
-    from pipelines.mining.settings import MiningSettings
+    from pipelines.ingest.projecting import project_table
+    from pipelines.train.mining.mine import mine
+    from pipelines.train.mining.mining_settings import MiningSettings
 
     first = run(heads_config(table, towers, tmp_path / "first", epochs=3))
     ref = TableRef.parse(str(tmp_path / "db" / "projected"))
@@ -377,7 +377,7 @@ def test_a_model_goes_on_with_what_itself_mined_and_a_teacher_of_another_dimensi
 
 
 def test_negatives_of_another_encoder_are_refused(table: str, towers: str, clip: Path, tmp_path: Path) -> None:
-    from pipelines.provenance import EncoderMismatchError
+    from pipelines.tables.provenance import EncoderMismatchError
 
     mined = mined_table(tmp_path / "db" / "mined", str(clip), [("r1", "r2")])
     with pytest.raises(EncoderMismatchError, match="mined with"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from commands import isthmus
 from corpora import Pair, pairs, picture, write_parquet
 from engines import on_engine
+from fusion_tools import assert_fused
 
 from jobs.embed import EmbedConfig
 from jobs.embed import run as embed
@@ -18,12 +18,9 @@ from jobs.fuse import run as fuse
 from jobs.rejects import RetryConfig, retry
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
-from pipelines.contract import ROW_ID
-from pipelines.sink.tables import open_dataset
-from pipelines.storage import TableRef
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))
-from test_fusion import assert_fused
+from pipelines.rows.contract import ROW_ID
+from pipelines.store.storage import TableRef
+from pipelines.tables.opening import open_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session", "engine")
 

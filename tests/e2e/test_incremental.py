@@ -23,11 +23,11 @@ from jobs.embed import run as embed
 from jobs.rejects import RetryConfig, retry
 from jobs.sync import SyncConfig
 from jobs.sync import run as sync
-from pipelines.embedding.identity import picture_digest_of
-from pipelines.embedding.report import EmbedReport
-from pipelines.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
-from pipelines.provenance import METADATA_KEY
-from pipelines.sink.committing import TooManyRejectsError
+from pipelines.ingest.embed_report import EmbedReport
+from pipelines.ingest.identity import picture_digest_of
+from pipelines.ingest.sink.committing import TooManyRejectsError
+from pipelines.store.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
+from pipelines.tables.provenance import METADATA_KEY
 
 pytestmark = pytest.mark.usefixtures("ray_session", "engine")
 _HEAVY = pytest.mark.heavy
@@ -280,9 +280,9 @@ def test_a_driver_that_fails_anywhere_in_a_changing_corpus_loses_and_doubles_not
 
 
 def _forget_passes() -> None:
-    import pipelines.faults
+    import pipelines.store.faults
 
-    pipelines.faults._passes.clear()
+    pipelines.store.faults._passes.clear()
 
 
 def test_a_job_that_goes_wrong_is_stopped_as_of_its_last_commit(tmp_path: Path) -> None:

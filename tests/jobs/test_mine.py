@@ -9,8 +9,8 @@ import pytest
 from commands import isthmus
 from corpora import pairs, write_parquet
 
-from pipelines.mining.mined import read_mined
-from pipelines.storage import TableRef
+from pipelines.store.storage import TableRef
+from pipelines.train.mining.mined import read_mined
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 

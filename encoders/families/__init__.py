@@ -1,0 +1,1 @@
+"""Encoders by kind: two-tower families, single towers, packaged towers, pairs."""

@@ -1,0 +1,1 @@
+"""How a tower runs: device, precision, batch size, backend."""

@@ -1,0 +1,1 @@
+"""Starting Ray, and what this machine or a cluster offers."""

@@ -1,0 +1,1 @@
+"""Looking after what a table holds: duplicates, exploration, exchange with other tools."""

@@ -1,0 +1,267 @@
+"""The embed pipeline, end to end: plan, run the stages, commit, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from encoders.description import Description
+from pipelines.cluster.resources import Resources
+from pipelines.ingest.embed_report import EmbedReport, find_bottleneck, hint_for, shares
+from pipelines.ingest.embed_settings import EmbedSettings
+from pipelines.ingest.engines import processes
+from pipelines.ingest.engines.early import Reserve
+from pipelines.ingest.engines.job import Job, Ran
+from pipelines.ingest.engines.processes import fits_this_machine, this_machine
+from pipelines.ingest.identity import PICTURE_DIGEST, PICTURE_DIGEST_KEY
+from pipelines.ingest.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
+from pipelines.ingest.planning import plan_pools
+from pipelines.ingest.sink.committing import Committer
+from pipelines.ingest.sink.ledger import Ledger
+from pipelines.ingest.sink.queueing import CommitQueue, SinkLimits
+from pipelines.ingest.sink.stale import StaleRows
+from pipelines.ingest.stage_settings import rows_of_a_block
+from pipelines.ingest.stages.reading import ShardWork
+from pipelines.ingest.stages.reuse import index_digests
+from pipelines.rows.contract import (
+    CAPTION,
+    IMAGE_URI,
+    INTERNAL,
+    ITEM_ID,
+    POSITION,
+    ROW_ID,
+    THUMBNAIL,
+    VECTOR_COLUMNS,
+    vector_type,
+)
+from pipelines.rows.pace import Pace
+from pipelines.sources.base import Source
+from pipelines.store.faults import fault
+from pipelines.store.retries import retry
+from pipelines.store.storage import TableRef
+from pipelines.tables.jobs import remember_job
+from pipelines.tables.lease import Lease
+from pipelines.tables.opening import check_schema, create_dataset, open_dataset
+from pipelines.tables.provenance import Provenance, library_versions
+
+Progress = Callable[[int, int | None], None]
+
+
+def embed(
+    source: Source,
+    description: Description,
+    table: TableRef,
+    settings: EmbedSettings,
+    progress: Progress = lambda done, total: None,
+    reserve: Reserve | None = None,
+) -> EmbedReport:
+    """Embed what the table does not hold yet.
+
+    Args:
+        source: the corpus.
+        description: the encoder's card and image transform.
+        table: where the rows go; made if it is not there.
+        settings: the rest.
+        progress: called with (rows settled so far, rows in all if known).
+        reserve: processes that were started already, if there will be some.
+
+    Returns:
+        The report of this run.
+
+    Raises:
+        ValueError: the corpus, the encoder and the table do not fit together.
+        LeaseHeldError: another job writes to the table.
+        OSError: a store fails; the table is as of its last commit, and the next run goes on from there.
+    """
+    started = time.perf_counter()
+    schema = table_schema(source, description, settings)
+    existing = open_dataset(table, missing_ok=True)
+    if existing is not None:
+        check_schema(existing.schema, schema, table)
+        schema = existing.schema
+    ledger = Ledger.reconcile(table)
+    plan = make_plan(source, ledger.coverage, description, settings)
+    if plan.is_empty and not settings.retry and existing is not None:
+        return _report(plan, description, table, started, version=int(existing.version))
+    here = fits_this_machine(settings)
+    resources = this_machine() if here else _rays_resources()
+    # What cannot be is refused before the table is made.
+    plan_pools(resources, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
+    if existing is None:
+        create_dataset(table, schema)
+    fault("before_lease")
+    lease = Lease.acquire(table)
+    ran = None
+    try:
+        fault("after_lease")
+        now = open_dataset(table)
+        ledger.record_missing(now)
+        # Its vectors may have been fused, or fused otherwise, between the first look and the lease.
+        schema = now.schema
+        # Another driver may have worked between the plan and the lease.
+        plan = make_plan(source, ledger.coverage, description, settings)
+        check_deletions(plan, ledger.coverage, settings, table)
+        if settings.job is not None:
+            remember_job(table, settings.corpus, settings.job)
+        stale = StaleRows(plan.stale)
+        stale.find(open_dataset(table))
+        committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
+        committer.forget_unsettled_rejects()
+        if settings.retry and committer.reopen(settings.retry, plan.current):
+            plan = make_plan(source, ledger.coverage, description, settings)
+        if plan.work:
+            job = Job(
+                source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
+            )
+            rows = rows_of_a_block(description, settings, resources.gpus)
+            ran = _work_off(job, plan.work, committer, ledger, progress, reserve, rows, here=here)
+            _check_complete(plan, ledger, table)
+        committer.sweep()
+        ledger.compact()
+        index_digests(table)
+        fault("before_release")
+    finally:
+        lease.release()
+    version = int(open_dataset(table).version)
+    return _report(plan, description, table, started, version=version, committer=committer, ran=ran)
+
+
+def _rays_resources() -> Resources:
+    """Those of the Ray that this process uses; it is started if need be."""
+    from pipelines.cluster import session
+
+    session.ensure_ray()
+    return session.cluster_resources()
+
+
+def _work_off(
+    job: Job,
+    work: list[ShardWork],
+    committer: Committer,
+    ledger: Ledger,
+    progress: Progress,
+    reserve: Reserve | None,
+    block_rows: int,
+    *,
+    here: bool,
+) -> Ran:
+    """Run the stages over the work until all of it is committed.
+
+    Raises:
+        RuntimeError: processes died one after the other, and Ray was not to be used.
+    """
+    settings = job.settings
+    limits = SinkLimits(
+        fragment_rows=settings.fragment_rows,
+        commit_rows=settings.commit_rows,
+        commit_interval_s=settings.commit_interval_s,
+        block_rows=block_rows,
+    )
+    table_rows = retry(open_dataset(job.table).count_rows, job.table.uri)
+    queue = CommitQueue(committer, limits, table_rows)
+    expected = expected_rows(work)
+
+    def tell(rows: int) -> None:
+        progress(rows, expected)
+
+    if here:
+        ran = processes.run_stages(job, work, ledger, queue, tell, reserve)
+        if ran is not None:
+            return ran
+        work = remaining(work, ledger.coverage)
+    from pipelines.ingest.engines import ray_data
+
+    return ray_data.run_stages(job, work, queue, tell)
+
+
+def table_schema(source: Source, description: Description, settings: EmbedSettings) -> pa.Schema:
+    """The schema of the table that this run would make, provenance included."""
+    fields = [
+        pa.field(ROW_ID, pa.string(), nullable=False),
+        pa.field(ITEM_ID, pa.string()),
+        pa.field(CAPTION, pa.string()),
+        pa.field(IMAGE_URI, pa.string()),
+        *source.schema(),
+    ]
+    if settings.thumbnail_px and "image" in settings.modalities:
+        fields.append(pa.field(THUMBNAIL, pa.binary()))
+    for modality in settings.modalities:
+        tower = description.card.tower(modality)
+        assert tower is not None
+        fields.append(pa.field(VECTOR_COLUMNS[modality], vector_type(tower.dim, settings.vector_dtype)))
+    fields += [pa.field(name, pa.int64() if name == POSITION else pa.string()) for name in INTERNAL]
+    provenance = Provenance(
+        encoder=description.card,
+        modalities=settings.modalities,
+        settings={
+            "preprocessing": settings.options.preprocessing,
+            "text_policy": settings.options.text_policy,
+            "precision": settings.options.precision,
+            "backend": settings.options.backend,
+            "vector_dtype": settings.vector_dtype,
+            "normalised": True,
+            PICTURE_DIGEST_KEY: PICTURE_DIGEST,
+            "libraries": library_versions(),
+        },
+    )
+    return pa.schema(fields, metadata=provenance.to_metadata())
+
+
+def _check_complete(plan: Plan, ledger: Ledger, table: TableRef) -> None:
+    """A run that ends without having settled every record is an error, not a success."""
+    lost = [w for w in plan.work if not ledger.coverage.is_complete(w.shard_id, w.shard.rows)]
+    if lost:
+        raise RuntimeError(
+            f"table {table}: {len(lost)} of {len(plan.work)} shards are not complete (first: {lost[0].shard.uri}); "
+            "run the same command again, it goes on from here"
+        )
+
+
+def _report(
+    plan: Plan,
+    description: Description,
+    table: TableRef,
+    started: float,
+    *,
+    version: int,
+    committer: Committer | None = None,
+    ran: Ran | None = None,
+) -> EmbedReport:
+    done = committer.done if committer else None
+    rejected = dict(sorted(done.rejected.items())) if done else {}
+    rows_in = (done.written if done else 0) + sum(rejected.values())
+    seconds = time.perf_counter() - started
+    stages = {name: round(value, 3) for name, value in (done.seconds if done else {}).items()}
+    bottleneck = find_bottleneck(stages, ran.workers if ran else {})
+    pace, crew = done.pace if done else Pace(), ran.crew if ran else None
+    return EmbedReport(
+        table=str(table),
+        encoder=description.card.name,
+        rows_in=rows_in,
+        written=done.written if done else 0,
+        skipped=plan.skipped_rows,
+        rejected=rejected,
+        overlong=done.overlong if done else 0,
+        replaced=done.replaced if done else 0,
+        removed=done.removed if done else 0,
+        files_changed=len(plan.changed),
+        files_gone=len(plan.gone),
+        redone=done.redone if done else 0,
+        reused_vectors=done.reused if done else 0,
+        shards=plan.shards,
+        shards_skipped=plan.shards - len(plan.work),
+        engine=ran.engine if ran else None,
+        read_tasks=ran.read_tasks if ran else 0,
+        actors=ran.actors if ran else 0,
+        commits=done.commits if done else 0,
+        version=version,
+        seconds=round(seconds, 3),
+        rows_per_s=round(rows_in / seconds, 2) if seconds else 0.0,
+        stage_seconds=stages,
+        bottleneck=bottleneck,
+        hint=hint_for(bottleneck, pace, crew),
+        **shares(pace, crew),
+        versions=library_versions(),
+    )

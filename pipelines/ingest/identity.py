@@ -1,0 +1,98 @@
+"""Identities that do not depend on the run: of shards, items and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import pyarrow as pa
+
+from encoders.digest import digest_bytes, digest_json, digest_large
+from pipelines.sources.base import Shard
+from pipelines.store.storage import absolute
+from pipelines.tables.provenance import Provenance
+
+_GLOB = "*?["
+# Of a billion pictures, captions or rows two with equal digests of 64 bits are likely enough to be met.
+_CONTENT_BYTES = 16
+PictureDigest = Literal["blake2b", "blake3"]
+PICTURE_DIGEST: PictureDigest = "blake3"
+PICTURE_DIGEST_KEY = "picture_digest"
+
+
+def corpus_root(corpus: str, uris: Iterable[str]) -> str:
+    """The folder against which the corpus' files are named, so that a moved corpus keeps its row ids.
+
+    Args:
+        corpus: as the user named it.
+        uris: files of the corpus; where one of them is the corpus itself, its folder is the root.
+
+    >>> corpus_root("s3://bucket/data/*.parquet", ["s3://bucket/data/a.parquet"])
+    's3://bucket/data'
+    >>> corpus_root("s3://bucket/v1.2", ["s3://bucket/v1.2/a.parquet"])
+    's3://bucket/v1.2'
+    """
+    root = absolute(corpus)
+    parts = root.split("/")
+    fixed = next((i for i, part in enumerate(parts) if any(c in part for c in _GLOB)), None)
+    if root in set(uris):
+        return "/".join(parts[:-1])
+    return root if fixed is None else "/".join(parts[:fixed])
+
+
+def shard_id(shard: Shard, job_digest: str) -> str:
+    """Identity of a shard: which file, for which job; then which version of it, and which part.
+
+    The two halves tell a file that is new from one that has changed.
+
+    Args:
+        shard: the shard.
+        job_digest: digest of the encoder's fingerprint, the column roles and the modalities.
+    """
+    return f"{file_id(shard, job_digest)}-{digest_json([shard.version, shard.start, shard.stop])}"
+
+
+def file_id(shard: Shard, job_digest: str) -> str:
+    """The first half of a shard's id: its file, for a job."""
+    return digest_json([shard.uri, job_digest])
+
+
+def picture_digest(data: bytes | memoryview, how: PictureDigest = PICTURE_DIGEST) -> str:
+    """Identity of a picture's bytes, within a table: see `picture_digest_of`."""
+    return (digest_large if how == "blake3" else digest_bytes)(data, size=_CONTENT_BYTES)
+
+
+def picture_digest_of(schema: pa.Schema) -> PictureDigest:
+    """How a table tells pictures apart, for its row ids too: with BLAKE3, as its provenance says, or with BLAKE2b if it
+    is so old that it says nothing.
+
+    Raises:
+        ValueError: with something that this version does not know.
+    """
+    found = Provenance.from_schema(schema).settings.get(PICTURE_DIGEST_KEY, "blake2b")
+    if found not in get_args(PictureDigest):
+        raise ValueError(f"the table tells its pictures apart by {found!r}, which this version cannot: use a newer one")
+    known: PictureDigest = found
+    return known
+
+
+def text_digest(caption: str) -> str:
+    """Identity of a caption."""
+    return digest_bytes(caption.encode(), size=_CONTENT_BYTES)
+
+
+def derived_row_id(relative_uri: str, index: int, picture: str | None, caption: str | None) -> str:
+    """A row id from content and position, for a corpus without a key column.
+
+    Args:
+        relative_uri: the record's file, relative to the corpus' root.
+        index: the record's index within the file.
+        picture: the picture's digest.
+        caption: the caption.
+    """
+    return digest_json([relative_uri, index, picture, caption], size=_CONTENT_BYTES)
+
+
+def nth_row_id(key: str, n: int) -> str:
+    """The row id of a record's n-th caption: the key itself for the first, `key#n` for the others."""
+    return key if n == 0 else f"{key}#{n}"

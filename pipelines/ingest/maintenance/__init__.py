@@ -1,0 +1,1 @@
+"""Maintenance of a table: small files merged, indexes refreshed, old versions removed."""

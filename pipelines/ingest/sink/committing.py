@@ -1,0 +1,263 @@
+"""The one committer: staged groups become a version of the table, each record exactly once.
+
+What it decides on a version of the table, `landing` lands on that version or not at all, so that a record which another
+commit settled is never settled twice, whoever made that commit. Rows that new ones replace leave in the same commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass, field
+
+import lance
+
+from pipelines.ingest.sink.claims import Change, file_of, removals_of
+from pipelines.ingest.sink.landing import Lander, Step
+from pipelines.ingest.sink.ledger import Ledger
+from pipelines.ingest.sink.rejects import begin_retry, delete_rejects, rejected_shards, settle_rejects
+from pipelines.ingest.sink.staging import STAGED_LIFE_S, StagedGroup
+from pipelines.ingest.sink.stale import StaleRows, removals_for, removals_of_shards, rows_of_records
+from pipelines.rows.contract import SHARD
+from pipelines.rows.pace import Pace
+from pipelines.store.faults import fault
+from pipelines.store.storage import TableRef
+from pipelines.tables.lease import Lease
+from pipelines.tables.opening import open_dataset, translate
+
+# Of fewer rows, a share tells nothing.
+_ENOUGH_TO_TELL = 100
+log = logging.getLogger(__name__)
+
+
+class TooManyRejectsError(RuntimeError):
+    """The job goes wrong: too great a share of its rows is rejected."""
+
+
+class StaleGroupError(RuntimeError):
+    """A group was staged so long ago that maintenance may have removed its files."""
+
+
+class ClaimConflictError(RuntimeError):
+    """Another driver settled a part of a staged group; the group cannot be committed as it is."""
+
+
+@dataclass
+class Committed:
+    """What a committer did so far."""
+
+    commits: int = 0
+    written: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    overlong: int = 0
+    reused: int = 0
+    redone: int = 0
+    replaced: int = 0
+    removed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+
+
+class Committer:
+    """Commits staged groups of one table under its lease."""
+
+    def __init__(
+        self,
+        table: TableRef,
+        ledger: Ledger,
+        lease: Lease,
+        *,
+        stale: StaleRows | None = None,
+        max_reject_rate: float = 1.0,
+    ) -> None:
+        """A committer.
+
+        Args:
+            table: the table.
+            ledger: its ledger, reconciled under the lease.
+            lease: the lease.
+            stale: rows to replace, looked up in the table under the lease.
+            max_reject_rate: share of rejects at which the job stops, once there are enough rows to tell.
+        """
+        self._table = table
+        self._ledger = ledger
+        self._lease = lease
+        self._lander = Lander(table, ledger)
+        self._stale = stale or StaleRows(())
+        self._max_reject_rate = max_reject_rate
+        self._rejected_shards = set(rejected_shards(table))
+        self.done = Committed()
+
+    def forget_unsettled_rejects(self) -> None:
+        """Take out the rejects that a run left that died before their commit; if they still are, they come again."""
+        coverage = self._ledger.coverage
+        delete_rejects(self._table, lambda shard: shard not in coverage)
+
+    def reopen(self, reasons: Collection[str], shards: Container[str]) -> int:
+        """Let the records that were rejected for some reasons count as not settled; return how many.
+
+        Their rejects stay until the records are settled anew.
+
+        Raises:
+            LeaseHeldError: the lease was lost.
+            OSError: the store refuses.
+        """
+        self._lease.renew()
+        rejected = begin_retry(self._table, reasons, shards)
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
+            records = [record for record in rejected if self._ledger.coverage.has(*record)]
+            if not records:
+                return None
+            # A record's captions may have met different fates; all of it is done again.
+            leaving = rows_of_records(dataset, set(records))
+            removals = removals_of([*records, *((row.shard, row.position) for row in leaving)])
+            return Step(change=Change(removals=tuple(removals)), leaving=leaving)
+
+        _, step = self._lander.land(decide)
+        return sum(removal.stop - removal.start for removal in step.change.removals) if step else 0
+
+    def commit(self, groups: Sequence[StagedGroup]) -> int:
+        """Land the groups in one version of the table; return that version.
+
+        The rejects go first: a crash in between leaves rejects whose records are not settled, and the next run
+        merges the very same rows again.
+
+        Raises:
+            LeaseHeldError: the lease was lost.
+            ClaimConflictError: another driver settled a part of a group.
+            StaleGroupError: a group waited too long for its commit.
+            TooManyRejectsError: more rows were rejected than the job allows.
+            OSError: the store refuses; the table is as of its last commit.
+        """
+        started = time.perf_counter()
+        self._lease.renew()
+        self._refuse_stale(groups)
+        self._check_reject_rate(groups)
+        fresh: list[StagedGroup] = []
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
+            fresh[:] = [group for group in groups if not self._is_settled(group)]
+            if not fresh:
+                return None
+            self._merge_rejects(fresh)
+            self._look_up_again_if_moved(dataset)
+            leaving = self._stale.succeeded_by(row_id for group in fresh for row_id in group.successors)
+            change = Change(
+                claims=tuple(claim for group in fresh for claim in group.claims),
+                removals=tuple(removals_for(leaving)),
+                files={name: uri for group in fresh for name, uri in group.files.items()},
+            )
+            fragments = [text for group in fresh for text in group.fragments]
+            return Step(change=change, fragments=fragments, leaving=leaving)
+
+        version, step = self._lander.land(decide)
+        if step is not None:
+            self._count(fresh, time.perf_counter() - started)
+            self._stale.forget(step.leaving)
+            self.done.replaced += len(step.leaving)
+        return version
+
+    def sweep(self) -> int:
+        """Take all stale rows that are left out of the table, and the stale shards' rejects, in one version; return
+        that version.
+
+        Raises:
+            LeaseHeldError: the lease was lost.
+            OSError: the store refuses; the table is as of its last commit.
+        """
+        self._lease.renew()
+        if not self._stale.shards:
+            return int(open_dataset(self._table).version)
+
+        def decide(dataset: lance.LanceDataset) -> Step | None:
+            # Before the commit: a run that dies in between finds the shards stale again.
+            delete_rejects(self._table, self._stale.shards.__contains__)
+            fault("before_sweep")
+            self._look_up_again_if_moved(dataset)
+            coverage = self._ledger.coverage
+            removals = tuple(removals_of_shards(coverage, self._stale.shards))
+            names = {file_of(removal.shard) for removal in removals}
+            # The tombstones name their files.
+            files = {name: coverage.files[name] for name in sorted(names) if name in coverage.files}
+            return Step(change=Change(removals=removals, files=files), leaving=self._stale.all()) if removals else None
+
+        version, step = self._lander.land(decide)
+        if step is not None:
+            self._stale.forget(step.leaving)
+            self.done.commits += 1
+            self.done.removed += len(step.leaving)
+        return version
+
+    def _look_up_again_if_moved(self, dataset: lance.LanceDataset) -> None:
+        if not self._stale.has_rows:  # Mostly so, and a table may have a hundred thousand fragments.
+            return
+        if not self._stale.are_found_in({fragment.fragment_id for fragment in dataset.get_fragments()}):
+            self._stale.find(dataset)
+
+    def _check_reject_rate(self, groups: Sequence[StagedGroup]) -> None:
+        """Stop a job that goes wrong before its rejects are committed.
+
+        Raises:
+            TooManyRejectsError: names the commonest reason.
+        """
+        counts = Counter(self.done.rejected)
+        for group in groups:
+            counts.update(group.rejects["reason"].to_pylist())
+        rejected = sum(counts.values())
+        rows = rejected + self.done.written + sum(group.rows for group in groups)
+        if rows >= _ENOUGH_TO_TELL and rejected > self._max_reject_rate * rows:
+            reason, n = counts.most_common(1)[0]
+            raise TooManyRejectsError(
+                f"max_reject_rate {self._max_reject_rate:g}: {rejected} of {rows} rows were rejected ({n} as "
+                f"{reason!r}); table {self._table} is as of its last commit. Mend the corpus, or allow more; run again"
+            )
+
+    def _refuse_stale(self, groups: Sequence[StagedGroup]) -> None:
+        """A job that slept for hours (a suspended machine) wakes to files that may be gone; Lance does not look."""
+        waited = time.time() - min((group.started for group in groups), default=time.time())
+        if waited > STAGED_LIFE_S:
+            raise StaleGroupError(
+                f"table {self._table}: rows were staged {waited / 3600:.0f} hours ago and their files may have been "
+                "cleaned up; start again: what is committed is kept, the rest will be embedded"
+            )
+
+    def _is_settled(self, group: StagedGroup) -> bool:
+        """Whether all of the group was settled by an earlier commit."""
+        overlap = sum(self._ledger.coverage.overlap(claim) for claim in group.claims)
+        if overlap == 0:
+            return False
+        if overlap == sum(claim.stop - claim.start for claim in group.claims):
+            self.done.redone += group.rows
+            log.warning("a staged group of %d rows is in the table already; dropped", group.rows)
+            return True
+        raise ClaimConflictError(
+            f"table {self._table}: another job committed {overlap} records of a group that this one staged; "
+            "start again: what is there is kept, what is missing will be embedded"
+        )
+
+    def _merge_rejects(self, groups: Sequence[StagedGroup]) -> None:
+        fault("before_rejects")
+        try:
+            for group in groups:
+                settle_rejects(self._table, group.rejects, group.claims, self._rejected_shards)
+                self._rejected_shards |= set(group.rejects[SHARD].to_pylist())
+        except OSError as error:
+            raise translate(error, self._table.sibling("rejects").uri) from error
+        fault("after_rejects")
+
+    def _count(self, groups: Sequence[StagedGroup], seconds: float) -> None:
+        done = self.done
+        done.commits += 1
+        done.seconds["commit"] = done.seconds.get("commit", 0.0) + seconds
+        for group in groups:
+            done.written += group.rows
+            done.overlong += group.overlong
+            done.reused += group.reused
+            done.pace.add(group.times)
+            for name, value in group.seconds.items():
+                done.seconds[name] = done.seconds.get(name, 0.0) + value
+            for reason in group.rejects["reason"].to_pylist():
+                done.rejected[reason] = done.rejected.get(reason, 0) + 1

@@ -1,0 +1,198 @@
+"""Staging: a group of encoded blocks becomes Lance fragments that no version of the table names yet.
+
+Runs as a Ray task on references to blocks, so that a lost worker is replayed from the same data; the files of
+the lost attempt belong to no version and are never read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.ingest.sink.claims import Claim, claims_of_columns, file_of
+from pipelines.rows.blocks import LAST, MESSAGE, OVERLONG, READY, REASON, REUSED, STAGE, timing_columns, unwrap
+from pipelines.rows.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
+from pipelines.rows.pace import BlockTime
+from pipelines.store.faults import fault, fault_is_set
+from pipelines.store.memory import freed_memory
+from pipelines.store.retries import retry
+from pipelines.store.storage import TableRef
+from pipelines.tables.rejects import REJECT_ID, REJECTS_SCHEMA
+from pipelines.vectors.fused import with_fused
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Maintenance removes staged files that no version names; a job must not commit any that it may have removed.
+STAGED_LIFE_S = 12 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What a staging task knows of the corpus' files.
+
+    Attributes:
+        uris: file id → uri of the files that are read.
+        bring_successors: whether their rows may replace rows that are in the table.
+    """
+
+    uris: dict[str, str] = field(default_factory=dict)
+    bring_successors: bool = False
+
+
+NO_FILES = Files()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedGroup:
+    """What a staging task hands to the committer: plain data.
+
+    Attributes:
+        fragments: metadata of the fragments written, as JSON.
+        claims: the records that the group settles.
+        rejects: rows of `REJECTS_SCHEMA`.
+        rows: rows written to the fragments.
+        blocks: how many blocks they came in.
+        seconds: worker seconds of each stage, summed over the group's rows.
+        overlong: captions longer than the text tower reads.
+        reused: vectors that the table held already, or that an actor had just made.
+        started: when the first file may have been written, Unix seconds.
+        files: file id → uri of the files that its shards belong to.
+        times: when its blocks were ready, and what they took.
+        successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
+    """
+
+    fragments: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    rejects: pa.Table
+    rows: int
+    blocks: int
+    seconds: dict[str, float]
+    overlong: int
+    reused: int
+    started: float
+    files: dict[str, str] = field(default_factory=dict)
+    successors: tuple[str, ...] = ()
+    times: tuple[BlockTime, ...] = ()
+
+
+def stage_envelopes(table: TableRef, schema: pa.Schema, files: Files, *envelopes: pa.Table) -> StagedGroup:
+    """`stage_blocks` as a Ray task: its arguments are Ray's blocks, each an envelope (or several) of ours."""
+    freed = freed_memory()
+    group = stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)), files=files)
+    freed.give_back()
+    return group
+
+
+def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: Files = NO_FILES) -> StagedGroup:
+    """Write the good rows of `blocks` as fragments of `table`, and gather its rejects and claims.
+
+    Args:
+        table: where the fragments go; the dataset exists.
+        schema: the table's schema; columns that the blocks have not got (this corpus lacks them) become null,
+            but for fused vectors.
+        blocks: encoded blocks.
+        files: the files of the corpus.
+
+    Raises:
+        OSError: the store cannot be written.
+        RuntimeError: Lance wrote another number of rows than it was given.
+    """
+    import time
+
+    started, started_at = time.perf_counter(), time.time()
+    fault("before_stage")
+    group = pa.concat_tables(blocks)
+    is_rejected = pc.is_valid(group[REASON])
+    # A filter copies all vectors; mostly no row was rejected.
+    kept = group.filter(pc.invert(is_rejected)) if pc.any(is_rejected).as_py() else group
+    good = _conform(kept, schema)
+    fragments = _write(table, good)
+    seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
+    seconds["stage"] = time.perf_counter() - started
+    fault("after_stage")
+    names = {file_of(shard) for shard in pc.unique(group[SHARD]).to_pylist()}
+    return StagedGroup(
+        fragments=fragments,
+        claims=tuple(claims_of_columns(group[SHARD], *map(_numpy, (group[POSITION], group[LAST], is_rejected)))),
+        rejects=_rejects(group.filter(is_rejected)),
+        rows=good.num_rows,
+        blocks=len(blocks),
+        seconds=seconds,
+        overlong=pc.sum(group[OVERLONG]).as_py() or 0,
+        reused=pc.sum(group[REUSED]).as_py() or 0,
+        started=started_at,
+        files={name: files.uris[name] for name in sorted(names) if name in files.uris},
+        successors=tuple(group[ROW_ID].to_pylist()) if files.bring_successors else (),
+        times=tuple(_block_time(block) for block in blocks if block.num_rows and READY in block.column_names),
+    )
+
+
+def _block_time(block: pa.Table) -> BlockTime:
+    columns = timing_columns(block.schema)
+    decode_s, encode_s = (
+        float(pc.sum(block[columns[stage]]).as_py()) if stage in columns else 0.0 for stage in ("decode", "encode")
+    )
+    ready = float(block[READY][0].as_py())
+    return BlockTime(ready=ready, rows=block.num_rows, decode_s=decode_s, encode_s=encode_s)
+
+
+def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        rows[field.name] if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type) for field in schema
+    ]
+    return with_fused(pa.table(columns, names=schema.names).cast(schema), schema)
+
+
+def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:
+    from lance.fragment import write_fragments
+
+    from pipelines.tables.opening import translate
+
+    if rows.num_rows == 0:
+        return ()
+    if fault_is_set("mid_stage"):
+        write_fragments(rows.slice(0, rows.num_rows // 2), table.uri, mode="append", storage_options=table.options)
+        fault("mid_stage")
+    try:
+        # A try that failed leaves files that no version names; the fragments are those of the last one alone.
+        written = retry(
+            lambda: write_fragments(rows, table.uri, mode="append", storage_options=table.options), table.uri
+        )
+    except OSError as error:
+        raise translate(error, table.uri) from error
+    if (n := sum(fragment.physical_rows for fragment in written)) != rows.num_rows:
+        raise RuntimeError(f"table {table}: staged {n} rows of {rows.num_rows}; nothing of them is committed")
+    return tuple(json.dumps(fragment.to_json()) for fragment in written)
+
+
+def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    return column.to_numpy()
+
+
+def _rejects(rows: pa.Table) -> pa.Table:
+    """Rejected rows in the rejects table's schema. A record's captions keep ids of their own."""
+    shards, positions = rows[SHARD].to_pylist(), rows[POSITION].to_pylist()
+    seen: dict[tuple[str, int], int] = {}
+    ids = []
+    for shard, position in zip(shards, positions, strict=True):
+        n = seen.get((shard, position), 0)
+        seen[shard, position] = n + 1
+        ids.append(f"{shard}:{position}:{n}")
+    columns = {
+        REJECT_ID: ids,
+        ROW_ID: rows[ROW_ID],
+        "source": rows[IMAGE_URI],
+        "stage": rows[STAGE],
+        "reason": rows[REASON],
+        "message": rows[MESSAGE],
+        "attempt": pa.array([1] * rows.num_rows, pa.int32()),
+        CAPTION: rows[CAPTION],
+        SHARD: rows[SHARD],
+        POSITION: rows[POSITION],
+    }
+    return pa.table(columns).cast(REJECTS_SCHEMA)

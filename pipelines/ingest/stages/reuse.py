@@ -1,0 +1,199 @@
+"""Vectors that the table holds already: what was encoded once, in whatever file or run, is not encoded again.
+
+The table keeps a digest of each row's picture and caption. The read stage looks up those of a block, by an index, in
+the table as it was when the run began; what is found travels with the block, and its picture is neither decoded nor
+encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.ingest.embed_settings import EmbedSettings
+from pipelines.ingest.stages.reading import ReadSettings, ShardWork, read_blocks
+from pipelines.ingest.stages.recent import DIGESTS
+from pipelines.rows.blocks import KNOWN_PREFIX, REASON, set_column, wrap
+from pipelines.rows.contract import IMAGE, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL
+from pipelines.sources.base import Source
+from pipelines.store.memory import freed_memory
+from pipelines.store.retries import retried, retry
+from pipelines.store.storage import Storage, TableRef
+from pipelines.tables.opening import open_dataset
+from pipelines.tables.provenance import Provenance
+
+if TYPE_CHECKING:
+    import lance
+    from lance.dataset import Index
+    from lance.lance import IndexSegment
+
+# The setting of a run on which a modality's vectors depend, besides the encoder.
+_DEPENDS_ON = {IMAGE_VECTOR: "preprocessing", TEXT_VECTOR: "text_policy"}
+_OFFSET = "_rowoffset"
+_REMEMBERED = 16_384
+_FEW_ROWS = 4_096
+_UNINDEXED_SHARE = 0.1
+# Sorting so many takes some 100 MiB; 5,000,000 rows at once took 350.
+_ROWS_OF_A_PART = 131_072
+# Each part costs a lookup up to a millisecond.
+_MOST_PARTS = 256
+# Digests are as good as random, so each lookup reads another page of the index: what a process keeps of them would grow
+# until it has the whole index, or Lance's 6 GiB. These are the digests of some two million rows.
+_INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES = 256 << 20, 128 << 20
+
+
+@dataclass
+class KnownVectors:
+    """Looks vectors up in one version of a table. Plain data when pickled; each process opens the table for itself.
+
+    Attributes:
+        table: the table.
+        version: the version to look in.
+        columns: vector columns that may be reused, each with the columns that come along.
+    """
+
+    table: TableRef
+    version: int
+    columns: dict[str, tuple[str, ...]]
+    _found: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    _dataset: Any = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_found": {}, "_dataset": None}
+
+    def attach(self, block: pa.Table) -> pa.Table:
+        """The block of a read task with `_known_…` columns, and without the pictures whose vectors are known."""
+        for vector, columns in self.columns.items():
+            name = DIGESTS[vector]
+            digests = pc.if_else(pc.is_valid(block[REASON]), None, block[name]).to_pylist()
+            found = self._look_up(name, sorted({d for d in digests if d}), columns)
+            for column in columns:
+                kind = self._open().schema.field(column).type
+                values = pa.array([found[d][column] if d in found else None for d in digests], kind)
+                block = block.append_column(KNOWN_PREFIX + column, values)
+            if vector == IMAGE_VECTOR and found:
+                is_known = block[KNOWN_PREFIX + IMAGE_VECTOR].is_valid()
+                block = set_column(block, IMAGE, pc.if_else(is_known, None, block[IMAGE]).combine_chunks())
+        return block
+
+    def _look_up(self, name: str, digests: Sequence[str], columns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """Digest → values of `columns`, of those digests that the table holds."""
+        seen = self._found.setdefault(name, {})
+        if len(seen) > _REMEMBERED:
+            seen.clear()
+        unseen = [digest for digest in digests if digest not in seen]
+        if unseen:
+            seen.update({digest: {} for digest in unseen})
+            # Offsets first: a picture that stands in a million rows has a million equal vectors.
+            where = f"{name} IN ({', '.join(repr(digest) for digest in unseen)})"
+            for row in retry(lambda: self._rows(name, where, columns), self.table.uri):
+                if all(row[column] is not None for column in columns):
+                    seen[row[name]] = row
+        return {digest: seen[digest] for digest in digests if seen[digest]}
+
+    def _rows(self, name: str, where: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+        hits = self._open().scanner(columns=[name, _OFFSET], filter=where).to_table()
+        one_each = sorted(dict(zip(hits[name].to_pylist(), hits[_OFFSET].to_pylist(), strict=True)).values())
+        return list(self._open().take(one_each, columns=[name, *columns]).to_pylist())
+
+    def _open(self) -> lance.LanceDataset:
+        if self._dataset is None:
+            self._dataset = retry(self._open_once, self.table.uri)
+        return self._dataset
+
+    def _open_once(self) -> lance.LanceDataset:
+        import lance
+
+        return lance.dataset(
+            self.table.uri,
+            version=self.version,
+            storage_options=self.table.options,
+            index_cache_size_bytes=_INDEX_CACHE_BYTES,
+            metadata_cache_size_bytes=_METADATA_CACHE_BYTES,
+        )
+
+
+def read_envelopes(
+    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
+) -> Iterator[pa.Table]:
+    """`read_with_known` as a Ray task, each block in its envelope."""
+    return map(_wrapped, read_with_known(source, work, settings, storage, known))
+
+
+def _wrapped(block: pa.Table) -> pa.Table:
+    freed_memory().give_back()
+    return wrap(block)
+
+
+def read_with_known(
+    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
+) -> Iterator[pa.Table]:
+    """`read_blocks`, each block with the vectors that are known of it."""
+    blocks = read_blocks(source, work, settings, storage)
+    return blocks if known is None else map(known.attach, blocks)
+
+
+def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | None:
+    """What of a table a run may reuse; None where that is nothing: a table without rows, or without digests.
+
+    The same encoder is a matter of `check_schema`; here the settings count that change single vectors.
+    """
+    dataset = open_dataset(table)
+    made_with = Provenance.from_schema(dataset.schema, str(table)).settings
+    columns: dict[str, tuple[str, ...]] = {}
+    for modality, vector in (("image", IMAGE_VECTOR), ("text", TEXT_VECTOR)):
+        setting = _DEPENDS_ON[vector]
+        fits = modality in settings.modalities and made_with.get(setting) == getattr(settings.options, setting)
+        if fits and {vector, DIGESTS[vector]} <= set(dataset.schema.names):
+            columns[vector] = (vector,)
+    if settings.thumbnail_px and IMAGE_VECTOR in columns and THUMBNAIL in dataset.schema.names:
+        columns[IMAGE_VECTOR] += (THUMBNAIL,)
+    if not columns or not retry(dataset.count_rows, table.uri):
+        return None
+    return KnownVectors(table=table, version=int(dataset.version), columns=columns)
+
+
+@retried
+def index_digests(table: TableRef) -> None:
+    """Keep the indexes by which digests are looked up: made when the table has some rows, caught up when it grew.
+
+    An index is made of parts, each of so few rows that sorting them takes little memory: 131,072, or a 256th of the
+    table where that is more. A lookup goes through all parts.
+    """
+    dataset = open_dataset(table)
+    names = [name for name in DIGESTS.values() if name in dataset.schema.names]
+    rows = dataset.count_rows()
+    if rows < _FEW_ROWS or not names:
+        return
+    held = {
+        index.name: {fragment for segment in index.segments for fragment in segment.fragment_ids}
+        for index in dataset.describe_indices()
+    }
+    sizes = {fragment.fragment_id: fragment.physical_rows for fragment in dataset.get_fragments()}
+    for name in names:
+        index = f"{name}_idx"
+        lacking = {fragment: size for fragment, size in sizes.items() if fragment not in held.get(index, ())}
+        if index in held and sum(lacking.values()) <= _UNINDEXED_SHARE * rows:
+            continue
+        segments: list[Index | IndexSegment] = [
+            dataset.create_index_uncommitted(name, "BTREE", name=index, fragment_ids=part, replace=True)
+            for part in _parts(lacking, max(_ROWS_OF_A_PART, rows // _MOST_PARTS))
+        ]
+        dataset.commit_existing_index_segments(index, name, segments)
+
+
+def _parts(sizes: Mapping[int, int], rows: int) -> list[list[int]]:
+    """Fragments (id → rows) in their order, in parts of at most so many rows, or of one fragment that has more."""
+    parts: list[list[int]] = []
+    room = 0
+    for fragment, size in sizes.items():
+        if not parts or size > room:
+            parts.append([])
+            room = rows
+        parts[-1].append(fragment)
+        room -= size
+    return parts

@@ -1,1 +1,0 @@
-"""Search, and the page that shows what was found."""

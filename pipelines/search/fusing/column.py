@@ -1,0 +1,266 @@
+"""The fused column of a table: made, made anew with other weights, or filled in where rows lack it; under the lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.rows.contract import FUSED_VECTOR, IMAGE_VECTOR, TEXT_VECTOR
+from pipelines.search.indexing.parameters import forget_parameters
+from pipelines.search.indexing.recall import sample_vectors
+from pipelines.store.retries import retry
+from pipelines.store.storage import TableRef
+from pipelines.tables.columns import Rewritten, add_columns, rewrite_columns
+from pipelines.tables.fusion_recipe import FusionRecipe
+from pipelines.tables.lease import Lease
+from pipelines.tables.opening import open_dataset, translate
+from pipelines.tables.provenance import Provenance
+from pipelines.vectors.fused import fused_column, levels
+from pipelines.vectors.scan import normalise
+
+if TYPE_CHECKING:
+    import lance
+    from lance.fragment import FragmentMetadata
+    from lance.schema import LanceSchema
+
+Outcome = Literal["made", "made anew", "filled in", "complete"]
+_SOURCES = (IMAGE_VECTOR, TEXT_VECTOR)
+_EVEN = 0.5
+_BATCH_ROWS = 8_192
+# Enough for a spread within a per cent.
+_SAMPLED_ROWS = 2_048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """What was done.
+
+    Attributes:
+        table: the table.
+        version: that holds the column.
+        outcome: `complete` where there was nothing to do.
+        recipe: weights, spreads and sources of the vectors.
+        written: rows that got a fused vector now.
+        image_only: of them, rows with a picture alone, which got its vector as it is.
+        text_only: the same of captions.
+        fused: rows that have one now.
+        rows: of the table.
+    """
+
+    table: str
+    version: int
+    outcome: Outcome
+    recipe: FusionRecipe
+    written: int
+    image_only: int
+    text_only: int
+    fused: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Rows that got a fused vector, and those of them that have one of the two vectors alone."""
+
+    written: int = 0
+    image_only: int = 0
+    text_only: int = 0
+
+    @classmethod
+    def of(cls, rows: pa.Table, column: pa.Array) -> _Counts:
+        """Of some rows and their fused column."""
+        done = column.is_valid().to_numpy(zero_copy_only=False)
+        image, text = (normalise(rows[name])[1] for name in _SOURCES)
+        return cls(int(done.sum()), int((image & ~text).sum()), int((text & ~image).sum()))
+
+    def __add__(self, other: _Counts) -> _Counts:
+        return _Counts(
+            self.written + other.written, self.image_only + other.image_only, self.text_only + other.text_only
+        )
+
+
+def fuse_table(table: TableRef, *, image_weight: float | None = None, anew: bool = False) -> Fused:
+    """Give a table its column of fused vectors, or those of its rows that lack one.
+
+    A column that is there keeps its weights and spreads, unless others are asked for. It is then taken away and made
+    anew, without its index: there is a moment with no such column, and none in which it is not what it says.
+
+    Args:
+        table: the table.
+        image_weight: the say of the picture, above 0 and below 1; None keeps that of the column, or takes an even half.
+        anew: measure the spreads again, as the table may have become another since.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: its vectors cannot be fused, or it has a column of its own with that name.
+        LeaseHeldError: a job writes to the table.
+        TableMovedError: it changed meanwhile. The column is as it was, or gone where it was to be made anew.
+        OSError: the store fails; the same holds.
+    """
+    if image_weight is not None and not 0 < image_weight < 1:
+        raise ValueError(f"image_weight {image_weight}: above 0 and below 1; for one kind alone search its own column")
+    check_fusable(open_dataset(table), table)
+    lease = Lease.acquire(table)
+    try:
+        outcome, recipe, counts = _bring_about(table, image_weight, anew, lease)
+        done = open_dataset(table)
+        fused = done.count_rows(f"{FUSED_VECTOR} IS NOT NULL")
+    except OSError as error:
+        raise translate(error, table.uri) from error
+    finally:
+        lease.release()
+    return Fused(
+        table=str(table),
+        version=int(open_dataset(table).version),
+        outcome=outcome,
+        recipe=recipe,
+        written=counts.written,
+        image_only=counts.image_only,
+        text_only=counts.text_only,
+        fused=fused,
+        rows=done.count_rows(),
+    )
+
+
+def _bring_about(
+    table: TableRef, image_weight: float | None, anew: bool, lease: Lease
+) -> tuple[Outcome, FusionRecipe, _Counts]:
+    dataset = open_dataset(table)
+    provenance = check_fusable(dataset, table)
+    there = provenance.fused
+    if there is not None and not anew and _is_as_asked(there, image_weight, provenance):
+        counts = _fill_in(table, dataset, there, lease)
+        return ("filled in" if counts.written else "complete"), there, counts
+    if image_weight is None:
+        image_weight = there.image_weight if there is not None else _EVEN
+    recipe = _measure(dataset, table, image_weight)
+    if there is not None:
+        _take_away(table)
+    return ("made anew" if there is not None else "made"), recipe, _add(table, recipe, lease)
+
+
+def check_fusable(dataset: lance.LanceDataset, table: TableRef) -> Provenance:
+    """The provenance of a table whose image and text vectors lie in one space.
+
+    Raises:
+        ValueError: they do not, one kind is missing, or a column of the corpus has the fused column's name.
+    """
+    provenance = Provenance.from_schema(dataset.schema, str(table))
+    towers = provenance.vector_columns()
+    if lacking := [name for name in _SOURCES if name not in towers]:
+        raise ValueError(
+            f"table {table}: has no {lacking[0]} to fuse; it has {', '.join(towers) or 'no vectors'}. Embed pictures "
+            "and captions with an encoder that has both towers"
+        )
+    image, text = (towers[name] for name in _SOURCES)
+    if image.space != text.space or image.dim != text.dim:
+        raise ValueError(
+            f"table {table}: the image vectors ({image.dim}-d) and the text vectors ({text.dim}-d) of encoder "
+            f"{provenance.encoder.name!r} lie in different spaces, and their sum means nothing; fuse rankings instead "
+            f"(isthmus search --vector {IMAGE_VECTOR},{TEXT_VECTOR}), or fine-tune the towers into one space"
+        )
+    if FUSED_VECTOR in dataset.schema.names and provenance.fused is None:
+        raise ValueError(
+            f"table {table}: has a column {FUSED_VECTOR!r} of its own, which the fused vectors would overwrite; rename "
+            "it in the corpus and embed into a new table"
+        )
+    return provenance
+
+
+def _is_as_asked(there: FusionRecipe, image_weight: float | None, provenance: Provenance) -> bool:
+    made_of = [tower.fingerprint for tower in provenance.vector_columns().values()]
+    return made_of == [there.image_fingerprint, there.text_fingerprint] and image_weight in (None, there.image_weight)
+
+
+def _measure(dataset: lance.LanceDataset, table: TableRef, image_weight: float) -> FusionRecipe:
+    """A recipe with the spreads of this table.
+
+    Raises:
+        ValueError: the table holds no vectors.
+    """
+    sampled = [_sample(dataset, name, table) for name in _SOURCES]
+    if not any(len(vectors) for vectors in sampled):
+        raise ValueError(f"table {table}: holds no vectors yet; embed a corpus first")
+    image_spread, text_spread = levels(*sampled)
+    image, text = (Provenance.from_schema(dataset.schema).vector_columns()[name] for name in _SOURCES)
+    return FusionRecipe(
+        image_weight=image_weight,
+        image_spread=image_spread,
+        text_spread=text_spread,
+        image_fingerprint=image.fingerprint,
+        text_fingerprint=text.fingerprint,
+        space=image.space,
+    )
+
+
+def _sample(dataset: lance.LanceDataset, column: str, table: TableRef) -> NDArray[np.float64]:
+    found = retry(lambda: sample_vectors(dataset, column, _SAMPLED_ROWS), table.uri)
+    length = dataset.schema.field(column).type.list_size
+    vectors = np.array([vector for _, vector in found], np.float64).reshape(-1, length)
+    norms = np.linalg.norm(vectors, axis=1)
+    return np.asarray(vectors[norms > 0] / norms[norms > 0, None])
+
+
+def _take_away(table: TableRef) -> None:
+    """Drop the column with its index; first of all, let searches be exact."""
+    forget_parameters(open_dataset(table), FUSED_VECTOR)
+    open_dataset(table).drop_columns([FUSED_VECTOR])
+
+
+def _add(table: TableRef, recipe: FusionRecipe, lease: Lease) -> _Counts:
+    """Write the column beside every fragment's others, and land all in one commit."""
+    dataset = open_dataset(table)
+    field = recipe.field(dataset.schema.field(IMAGE_VECTOR).type)
+    fragments, counts = [], _Counts()
+    for fragment in dataset.get_fragments():
+        lease.renew()
+        metadata, schema, more = retry(partial(_with_column, fragment, recipe, field), table.uri)
+        fragments.append(metadata)
+        counts += more
+    add_columns(table, dataset, fragments, schema)
+    return counts
+
+
+def _with_column(
+    fragment: lance.LanceFragment, recipe: FusionRecipe, field: pa.Field
+) -> tuple[FragmentMetadata, LanceSchema, _Counts]:
+    from lance.udf import batch_udf
+
+    counts = _Counts()
+
+    # With its schema: Lance otherwise asks for a first row twice, to see what comes.
+    @batch_udf(output_schema=pa.schema([field]))
+    def fused(batch: pa.RecordBatch) -> pa.RecordBatch:
+        nonlocal counts
+        rows = pa.Table.from_batches([batch])
+        column = fused_column(rows, recipe, field.type)
+        counts += _Counts.of(rows, column)
+        return pa.RecordBatch.from_arrays([column], schema=pa.schema([field]))
+
+    metadata, schema = fragment.merge_columns(fused, columns=list(_SOURCES), batch_size=_BATCH_ROWS)
+    return metadata, schema, counts
+
+
+def _fill_in(table: TableRef, dataset: lance.LanceDataset, recipe: FusionRecipe, lease: Lease) -> _Counts:
+    """Write the fused vectors of rows that lack them and need not, and land all in one commit."""
+    rewritten: list[Rewritten] = []
+    counts = _Counts()
+    lacking = f"{FUSED_VECTOR} IS NULL AND ({' OR '.join(f'{name} IS NOT NULL' for name in _SOURCES)})"
+    for fragment in dataset.get_fragments():
+        lease.renew()
+        scanner = fragment.scanner(columns=list(_SOURCES), filter=lacking, with_row_id=True)
+        rows = retry(scanner.to_table, table.uri)
+        column = fused_column(rows, recipe, dataset.schema.field(FUSED_VECTOR).type)
+        if column.null_count == len(column):
+            continue
+        counts += _Counts.of(rows, column)
+        values = pa.table({FUSED_VECTOR: column, "_rowid": rows["_rowid"]})
+        rewritten.append(retry(partial(fragment.update_columns, values), table.uri))
+    if rewritten:
+        rewrite_columns(table, dataset, rewritten)
+    return counts

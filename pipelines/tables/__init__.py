@@ -1,0 +1,1 @@
+"""Opening tables, their provenance, leases, filters, splits and promotions."""

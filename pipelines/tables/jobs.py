@@ -1,0 +1,37 @@
+"""The jobs that filled a table, remembered in its config: what `retry` needs to do a part of one again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from encoders.digest import digest_json
+from pipelines.store.retries import retried
+from pipelines.store.storage import TableRef, absolute
+from pipelines.tables.opening import open_dataset
+
+_PREFIX = "isthmus.job."
+
+
+@retried
+def remember_job(table: TableRef, corpus: str, options: Mapping[str, Any]) -> None:
+    """Keep the options of a job, one job for each corpus; a version of the table is made where they are new.
+
+    Args:
+        table: the table.
+        corpus: the corpus, as the user named it.
+        options: JSON-ready, without secrets.
+    """
+    dataset = open_dataset(table)
+    where = absolute(corpus)
+    key, value = _PREFIX + digest_json(where), json.dumps({**options, "corpus": where}, sort_keys=True)
+    if dataset.config().get(key) != value:
+        dataset.update_config({key: value})
+
+
+def remembered_jobs(table: TableRef) -> list[dict[str, Any]]:
+    """The options of the jobs that filled the table, ordered by corpus."""
+    config = open_dataset(table).config()
+    jobs = [json.loads(value) for key, value in config.items() if key.startswith(_PREFIX)]
+    return sorted(jobs, key=lambda job: str(job["corpus"]))

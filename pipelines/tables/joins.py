@@ -1,0 +1,73 @@
+"""Rows of two tables joined by `row_id`: each table streamed once, eight bytes a row kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.rows.contract import ROW_ID
+from pipelines.tables.splitting import OFFSET
+
+if TYPE_CHECKING:
+    import lance
+
+
+def hashed(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> NDArray[np.int64]:
+    """A 64-bit hash of each value, as text; null is a value of its own."""
+    texts = values.to_pylist() if isinstance(values, (pa.Array, pa.ChunkedArray)) else values
+    found = (hashlib.blake2b(("\0" if text is None else str(text)).encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(found), "<i8").astype(np.int64)
+
+
+class RowIndex:
+    """From row ids to the offsets of a table's rows."""
+
+    def __init__(self, dataset: lance.LanceDataset) -> None:
+        hashes, offsets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for batch in dataset.scanner(columns=[ROW_ID, OFFSET]).to_batches():
+            hashes.append(hashed(batch[ROW_ID]))
+            offsets.append(batch[OFFSET].to_numpy(zero_copy_only=False).astype(np.int64))
+        unsorted = np.concatenate(hashes)
+        order = np.argsort(unsorted, kind="stable")
+        self._hashes, self._offsets = unsorted[order], np.concatenate(offsets)[order]
+
+    def find(self, row_ids: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> NDArray[np.int64]:
+        """Offsets of rows by their ids, −1 where there is none."""
+        wanted = hashed(row_ids)
+        if not len(self._hashes):
+            return np.full(len(wanted), -1, np.int64)
+        places = np.searchsorted(self._hashes, wanted).clip(max=len(self._hashes) - 1)
+        return np.where(self._hashes[places] == wanted, self._offsets[places], -1)
+
+
+def places_of(offsets: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where offsets stand among ascending ones, −1 where they do not."""
+    if not len(among):
+        return np.full(len(offsets), -1, np.int64)
+    found = np.searchsorted(among, offsets).clip(max=len(among) - 1)
+    return np.where(among[found] == offsets, found, -1)
+
+
+def joined_offsets(
+    dataset: lance.LanceDataset, offsets: NDArray[np.int64], other: lance.LanceDataset, what: str
+) -> NDArray[np.int64]:
+    """For each row of one table its row in another.
+
+    Raises:
+        ValueError: rows without a partner.
+    """
+    index = RowIndex(other)
+    ids = dataset.take(offsets.tolist(), columns=[ROW_ID])[ROW_ID] if len(offsets) else pa.array([], pa.string())
+    found = index.find(ids)
+    if (missing := int((found < 0).sum())) > 0:
+        first = ids[int(np.flatnonzero(found < 0)[0])].as_py()
+        raise ValueError(
+            f"{what}: has no row for {missing:,} of {len(offsets):,} rows of the training table, {first!r} among them; "
+            "embed the same corpus with it, with the same keys"
+        )
+    return found

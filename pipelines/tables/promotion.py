@@ -1,0 +1,106 @@
+"""Which table answers for a name: the table itself, or one that was promoted to its place.
+
+Another encoder gives vectors of another length, so its vectors cannot be a version of the same table. They stand in a
+table of their own (the
+shadow), and promotion writes into the config of the first which table, at which version, answers for it from now on;
+a tag keeps that version from
+being cleaned up. All promotions are remembered, so that one command goes back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.store.storage import TableRef
+from pipelines.tables.opening import open_dataset
+
+if TYPE_CHECKING:
+    import lance
+
+_KEY = "isthmus.published"
+_TAG = "published"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """A table put in another's place.
+
+    Attributes:
+        name: of the table, in the same database.
+        version: of it.
+        why: what the decision rested on.
+    """
+
+    name: str
+    version: int
+    why: str
+
+
+def promotions(dataset: lance.LanceDataset) -> list[Promotion]:
+    """All promotions that are in force or behind, oldest first; the last one answers."""
+    raw = dataset.config().get(_KEY)
+    return [Promotion(**entry) for entry in json.loads(raw)] if raw else []
+
+
+def answering(table: TableRef) -> tuple[TableRef, lance.LanceDataset]:
+    """The table that answers for a name, at its version; where a version was asked for, the table itself as it was.
+
+    Raises:
+        FileNotFoundError: there is no such table, or the promoted one was removed.
+    """
+    import lance
+
+    dataset = open_dataset(table)
+    stack = promotions(dataset)
+    if not stack or table.version is not None:
+        return table, dataset
+    promoted = TableRef(database=table.database, name=stack[-1].name, storage=table.storage)
+    try:
+        version = stack[-1].version
+        return promoted, lance.dataset(promoted.uri, version=version, storage_options=promoted.options)
+    except (ValueError, OSError) as error:
+        raise FileNotFoundError(
+            f"table {table}: was replaced by {promoted.name}@{stack[-1].version}, which is not there any more; "
+            f"go back by `isthmus promote {table} --rollback`"
+        ) from error
+
+
+def promote(table: TableRef, candidate: TableRef, version: int, why: str) -> Promotion:
+    """Let a version of `candidate` answer for `table`.
+
+    Raises:
+        ValueError: the two are in different databases.
+    """
+    if candidate.database != table.database:
+        raise ValueError(
+            f"candidate {candidate}: must be in the database of {table}, so that one follows the other when it is moved"
+        )
+    shadow = open_dataset(candidate)
+    tag = f"{_TAG}-{version}"
+    if tag not in shadow.tags.list():
+        shadow.tags.create(tag, version)
+    promotion = Promotion(name=candidate.name, version=version, why=why)
+    _write(table, [*promotions(open_dataset(table)), promotion])
+    return promotion
+
+
+def roll_back(table: TableRef) -> tuple[Promotion, str]:
+    """Undo the last promotion.
+
+    Returns:
+        What was undone, and the name of the table that answers now.
+
+    Raises:
+        ValueError: nothing was promoted.
+    """
+    stack = promotions(open_dataset(table))
+    if not stack:
+        raise ValueError(f"table {table}: nothing was promoted in its place; it answers for itself")
+    _write(table, stack[:-1])
+    return stack[-1], stack[-2].name if len(stack) > 1 else table.name
+
+
+def _write(table: TableRef, stack: list[Promotion]) -> None:
+    open_dataset(table).update_config({_KEY: json.dumps([asdict(entry) for entry in stack])})

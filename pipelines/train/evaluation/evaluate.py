@@ -1,0 +1,351 @@
+"""A table evaluated: text → image, image → text, and image → image where a column groups pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.rows.contract import IMAGE_VECTOR, ITEM_ID, TEXT_VECTOR
+from pipelines.store.storage import TableRef
+from pipelines.tables.provenance import Provenance
+from pipelines.train.evaluation.bootstrap import interval
+from pipelines.train.evaluation.metrics import Ranks, chance_recall, per_query, summary
+from pipelines.train.evaluation.ranking import joined, positive_ranks
+from pipelines.train.evaluation.selection import Gallery, Index, Rows, first_of, gallery_of, read_rows, read_vectors
+
+if TYPE_CHECKING:
+    import lance
+
+_INTERVALS = ("R@1", "R@5", "R@10", "MRR", "mAP", "nDCG@10")
+_CURVE = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is evaluated.
+
+    Attributes:
+        version: of the table, a number or a tag; None is the latest.
+        where: SQL filter of the rows that ask, and whose pictures and captions answer.
+        gallery_where: SQL filter of rows that are in the gallery besides; a picture or a caption alone will do.
+        relevant: rows of equal values here answer each other.
+        slices: columns by whose values the metrics are given too.
+        folds: how many parts, of the items in order, are evaluated each by itself and averaged.
+        seed: of the bootstrap.
+        block_rows: rows of the gallery in memory at once.
+    """
+
+    version: int | str | None = None
+    where: str | None = None
+    gallery_where: str | None = None
+    relevant: str = ITEM_ID
+    slices: tuple[str, ...] = ()
+    folds: int = 1
+    seed: int = 0
+    block_rows: int = 8_192
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionResult:
+    """One direction of retrieval.
+
+    Attributes:
+        metrics: by name.
+        intervals: 95 % bootstrap intervals.
+        queries: how many asked.
+        gallery: how many answered.
+        chance: Recall@10 of a random order.
+        query_ids: what names each query in any table of the corpus: row ids of captions, item ids of pictures.
+        clusters: (queries,), code of each query's picture.
+        best_ranks: (queries,), rank of the first positive.
+        values: each metric by query, (queries,).
+        slices: metrics by column and value.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    queries: int
+    gallery: int
+    chance: float
+    query_ids: list[str]
+    clusters: Index
+    best_ranks: Index
+    values: dict[str, NDArray[np.float64]]
+    slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data, without what is by query."""
+        return {
+            **self.metrics,
+            "queries": self.queries,
+            "gallery": self.gallery,
+            "chance_R@10": self.chance,
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            **({"slices": self.slices} if self.slices else {}),
+        }
+
+    def curve(self) -> list[float]:
+        """Recall@K for K = 1 … 50."""
+        return [float((self.best_ranks <= k).mean()) for k in range(1, _CURVE + 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A table evaluated."""
+
+    table: str
+    version: int
+    encoder: str
+    settings: EvaluationSettings
+    directions: dict[str, DirectionResult]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {
+            "table": self.table,
+            "version": self.version,
+            "encoder": self.encoder,
+            "settings": asdict(self.settings),
+            **{name: result.to_dict() for name, result in self.directions.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One direction before it is ranked: queries, gallery and which answer which, as places among the rows."""
+
+    queries: Index
+    gallery: Index
+    query_column: str
+    gallery_column: str
+    positive_query: Index
+    positive_entry: Index
+    own_entry: Index | None = None
+
+
+def evaluate_table(ref: TableRef, settings: EvaluationSettings) -> Evaluation:
+    """Evaluate the vectors of a table.
+
+    Raises:
+        FileNotFoundError: there is no such table, or version.
+        ValueError: its vectors cannot be compared, or nothing is selected.
+    """
+    dataset, rows = select(ref, settings)
+    parts = [_evaluate(dataset, part, settings) for part in _folds(rows, settings.folds)]
+    return Evaluation(
+        table=str(ref),
+        version=int(dataset.version),
+        encoder=Provenance.from_schema(dataset.schema, str(ref)).encoder.name,
+        settings=settings,
+        directions={name: _averaged([part[name] for part in parts], settings) for name in parts[0]},
+    )
+
+
+def select(ref: TableRef, settings: EvaluationSettings) -> tuple[lance.LanceDataset, Rows]:
+    """The table at its version, and the rows that ask and answer.
+
+    Raises:
+        FileNotFoundError: there is no such table, or version.
+        ValueError: its vectors cannot be compared, or nothing is selected.
+    """
+    dataset = open_at(ref, settings.version)
+    rows = read_rows(
+        dataset,
+        where=settings.where,
+        gallery_where=settings.gallery_where,
+        relevant=settings.relevant,
+        slices=settings.slices,
+        table=str(ref),
+    )
+    return dataset, rows
+
+
+def open_at(ref: TableRef, version: int | str | None) -> lance.LanceDataset:
+    """A table at a version or a tag.
+
+    Raises:
+        FileNotFoundError: there is no such version.
+    """
+    import lance
+
+    from pipelines.tables.opening import open_dataset
+
+    latest = open_dataset(ref)
+    if version is None:
+        return latest
+    try:
+        return lance.dataset(ref.uri, version=version, storage_options=ref.options)
+    except (ValueError, OSError) as error:
+        tags = ", ".join(latest.tags.list()) or "none"
+        raise FileNotFoundError(
+            f"table {ref}: has no version {version!r}; the latest is {latest.version}, tags: {tags}"
+        ) from error
+
+
+def _evaluate(dataset: lance.LanceDataset, rows: Rows, settings: EvaluationSettings) -> dict[str, DirectionResult]:
+    tasks = {"text_to_image": text_to_image(rows), "image_to_text": image_to_text(rows)}
+    if settings.relevant != ITEM_ID:
+        tasks["image_to_image"] = _image_to_image(rows)
+    return {name: _rank(dataset, rows, task, settings) for name, task in tasks.items() if len(task.queries)}
+
+
+def text_to_image(rows: Rows) -> Task:
+    """Each caption of each picture asks; the pictures answer that share its value, or of which the same is said."""
+    asking = np.flatnonzero(rows.asks)
+    kept, _ = first_of(_paired(rows.text[asking], rows.item[asking]))
+    queries = asking[kept]
+    gallery, entry_of = gallery_of(rows.item, rows.has_image)
+    relevant = joined(rows.relevant[queries], rows.relevant)
+    said = joined(rows.text[queries], rows.text)
+    query = np.concatenate([relevant[0], said[0]])
+    entry = entry_of[np.concatenate([relevant[1], said[1]])]
+    return _task(queries, gallery, TEXT_VECTOR, IMAGE_VECTOR, query, entry)
+
+
+def image_to_text(rows: Rows) -> Task:
+    """Each picture asks; the captions answer that are said of it, or of one that shares its value."""
+    asking = np.flatnonzero(rows.asks)
+    kept, _ = first_of(rows.item[asking])
+    queries = asking[kept]
+    gallery, entry_of = gallery_of(rows.text, rows.has_text)
+    relevant = joined(rows.relevant[queries], rows.relevant)
+    own = joined(rows.item[queries], rows.item)
+    query = np.concatenate([relevant[0], own[0]])
+    entry = entry_of[np.concatenate([relevant[1], own[1]])]
+    return _task(queries, gallery, IMAGE_VECTOR, TEXT_VECTOR, query, entry)
+
+
+def _image_to_image(rows: Rows) -> Task:
+    """Each picture that shares its value with another asks; the others answer."""
+    gallery, _ = gallery_of(rows.item, rows.has_image)
+    query, entry = joined(rows.relevant[gallery], rows.relevant[gallery])
+    other = (query != entry) & rows.asks[gallery[query]]
+    query, entry = query[other], entry[other]
+    asking = np.unique(query)
+    own = asking.copy()
+    return _task(
+        gallery[asking], gallery, IMAGE_VECTOR, IMAGE_VECTOR, np.searchsorted(asking, query), entry, own_entry=own
+    )
+
+
+def _task(
+    queries: Index, gallery: Index, asks: str, answers: str, query: Index, entry: Index, own_entry: Index | None = None
+) -> Task:
+    """A direction, its positives each once; what is in no gallery is none."""
+    query, entry = query[entry >= 0], entry[entry >= 0]
+    pairs = np.unique(np.stack([query, entry], axis=1), axis=0) if len(query) else np.zeros((0, 2), np.int64)
+    return Task(
+        queries=queries,
+        gallery=gallery,
+        query_column=asks,
+        gallery_column=answers,
+        positive_query=pairs[:, 0],
+        positive_entry=pairs[:, 1],
+        own_entry=own_entry,
+    )
+
+
+def _rank(dataset: lance.LanceDataset, rows: Rows, task: Task, settings: EvaluationSettings) -> DirectionResult:
+    queries = read_vectors(dataset, rows.offset[task.queries], task.query_column)
+    gallery = Gallery(dataset, rows.offset[task.gallery], task.gallery_column, settings.block_rows)
+    found = positive_ranks(queries, gallery, task.positive_query, task.positive_entry, task.own_entry)
+    ranks = Ranks.of(task.positive_query, found, len(task.queries))
+    values = per_query(ranks)
+    clusters = rows.item[task.queries]
+    entries = len(gallery) - (task.own_entry is not None)
+    return DirectionResult(
+        metrics=summary(ranks),
+        intervals={name: interval(values[name], clusters, settings.seed) for name in _INTERVALS},
+        queries=len(task.queries),
+        gallery=entries,
+        chance=chance_recall(entries, ranks.counts),
+        query_ids=_named(dataset, rows, task),
+        clusters=clusters,
+        best_ranks=ranks.first,
+        values=values,
+        slices={name: _sliced(column.take(task.queries).to_pylist(), values) for name, column in rows.slices.items()},
+    )
+
+
+def _named(dataset: lance.LanceDataset, rows: Rows, task: Task) -> list[str]:
+    """Names of the queries; a picture's does not depend on which of its rows a table holds first."""
+    row_ids = rows.row_id.take(task.queries).to_pylist()
+    if task.query_column == TEXT_VECTOR:
+        return row_ids
+    items = dataset.take(rows.offset[task.queries].tolist(), columns=[ITEM_ID])[ITEM_ID].to_pylist()
+    return [row_id if item is None else str(item) for item, row_id in zip(items, row_ids, strict=True)]
+
+
+def _sliced(labels: list[Any], values: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
+    """Metrics of the queries of each value of a column."""
+    names = np.array([str(label) for label in labels])
+    return {
+        str(name): {metric: float(v[names == name].mean()) for metric, v in values.items()}
+        | {"queries": float((names == name).sum())}
+        for name in sorted(set(names.tolist()))
+    }
+
+
+def _averaged(parts: list[DirectionResult], settings: EvaluationSettings) -> DirectionResult:
+    """The mean over folds; queries of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    clusters = np.concatenate([part.clusters for part in parts])
+    return DirectionResult(
+        metrics={n: float(np.mean([part.metrics[n] for part in parts])) for n in parts[0].metrics},
+        intervals={name: interval(values[name], clusters, settings.seed) for name in _INTERVALS},
+        queries=sum(part.queries for part in parts),
+        gallery=round(float(np.mean([part.gallery for part in parts]))),
+        chance=float(np.mean([part.chance for part in parts])),
+        query_ids=[row_id for part in parts for row_id in part.query_ids],
+        clusters=clusters,
+        best_ranks=np.concatenate([part.best_ranks for part in parts]),
+        values=values,
+        slices={name: _pooled([part.slices[name] for part in parts]) for name in parts[0].slices},
+    )
+
+
+def _pooled(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Metrics of each value of a column over the queries of all folds."""
+    pooled = {}
+    for value in sorted({value for part in parts for value in part}):
+        found = [part[value] for part in parts if value in part]
+        weights = np.array([one["queries"] for one in found])
+        pooled[value] = {m: float(np.average([one[m] for one in found], weights=weights)) for m in found[0]}
+        pooled[value]["queries"] = float(weights.sum())
+    return pooled
+
+
+def _folds(rows: Rows, count: int) -> list[Rows]:
+    """The rows in parts of equally many items, in the table's order."""
+    if count == 1:
+        return [rows]
+    first, entry_of = first_of(rows.item)
+    if count > len(first):
+        raise ValueError(f"folds {count}: only {len(first)} items")
+    fold = entry_of * count // len(first)
+    return [_subset(rows, np.flatnonzero(fold == i)) for i in range(count)]
+
+
+def _subset(rows: Rows, places: Index) -> Rows:
+    return Rows(
+        offset=rows.offset[places],
+        item=rows.item[places],
+        text=rows.text[places],
+        relevant=rows.relevant[places],
+        asks=rows.asks[places],
+        has_image=rows.has_image[places],
+        has_text=rows.has_text[places],
+        row_id=rows.row_id.take(places),
+        slices={name: column.take(places) for name, column in rows.slices.items()},
+    )
+
+
+def _paired(a: Index, b: Index) -> Index:
+    """A code for each pair of codes."""
+    with np.errstate(over="ignore"):
+        return a * np.int64(0x2545F4914F6CDD1D) ^ (b + np.int64(0x632BE59BD9B4E019))

@@ -1,0 +1,1 @@
+"""Cross-encoders, which order the best hits again: trained and evaluated."""
