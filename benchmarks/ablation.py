@@ -30,7 +30,7 @@ from pipelines.train.evaluation.evaluate import Evaluation, EvaluationSettings, 
 from pipelines.train.evaluation.paired import compare
 from pipelines.train.finetuning.checkpoints import BEST, RunFolder
 from pipelines.train.finetuning.export import save_model
-from pipelines.train.finetuning.loop import Process
+from pipelines.train.finetuning.loop import Trainer
 from pipelines.train.finetuning.planning import plan_work
 from pipelines.train.finetuning.train_settings import ModelSettings, RunSettings, TrainSettings
 
@@ -275,7 +275,7 @@ def train(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path
     import torch
 
     work = plan_work(settings)
-    process = Process(work, 0, 1, torch.device("cpu"))
+    process = Trainer(work, 0, 1, torch.device("cpu"))
     process.run()
     best = run.load(BEST)
     assert best is not None

@@ -31,7 +31,7 @@ from pipelines.ingest.sink.committing import Committer
 from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.staging import StagedGroup
 from pipelines.ingest.stages.reading import ShardWork
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.store.storage import TableRef
 from pipelines.tables.lease import Lease
 from pipelines.tables.opening import create_dataset, open_dataset
@@ -157,7 +157,8 @@ def measure_plan(shards: int) -> dict[str, Any]:
     tracemalloc.start()
     work = [
         ShardWork(
-            shard=Shard(uri=f"/corpus/{n:06d}.parquet", version="1", rows=8_192, size_bytes=1), shard_id=shard_id(n)
+            shard=CorpusShard(uri=f"/corpus/{n:06d}.parquet", version="1", rows=8_192, size_bytes=1),
+            shard_id=shard_id(n),
         )
         for n in range(shards)
     ]

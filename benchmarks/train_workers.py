@@ -25,7 +25,7 @@ from pipelines.store.storage import Storage, TableRef
 from pipelines.train.finetuning.batches import BatchPlan
 from pipelines.train.finetuning.checkpoints import RunFolder
 from pipelines.train.finetuning.loading import Arrays, Needs, TableAt
-from pipelines.train.finetuning.loop import Process, Work
+from pipelines.train.finetuning.loop import Trainer, Work
 from pipelines.train.finetuning.train_settings import ModelSettings, TrainSettings
 
 OURS, RAW, PLAIN, OPEN_CLIP = "isthmus", "isthmus, from pixels and words", "plain torch loop", "open_clip's loss"
@@ -133,7 +133,7 @@ def pairs(job: Job) -> Arrays:
     }
 
 
-def process(job: Job, scratch: Path, *, image: str = "full", chunk: int | None = None) -> Process:
+def process(job: Job, scratch: Path, *, image: str = "full", chunk: int | None = None) -> Trainer:
     """A training process of isthmus, as Ray Train starts it, without its tables."""
     settings = TrainSettings(
         model=ModelSettings(spec=str(job.model), image_tuning=image, text_tuning="full"),
@@ -155,10 +155,10 @@ def process(job: Job, scratch: Path, *, image: str = "full", chunk: int | None =
         folder=RunFolder(uri=str(scratch / "run"), storage=Storage()),
         board=None,
     )
-    return Process(work, job.rank, job.world, torch.device("cpu"))
+    return Trainer(work, job.rank, job.world, torch.device("cpu"))
 
 
-def _ours(training: Process, arrays: Arrays) -> Step:
+def _ours(training: Trainer, arrays: Arrays) -> Step:
     def step() -> float:
         value = training.train_step(arrays)
         training.step += 1

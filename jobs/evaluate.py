@@ -206,7 +206,7 @@ def _without_leaks(
 ) -> tuple[EvaluationSettings, dict[str, Any]]:
     """The settings, without leaked rows where asked for; and the counts of leaks where a training set is named."""
     from pipelines.store.storage import Storage, TableRef
-    from pipelines.train.evaluation.evaluate import open_at
+    from pipelines.tables.opening import open_at
     from pipelines.train.evaluation.leakage import find_leakage, without
 
     if config.train is None and config.train_where is None:
@@ -236,7 +236,7 @@ def _asking_less(settings: EvaluationSettings, where: str | None) -> EvaluationS
 
 
 def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
-    from pipelines.train.evaluation.evaluate import open_at
+    from pipelines.tables.opening import open_at
     from pipelines.train.evaluation.zero_shot import classify
 
     assert config.classes is not None

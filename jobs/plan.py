@@ -14,7 +14,7 @@ from jobs.embed import EmbedConfig, prepare
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.ingest.estimating import Estimate, Machine, Sample
+    from pipelines.ingest.estimating import Estimate, Machine, ProbeSample
 
 
 @Parameter(name="*")
@@ -73,7 +73,7 @@ class PlanReport:
     rows_gone: int
     actors: int
     machine: Machine
-    sample: Sample | None
+    sample: ProbeSample | None
     estimate: Estimate | None
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.cross.families import FAMILIES, Family
+from encoders.cross.families import FAMILIES, CrossFamily
 from encoders.digest import digest_files, digest_json
 from encoders.families.directories import ModelConfig, identity, model_digest, tokenizer_digest
 from encoders.protocol import EncoderOptions
@@ -103,7 +103,7 @@ def load(spec: str, options: EncoderOptions | None = None) -> CrossEncoder:
     return CrossEncoder(model_directory(spec), options or EncoderOptions(batch_size=16))
 
 
-def _recognise(directory: Path) -> tuple[ModelConfig, Family]:
+def _recognise(directory: Path) -> tuple[ModelConfig, CrossFamily]:
     config = ModelConfig(directory)
     family = FAMILIES.get(config.model_type)
     wanted = ", ".join(sorted(other.model for other in FAMILIES.values()))

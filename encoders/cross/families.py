@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class CrossFamily:
     """What tells one family from another.
 
     Attributes:
@@ -60,10 +60,10 @@ def _yes_over_no(logits: torch.Tensor) -> torch.Tensor:
     return logits[:, 1] - logits[:, 0]
 
 
-FAMILIES: dict[str, Family] = {
-    "blip": Family(model="BlipForImageTextRetrieval", processor="BlipImageProcessorPil", match=_by_blip),
-    "vilt": Family(model="ViltForImageAndTextRetrieval", processor="ViltImageProcessorPil", match=_by_vilt),
-    "bridgetower": Family(
+FAMILIES: dict[str, CrossFamily] = {
+    "blip": CrossFamily(model="BlipForImageTextRetrieval", processor="BlipImageProcessorPil", match=_by_blip),
+    "vilt": CrossFamily(model="ViltForImageAndTextRetrieval", processor="ViltImageProcessorPil", match=_by_vilt),
+    "bridgetower": CrossFamily(
         model="BridgeTowerForImageAndTextRetrieval", processor="BridgeTowerImageProcessorPil", match=_by_bridgetower
     ),
 }

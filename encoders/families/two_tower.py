@@ -28,7 +28,7 @@ NEEDS, MODEL_NEEDS = ("encoders.runtime.text", "encoders.runtime.towers"), ("tra
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class TwoTowerFamily:
     """What tells one family from another.
 
     Attributes:
@@ -44,13 +44,13 @@ class Family:
     masked: bool = True
 
 
-FAMILIES: dict[str, Family] = {
-    "clip": Family(model="CLIPModel"),
-    "siglip": Family(model="SiglipModel", pad_to_max=True, masked=False),
-    "siglip2": Family(model="Siglip2Model", pad_to_max=True, masked=False),
-    "chinese_clip": Family(model="ChineseCLIPModel", context=52),
-    "altclip": Family(model="AltCLIPModel", context=77),
-    "metaclip_2": Family(model="MetaClip2Model"),
+FAMILIES: dict[str, TwoTowerFamily] = {
+    "clip": TwoTowerFamily(model="CLIPModel"),
+    "siglip": TwoTowerFamily(model="SiglipModel", pad_to_max=True, masked=False),
+    "siglip2": TwoTowerFamily(model="Siglip2Model", pad_to_max=True, masked=False),
+    "chinese_clip": TwoTowerFamily(model="ChineseCLIPModel", context=52),
+    "altclip": TwoTowerFamily(model="AltCLIPModel", context=77),
+    "metaclip_2": TwoTowerFamily(model="MetaClip2Model"),
 }
 
 
@@ -162,7 +162,7 @@ def _image_forward(model: Any, transform: ImageTransform, runtime: Runtime) -> C
     return forward
 
 
-def _text_forward(model: Any, family: Family) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+def _text_forward(model: Any, family: TwoTowerFamily) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {"input_ids": batch["input_ids"]}
         if family.masked:

@@ -13,7 +13,7 @@ from pipelines.ingest.embed_report import EmbedReport, find_bottleneck, hint_for
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.engines import processes
 from pipelines.ingest.engines.early import Reserve
-from pipelines.ingest.engines.job import Job, Ran
+from pipelines.ingest.engines.job import EmbedJob, Ran
 from pipelines.ingest.engines.processes import fits_this_machine, this_machine
 from pipelines.ingest.identity import PICTURE_DIGEST, PICTURE_DIGEST_KEY
 from pipelines.ingest.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
@@ -112,7 +112,7 @@ def embed(
         if settings.retry and committer.reopen(settings.retry, plan.current):
             plan = make_plan(source, ledger.coverage, description, settings)
         if plan.work:
-            job = Job(
+            job = EmbedJob(
                 source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
             )
             rows = rows_of_a_block(description, settings, resources.gpus)
@@ -137,7 +137,7 @@ def _rays_resources() -> Resources:
 
 
 def _work_off(
-    job: Job,
+    job: EmbedJob,
     work: list[ShardWork],
     committer: Committer,
     ledger: Ledger,

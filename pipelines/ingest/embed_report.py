@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.rows.pace import Crew, Pace
+from pipelines.rows.pace import Pace, StageWorkers
 
 _HINTS = {
     "read": "reading is the bottleneck: more CPUs, or a store nearer to the workers",
@@ -96,7 +96,7 @@ def find_bottleneck(stage_seconds: dict[str, float], workers: dict[str, int]) ->
     return max(load, key=lambda stage: load[stage]) if load else None
 
 
-def hint_for(stage: str | None, pace: Pace, crew: Crew | None) -> str | None:
+def hint_for(stage: str | None, pace: Pace, crew: StageWorkers | None) -> str | None:
     """What relieves a bottleneck; of decoding and encoding, how much of what, by the run's own figures."""
     costs = pace.costs()
     if stage in ("decode", "encode") and costs and crew:
@@ -104,7 +104,7 @@ def hint_for(stage: str | None, pace: Pace, crew: Crew | None) -> str | None:
     return _HINTS.get(stage) if stage else None
 
 
-def shares(pace: Pace, crew: Crew | None) -> dict[str, float | None]:
+def shares(pace: Pace, crew: StageWorkers | None) -> dict[str, float | None]:
     """The report's `steady_rows_per_s`, `ceiling_rows_per_s` and `share_of_ceiling`."""
     costs = pace.costs()
     steady = pace.steady_rows_per_s(crew.encoders) if crew else None

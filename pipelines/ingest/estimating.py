@@ -43,7 +43,7 @@ class Prices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class ProbeSample:
     """What a probe of the corpus measured, in one process.
 
     Attributes:
@@ -124,7 +124,7 @@ def spread(items: Sequence[ShardWork], count: int) -> list[ShardWork]:
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def backlog(work: Sequence[ShardWork], sample: Sample | None) -> Backlog:
+def backlog(work: Sequence[ShardWork], sample: ProbeSample | None) -> Backlog:
     """The rows still to embed: counted where the listing knows the records, by size where it does not."""
     if not work or sample is None:
         return Backlog(rows=0, about=False)
@@ -138,7 +138,7 @@ def backlog(work: Sequence[ShardWork], sample: Sample | None) -> Backlog:
     return Backlog(rows=round(records * rows_of_a_record), about=about)
 
 
-def estimate(rows: int, sample: Sample, machine: Machine, pools: PoolPlan, prices: Prices) -> Estimate:
+def estimate(rows: int, sample: ProbeSample, machine: Machine, pools: PoolPlan, prices: Prices) -> Estimate:
     """What embedding `rows` takes.
 
     Args:
@@ -169,7 +169,7 @@ def estimate(rows: int, sample: Sample, machine: Machine, pools: PoolPlan, price
     )
 
 
-def stage_limits(sample: Sample, machine: Machine, pools: PoolPlan) -> dict[str, float]:
+def stage_limits(sample: ProbeSample, machine: Machine, pools: PoolPlan) -> dict[str, float]:
     """Rows a second that each stage would allow if it alone decided.
 
     On the CPU all stages share the cores: the one that takes the most of them stands for all. With GPUs the cores
@@ -202,7 +202,7 @@ def actors_fed(feeding_cores: float, threads: int, machine: Machine, pools: Pool
     return round(machine.cpus / (own + feeding_cores), 2)
 
 
-def notes(sample: Sample, machine: Machine, pools: PoolPlan, feeding_cores: float) -> list[str]:
+def notes(sample: ProbeSample, machine: Machine, pools: PoolPlan, feeding_cores: float) -> list[str]:
     """What the reader should know before the run, each with its remedy."""
     said = []
     need = pools.actors * sample.actor_bytes
@@ -225,7 +225,7 @@ def notes(sample: Sample, machine: Machine, pools: PoolPlan, feeding_cores: floa
     return said
 
 
-def _stage_row(sample: Sample, stage: str) -> dict[str, float | str | None]:
+def _stage_row(sample: ProbeSample, stage: str) -> dict[str, float | str | None]:
     each = sample.each(stage)
     return {
         "stage": stage,

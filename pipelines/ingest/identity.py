@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import pyarrow as pa
 
 from encoders.digest import digest_bytes, digest_json, digest_large
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.store.storage import absolute
 from pipelines.tables.provenance import Provenance
 
@@ -40,7 +40,7 @@ def corpus_root(corpus: str, uris: Iterable[str]) -> str:
     return root if fixed is None else "/".join(parts[:fixed])
 
 
-def shard_id(shard: Shard, job_digest: str) -> str:
+def shard_id(shard: CorpusShard, job_digest: str) -> str:
     """Identity of a shard: which file, for which job; then which version of it, and which part.
 
     The two halves tell a file that is new from one that has changed.
@@ -52,7 +52,7 @@ def shard_id(shard: Shard, job_digest: str) -> str:
     return f"{file_id(shard, job_digest)}-{digest_json([shard.version, shard.start, shard.stop])}"
 
 
-def file_id(shard: Shard, job_digest: str) -> str:
+def file_id(shard: CorpusShard, job_digest: str) -> str:
     """The first half of a shard's id: its file, for a job."""
     return digest_json([shard.uri, job_digest])
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from encoders.description import Description
 from encoders.protocol import Encoder
 from pipelines.ingest.embed_settings import EmbedSettings
-from pipelines.ingest.estimating import Sample, spread
+from pipelines.ingest.estimating import ProbeSample, spread
 from pipelines.ingest.planning import PoolPlan
 from pipelines.ingest.stage_settings import decode_settings, encode_settings, read_settings, rows_of_a_block
 from pipelines.ingest.stages.decoding import decode_block
@@ -92,7 +92,7 @@ def probe(
     *,
     rows: int,
     seconds: float,
-) -> Sample:
+) -> ProbeSample:
     """Read, decode and encode some rows of shards that are still to do, spread over the corpus.
 
     Args:
@@ -127,7 +127,7 @@ def probe(
                 break
             blocks = _blocks_of(source, item, description, settings, schema, each)
             _probe_shard(item, blocks, each, counts, schema, steps, deadline)
-    return Sample(
+    return ProbeSample(
         **vars(counts),
         threads=encode.options.threads or 1,
         load_s=load_s,

@@ -71,7 +71,7 @@ def _medians(blocks: list[BlockTime]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
+class StageWorkers:
     """Who decodes and who encodes.
 
     Attributes:

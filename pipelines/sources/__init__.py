@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipelines.rows.contract import Columns
-from pipelines.sources.base import Shard, Source
+from pipelines.sources.base import CorpusShard, Source
 from pipelines.sources.captions import open_captions
 from pipelines.sources.coco import open_coco
 from pipelines.sources.detect import LISTS, PARQUET, TARS, choose_list, detect_format, with_suffix
@@ -17,7 +17,7 @@ from pipelines.sources.webdataset import open_webdataset
 from pipelines.store.retries import retry
 from pipelines.store.storage import Storage, absolute
 
-__all__ = ["FORMATS", "Shard", "Source", "open_source"]
+__all__ = ["FORMATS", "CorpusShard", "Source", "open_source"]
 
 _Opener = Callable[[str, list[FileInfo], str, Columns, Storage], Source]
 

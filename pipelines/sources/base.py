@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class CorpusShard:
     """A piece of the corpus that is read as a whole: a file, or a range of row groups of one.
 
     Attributes:
@@ -48,11 +48,11 @@ class Source(Protocol):
         """Which of `image` and `text` the corpus holds, by its layout (not by each row)."""
         ...
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[CorpusShard]:
         """All shards, ordered by uri and start; the order and the cuts depend on the corpus alone."""
         ...
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The records of a shard in order, as tables of `RECORD_SCHEMA` + `schema()` of a few MiB each.
 
         Reading the same shard twice gives the same records in the same order. A record that cannot be read

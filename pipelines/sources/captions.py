@@ -17,7 +17,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from pipelines.rows.contract import Columns
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.sources.list_lines import read_header, read_rows
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.row_layout import Row, RowLayout, choose_roles, find_root, make_row_layout
@@ -40,7 +40,7 @@ class CaptionsSource:
     names: tuple[str, ...]
     layout: RowLayout
     storage: Storage
-    _shards: tuple[Shard, ...] = field(default=(), repr=False, compare=False)
+    _shards: tuple[CorpusShard, ...] = field(default=(), repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": ()}
@@ -53,11 +53,11 @@ class CaptionsSource:
         """What there are columns for."""
         return self.layout.modalities()
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[CorpusShard]:
         """Ranges of bytes, each of 1,024 records."""
         return list(self._shards)
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The records of a range.
 
         Raises:
@@ -92,7 +92,7 @@ def open_captions(corpus: str, info: FileInfo, columns: Columns, storage: Storag
     """
     scan = _Scan(info)
     with open_shard(
-        Shard(uri=info.uri, version=info.version), storage, cache_type="readahead", block_size=_READ_AHEAD_BYTES
+        CorpusShard(uri=info.uri, version=info.version), storage, cache_type="readahead", block_size=_READ_AHEAD_BYTES
     ) as handle:
         scan.run(io.BufferedReader(handle, 1 << 20))  # type: ignore[type-var]
     names = list(scan.names) or scan.tally.names()
@@ -127,7 +127,7 @@ class _Scan:
     def __init__(self, info: FileInfo) -> None:
         self.names: tuple[str, ...] = ()
         self.tally = TypeTally()
-        self.shards: list[Shard] = []
+        self.shards: list[CorpusShard] = []
         self.probes: list[dict[str, Any]] = []
         self._info = info
         self._texts: set[str] = set()
@@ -149,7 +149,7 @@ class _Scan:
 
     def _cut(self, start: int, end: int, first: int, rows: int) -> None:
         self.shards.append(
-            Shard(
+            CorpusShard(
                 uri=self._info.uri,
                 version=self._info.version,
                 start=start,

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.rows.contract import Columns, Reason
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.sources.listing import FileInfo, relative_to
 from pipelines.sources.picture_names import PICTURE_SUFFIXES
 from pipelines.sources.records import as_key, bad_record, records_table
@@ -36,7 +36,7 @@ class FolderSource:
     root: str
     columns: Columns
     storage: Storage
-    _shards: tuple[Shard, ...] = field(default=(), repr=False, compare=False)
+    _shards: tuple[CorpusShard, ...] = field(default=(), repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": ()}
@@ -51,11 +51,11 @@ class FolderSource:
         has = {"image": kinds - {_TEXT_ALONE}, "text": kinds - {_PICTURE_ALONE}}
         return frozenset(name for name, there in has.items() if there)
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[CorpusShard]:
         """A record each."""
         return list(self._shards)
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The one record of a shard; its picture is fetched by whoever needs it."""
         relative = relative_to(shard.uri, self.root)
         names = {"path": relative, "stem": _stem(relative)}
@@ -68,7 +68,7 @@ class FolderSource:
             record |= self._text(shard)
         yield records_table([record], pa.table({"path": [as_key(relative)]}, schema=_SCHEMA))
 
-    def _text(self, shard: Shard) -> dict[str, Any]:
+    def _text(self, shard: CorpusShard) -> dict[str, Any]:
         """The captions of a record, or why they cannot be read."""
         uri = shard.uri if shard.start == _TEXT_ALONE else _stem(shard.uri) + shard.version.rpartition("+")[2]
         try:
@@ -127,7 +127,7 @@ def _check_stems(corpus: str, pictures: list[FileInfo]) -> None:
             )
 
 
-def _picture_shard(picture: FileInfo, text: FileInfo | None) -> Shard:
+def _picture_shard(picture: FileInfo, text: FileInfo | None) -> CorpusShard:
     """A picture's shard; its version ends with the text's suffix (`.txt`, `.TXT`), by which a worker finds it."""
     if text is None:
         return _shard(picture, picture.version, _PICTURE_ALONE)
@@ -135,8 +135,8 @@ def _picture_shard(picture: FileInfo, text: FileInfo | None) -> Shard:
     return _shard(picture, f"{picture.version}+{text.version}+{suffix}", _PICTURE_AND_TEXT)
 
 
-def _shard(info: FileInfo, version: str, kind: int) -> Shard:
-    return Shard(uri=info.uri, version=version, start=kind, rows=1, size_bytes=info.size)
+def _shard(info: FileInfo, version: str, kind: int) -> CorpusShard:
+    return CorpusShard(uri=info.uri, version=version, start=kind, rows=1, size_bytes=info.size)
 
 
 def _stem(uri: str) -> str:

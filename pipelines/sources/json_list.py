@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.rows.contract import Columns
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.records import check_roles
 from pipelines.sources.row_layout import Row, RowLayout, find_root, make_row_layout
@@ -50,10 +50,10 @@ class JsonListSource:
         """Pictures and texts."""
         return self.layout.modalities()
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[CorpusShard]:
         """Ranges of records."""
         return [
-            Shard(
+            CorpusShard(
                 uri=self.info.uri,
                 version=self.info.version,
                 start=start,
@@ -65,7 +65,7 @@ class JsonListSource:
             for start in range(0, self.rows, RECORDS_A_SHARD)
         ]
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The records of a range.
 
         Raises:
@@ -113,7 +113,7 @@ def load(info: FileInfo, parse: Parse, storage: Storage) -> list[dict[str, Any]]
         ValueError: names the file and what is wrong with it.
         OSError: it cannot be read, or changed after it was listed.
     """
-    with open_shard(Shard(uri=info.uri, version=info.version), storage) as handle:
+    with open_shard(CorpusShard(uri=info.uri, version=info.version), storage) as handle:
         data = handle.read()
     try:
         return parse(json.loads(data))

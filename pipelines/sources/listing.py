@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.store.retries import CONTACT, has_ended, retry
 from pipelines.store.storage import Storage, absolute, is_remote
 
@@ -101,7 +101,9 @@ def relative_to(uri: str, root: str) -> str:
     return uri.removeprefix(root.rstrip("/") + "/")
 
 
-def open_shard(shard: Shard, storage: Storage, *, cache_type: str = "none", block_size: int = 5 << 20) -> IO[bytes]:
+def open_shard(
+    shard: CorpusShard, storage: Storage, *, cache_type: str = "none", block_size: int = 5 << 20
+) -> IO[bytes]:
     """The file of a shard, opened.
 
     Args:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.rows.contract import Columns
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.sources.listing import FileInfo, open_shard, relative_to
 from pipelines.sources.locate import row_locator
 from pipelines.sources.parquet_layout import Layout, make_layout, partition_schema, partition_values, unify
@@ -58,11 +58,11 @@ class ParquetSource:
         found = {"image": layout.image or layout.uri, "text": layout.caption}
         return frozenset(name for name, column in found.items() if column is not None)
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[CorpusShard]:
         """Ranges of row groups, cut by the file alone."""
         return [shard for footer in self._footers for shard in cut_shards(footer.info, footer.groups)]
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The records of a range of row groups; what cannot be read of a row group gives rejects.
 
         Raises:
@@ -174,7 +174,7 @@ def _batches(file: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
 
 
 def _read_footer(info: FileInfo, storage: Storage) -> _Footer:
-    whole = Shard(uri=info.uri, version=info.version)
+    whole = CorpusShard(uri=info.uri, version=info.version)
     try:
         with open_shard(whole, storage) as handle:
             file = pq.ParquetFile(handle)

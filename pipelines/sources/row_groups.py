@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.sources.listing import FileInfo
 
 MAX_SHARD_BYTES = 32 << 20
@@ -12,7 +12,7 @@ MAX_SHARD_ROWS = 16_384
 MIN_SHARDS = 16
 
 
-def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[Shard]:
+def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[CorpusShard]:
     """Contiguous row groups packed into shards.
 
     Bounded in bytes and rows, and at least 16 where the file has as many row groups: one file of many small row
@@ -23,7 +23,7 @@ def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[Shard]
         groups: (rows, compressed bytes) of each row group.
     """
     groups_each = max(1, len(groups) // MIN_SHARDS)
-    shards: list[Shard] = []
+    shards: list[CorpusShard] = []
     start = first = rows = size = 0
     for i, (group_rows, group_bytes) in enumerate(groups):
         full = i - start >= groups_each or size + group_bytes > MAX_SHARD_BYTES or rows + group_rows > MAX_SHARD_ROWS
@@ -35,7 +35,7 @@ def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[Shard]
     return [shard for shard in shards if shard.rows]
 
 
-def _shard(info: FileInfo, start: int, stop: int, first: int, rows: int, size: int) -> Shard:
-    return Shard(
+def _shard(info: FileInfo, start: int, stop: int, first: int, rows: int, size: int) -> CorpusShard:
+    return CorpusShard(
         uri=info.uri, version=info.version, start=start, stop=stop, first_row=first, rows=rows, size_bytes=size
     )

@@ -21,7 +21,7 @@ _BLOCK = 512
 
 
 @dataclass(kw_only=True)
-class Sample:
+class TarSample:
     """The members of one key.
 
     Attributes:
@@ -59,13 +59,13 @@ class TarReader:
     columns: Columns
     pictures: bool = True
 
-    def samples(self, handle: IO[bytes]) -> Iterator[Sample]:
+    def samples(self, handle: IO[bytes]) -> Iterator[TarSample]:
         """The samples in order; one with `error` set where the tar is torn, or is not a tar.
 
         Raises:
             OSError: the store fails.
         """
-        pending: Sample | None = None
+        pending: TarSample | None = None
         typical: set[str] | None = None
         try:
             with tarfile.open(fileobj=handle, mode="r|*" if self._is_compressed() else "r:") as tar:
@@ -77,7 +77,7 @@ class TarReader:
                     if pending is not None and pending.key != key:
                         yield pending
                         typical, pending = pending.suffixes, None
-                    pending = pending or Sample(key=key)
+                    pending = pending or TarSample(key=key)
                     self._take(pending, member, suffix, tar)
                 torn = None if self._is_compressed() else _torn_end(handle, tar.offset)
         except (tarfile.TarError, EOFError, OSError) as error:
@@ -89,19 +89,19 @@ class TarReader:
         else:
             yield from self._torn(pending, typical, torn)
 
-    def _torn(self, pending: Sample | None, typical: set[str] | None, why: str) -> Iterator[Sample]:
+    def _torn(self, pending: TarSample | None, typical: set[str] | None, why: str) -> Iterator[TarSample]:
         """The last sample, if it has all that the one before it had, and the reject that stands for the torn end."""
         if pending is not None and pending.error is None and typical is not None and typical <= pending.suffixes:
             yield pending
             pending = None
         key = pending.key if pending else ""
         name = f" at {key!r}" if key else ""
-        yield Sample(key=key, image_uri=self.uri, error=f"{self.uri}: the tar is torn{name}: {why}")
+        yield TarSample(key=key, image_uri=self.uri, error=f"{self.uri}: the tar is torn{name}: {why}")
 
     def _is_compressed(self) -> bool:
         return self.uri.lower().endswith(("gz", "bz2", "xz"))
 
-    def _take(self, sample: Sample, member: tarfile.TarInfo, suffix: str, tar: tarfile.TarFile) -> None:
+    def _take(self, sample: TarSample, member: tarfile.TarInfo, suffix: str, tar: tarfile.TarFile) -> None:
         if self._is_picture(suffix) and not sample.has_picture:
             sample.has_picture = True
             if not self._is_compressed():
@@ -118,13 +118,13 @@ class TarReader:
             return suffix == f".{self.columns.image}".lower()
         return posixpath.splitext(f"x{suffix}")[1] in PICTURE_SUFFIXES
 
-    def _take_text(self, sample: Sample, data: bytes) -> None:
+    def _take_text(self, sample: TarSample, data: bytes) -> None:
         try:
             sample.text = data.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             sample.error = f"{self.uri}: the caption of {sample.key!r} is not UTF-8: {error}"
 
-    def _take_json(self, sample: Sample, data: bytes) -> None:
+    def _take_json(self, sample: TarSample, data: bytes) -> None:
         try:
             meta = json.loads(data)
             if not isinstance(meta, dict):

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.rows.contract import RESERVED, Columns
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.records import as_captions, as_key, bad_record, check_passthrough, check_roles, records_table
-from pipelines.sources.tar_samples import Sample, TarReader
+from pipelines.sources.tar_samples import TarReader, TarSample
 from pipelines.sources.values import TypeTally, fit_table
 from pipelines.store.storage import Storage
 
@@ -51,17 +51,17 @@ class WebDatasetSource:
         """What the sampled records hold."""
         return self.has
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[CorpusShard]:
         """A tar each."""
         return [_whole(info) for info in self._files]
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The records of a tar; a torn end is one reject after the records before it.
 
         Raises:
             OSError: the tar cannot be opened, changed after it was listed, or the store fails.
         """
-        batch: list[Sample] = []
+        batch: list[TarSample] = []
         size = 0
         for sample in _samples(shard, TarReader(uri=shard.uri, columns=self.columns), self.storage):
             batch.append(sample)
@@ -72,11 +72,11 @@ class WebDatasetSource:
         if batch:
             yield self._table(batch)
 
-    def _table(self, samples: list[Sample]) -> pa.Table:
+    def _table(self, samples: list[TarSample]) -> pa.Table:
         records = [self._record(sample) for sample in samples]
         return records_table(records, fit_table([sample.meta for sample in samples], self.passthrough))
 
-    def _record(self, sample: Sample) -> dict[str, Any]:
+    def _record(self, sample: TarSample) -> dict[str, Any]:
         columns, meta = self.columns, sample.meta
         key = sample.key if columns.key == _KEY else meta.get(columns.key or "")
         item = sample.key if columns.item == _KEY else meta.get(columns.item or "")
@@ -133,12 +133,12 @@ def _check(corpus: str, columns: Columns, fields: list[str], suffixes: set[str])
     check_roles(columns, sorted(suffixes), corpus, roles=("image",))
 
 
-def _sample(files: list[FileInfo], columns: Columns, storage: Storage) -> list[Sample]:
+def _sample(files: list[FileInfo], columns: Columns, storage: Storage) -> list[TarSample]:
     """The first records of the first tars, without the pictures' bytes."""
     tars = files[:_SAMPLE_TARS]
     each = math.ceil(_SAMPLE_RECORDS / len(tars))
 
-    def head(info: FileInfo) -> list[Sample]:
+    def head(info: FileInfo) -> list[TarSample]:
         reader = TarReader(uri=info.uri, columns=columns, pictures=False)
         return list(islice(_samples(_whole(info), reader, storage), each))
 
@@ -146,10 +146,10 @@ def _sample(files: list[FileInfo], columns: Columns, storage: Storage) -> list[S
         return [sample for samples in pool.map(head, tars) for sample in samples]
 
 
-def _samples(shard: Shard, reader: TarReader, storage: Storage) -> Iterator[Sample]:
+def _samples(shard: CorpusShard, reader: TarReader, storage: Storage) -> Iterator[TarSample]:
     with open_shard(shard, storage, cache_type="readahead", block_size=_READ_AHEAD_BYTES) as handle:
         yield from reader.samples(handle)
 
 
-def _whole(info: FileInfo) -> Shard:
-    return Shard(uri=info.uri, version=info.version, size_bytes=info.size)
+def _whole(info: FileInfo) -> CorpusShard:
+    return CorpusShard(uri=info.uri, version=info.version, size_bytes=info.size)

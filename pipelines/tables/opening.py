@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ def open_dataset(ref: TableRef, *, missing_ok: bool = False) -> lance.LanceDatas
     except (ValueError, OSError) as error:
         raise translate(error, ref.uri) from error
     if found is not None and ref.version is not None:
-        return _as_it_was(found, ref, ref.version)
+        return open_at(ref, int(ref.version) if ref.version.isdecimal() else ref.version)
     if found is not None or missing_ok:
         return found
     there = ", ".join(list_tables(ref)) or "none"
@@ -61,24 +62,50 @@ def _open(ref: TableRef) -> lance.LanceDataset | None:
     return None
 
 
-def _as_it_was(dataset: lance.LanceDataset, ref: TableRef, version: str) -> lance.LanceDataset:
-    """A table at a version or a tag.
+def open_at(
+    ref: TableRef,
+    version: int | str | None,
+    *,
+    index_cache_bytes: int | None = None,
+    metadata_cache_bytes: int | None = None,
+) -> lance.LanceDataset:
+    """A table pinned at a version or a tag: what every task of a job opens, so that all of them see the same rows.
+
+    Args:
+        ref: the table.
+        version: a version number or a tag; None is the latest.
+        index_cache_bytes: memory for the pages of its indexes; None is Lance's default, which is gigabytes.
+        metadata_cache_bytes: memory for its fragments' metadata; None is Lance's default.
 
     Raises:
-        FileNotFoundError: it is not kept (any more); says what is.
+        FileNotFoundError: there is no such table, version or tag; lists those that are kept.
         OSError: the store cannot be read.
     """
-    wanted = int(version) if version.isdecimal() else version
+    import lance
+
+    if version is None:
+        return open_dataset(ref)
+
+    def pinned() -> lance.LanceDataset:
+        return lance.dataset(
+            ref.uri,
+            version=version,
+            storage_options=ref.options,
+            index_cache_size_bytes=index_cache_bytes,
+            metadata_cache_size_bytes=metadata_cache_bytes,
+        )
+
     try:
-        return retry(lambda: dataset.checkout_version(wanted), ref.uri)
+        return retry(pinned, ref.uri)
     except (ValueError, OSError) as error:
         if is_of_the_store(error):
             raise translate(error, ref.uri) from error
-    kept = [entry["version"] for entry in dataset.version_refs()]
-    tags = sorted(dataset.tags.list())
+        latest = open_dataset(replace(ref, version=None))
+    kept = [entry["version"] for entry in latest.version_refs()]
+    tags = ", ".join(sorted(latest.tags.list())) or "none"
+    what = "version" if isinstance(version, int) else "version or tag"
     raise FileNotFoundError(
-        f"table {ref}: there is no version {version!r}; kept are {len(kept)} from {min(kept)} to {max(kept)}"
-        + (f"; tags: {', '.join(tags)}" if tags else "")
+        f"table {ref}: has no {what} {version!r}; kept are {len(kept)} from {min(kept)} to {max(kept)}; tags: {tags}"
     )
 
 

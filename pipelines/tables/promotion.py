@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.store.storage import TableRef
-from pipelines.tables.opening import open_dataset
+from pipelines.tables.opening import open_at, open_dataset
 
 if TYPE_CHECKING:
     import lance
@@ -50,17 +50,14 @@ def answering(table: TableRef) -> tuple[TableRef, lance.LanceDataset]:
     Raises:
         FileNotFoundError: there is no such table, or the promoted one was removed.
     """
-    import lance
-
     dataset = open_dataset(table)
     stack = promotions(dataset)
     if not stack or table.version is not None:
         return table, dataset
     promoted = TableRef(database=table.database, name=stack[-1].name, storage=table.storage)
     try:
-        version = stack[-1].version
-        return promoted, lance.dataset(promoted.uri, version=version, storage_options=promoted.options)
-    except (ValueError, OSError) as error:
+        return promoted, open_at(promoted, stack[-1].version)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"table {table}: was replaced by {promoted.name}@{stack[-1].version}, which is not there any more; "
             f"go back by `isthmus promote {table} --rollback`"

@@ -49,7 +49,7 @@ def test_the_terminal_shows_yield_and_reasons(table: Path, tmp_path: Path) -> No
     ("arguments", "code", "words"),
     [
         (["--version", "99"], 1, "has no version 99"),
-        (["--tag", "gold"], 1, "has no tag 'gold'"),
+        (["--tag", "gold"], 1, "has no version or tag 'gold'"),
         (["--margin", "2"], 2, "margin"),
         (["--where", "nosuch = 1"], 1, "columns are row_id"),
         (["--plot", "x.nosuch"], 1, "nosuch"),

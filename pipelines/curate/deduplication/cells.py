@@ -17,6 +17,7 @@ from encoders.protocol import Modality
 from pipelines.curate.deduplication.contents import Contents
 from pipelines.curate.deduplication.leaders import KEPT, Leaders, find_leaders
 from pipelines.store.storage import TableRef
+from pipelines.tables.opening import open_at
 from pipelines.vectors.lists import nearest_lists, plan_sample, train_centroids
 from pipelines.vectors.scan import scan_blocks, take_vectors
 
@@ -44,9 +45,7 @@ class Table:
 
     def open(self) -> lance.LanceDataset:
         """The table at its version."""
-        import lance
-
-        return lance.dataset(self.ref.uri, version=self.version, storage_options=self.ref.options)
+        return open_at(self.ref, self.version)
 
 
 def plan_cells(contents: int) -> int:

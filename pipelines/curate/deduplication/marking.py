@@ -15,7 +15,7 @@ from pipelines.store.retries import retried
 from pipelines.store.storage import TableRef
 from pipelines.tables.columns import Rewritten, TableMovedError, rewrite_columns
 from pipelines.tables.lease import Lease
-from pipelines.tables.opening import open_dataset, translate
+from pipelines.tables.opening import open_at, open_dataset, translate
 
 if TYPE_CHECKING:
     import lance
@@ -104,9 +104,7 @@ def _check_unmoved(dataset: lance.LanceDataset, version: int, table: TableRef) -
     Raises:
         TableMovedError: they are not.
     """
-    import lance
-
-    then = lance.dataset(table.uri, version=version, storage_options=table.options)
+    then = open_at(table, version)
     if _rows_of(then) != _rows_of(dataset):
         raise TableMovedError(
             f"table {table}: changed from version {version} to {dataset.version} meanwhile; nothing was marked, "

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.curate.exchange import huggingface
 from pipelines.curate.exchange.arrays import matrix
 from pipelines.curate.exchange.fiftyone.samples import write_dataset
-from pipelines.curate.exchange.folder import Folder
+from pipelines.curate.exchange.folder import OutputFolder
 from pipelines.curate.exchange.layout import IMAGE_PATH, PARQUET_PREFIX, array_name, metadata_name
 from pipelines.rows.contract import FUSED_VECTOR, IMAGE_URI, INTERNAL
 from pipelines.store.storage import Storage, TableRef
@@ -102,7 +102,7 @@ def export_table(
     chosen = _choose(vectors, list(provenance.vector_columns()), found)
     if where is not None:
         check_filter(where, dataset)
-    folder = Folder(out, storage)
+    folder = OutputFolder(out, storage)
     folder.check_empty()
     rows = _Rows(name=found.name, dataset=dataset, provenance=provenance, vectors=chosen, where=where)
     if format == "fiftyone":
@@ -134,7 +134,7 @@ class _Rows:
 
 
 def _export_files(
-    source: _Rows, folder: Folder, format: ExportFormat, rows_per_file: int, pictures: Storage | None
+    source: _Rows, folder: OutputFolder, format: ExportFormat, rows_per_file: int, pictures: Storage | None
 ) -> Exported:
     """Write the rows into files of equal size."""
     total = source.count()
@@ -160,7 +160,7 @@ def _export_files(
     )
 
 
-def _export_samples(source: _Rows, folder: Folder, pictures: Storage | None) -> Exported:
+def _export_samples(source: _Rows, folder: OutputFolder, pictures: Storage | None) -> Exported:
     """Write the rows as FiftyOne's samples."""
     written = write_dataset(
         _parts(source, _BATCH_ROWS, nulls=True),
@@ -233,7 +233,7 @@ def _parts(source: _Rows, rows: int, *, nulls: bool = False) -> Iterator[pa.Tabl
         yield pa.Table.from_batches(held, schema=held[0].schema if held else scanner.projected_schema)
 
 
-def _write(folder: Folder, number: int, part: pa.Table, vectors: Sequence[str], format: ExportFormat) -> int:
+def _write(folder: OutputFolder, number: int, part: pa.Table, vectors: Sequence[str], format: ExportFormat) -> int:
     """Write one part; how many files."""
     if format == "parquet":
         folder.write(f"{PARQUET_PREFIX}_{number:04d}.parquet", _parquet(part))

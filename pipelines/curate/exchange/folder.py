@@ -12,7 +12,7 @@ from pipelines.store.retries import retry
 from pipelines.store.storage import Storage, absolute, is_remote
 
 
-class Folder:
+class OutputFolder:
     """A folder to write to.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from encoders.protocol import Modality
 from pipelines.curate.deduplication.leaders import KEPT, find_leaders
 from pipelines.curate.exploration.mapping import Cluster, describe_clusters, find_clusters, project
-from pipelines.curate.exploration.reading import Mismatched, Sample, draw, least_alike, outlierness
+from pipelines.curate.exploration.reading import Mismatched, VectorSample, draw, least_alike, outlierness
 from pipelines.rows.contract import CAPTION, VECTOR_COLUMNS
 from pipelines.store.storage import TableRef
 from pipelines.tables.filters import check_filter
@@ -63,7 +63,7 @@ class Explored:
     table: TableRef
     version: int
     modality: Modality
-    sample: Sample
+    sample: VectorSample
     points: NDArray[np.float32]
     cluster: NDArray[np.int64]
     clusters: list[Cluster]

@@ -21,7 +21,7 @@ _OFFSET = "_rowoffset"
 
 
 @dataclass(frozen=True)
-class Sample:
+class VectorSample:
     """Some rows of a table.
 
     Attributes:
@@ -43,7 +43,7 @@ def shown_columns(dataset: lance.LanceDataset) -> list[str]:
     return [ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *([THUMBNAIL] if THUMBNAIL in dataset.schema.names else [])]
 
 
-def draw(dataset: lance.LanceDataset, modality: Modality, where: str | None, count: int, seed: int) -> Sample:
+def draw(dataset: lance.LanceDataset, modality: Modality, where: str | None, count: int, seed: int) -> VectorSample:
     """At most `count` rows that have a vector, drawn without favour, in the table's order.
 
     By pictures, a picture that several rows name is drawn once, with the caption of the first.
@@ -67,7 +67,7 @@ def draw(dataset: lance.LanceDataset, modality: Modality, where: str | None, cou
     rows = dataset.take(offsets.tolist(), columns=columns) if len(offsets) else dataset.schema.empty_table()
     vectors, has = normalise(rows[column])
     rows = rows.select(columns).drop_columns([column]).filter(pa.array(has))
-    return Sample(rows, vectors[has], total)
+    return VectorSample(rows, vectors[has], total)
 
 
 def _first_of_pictures(uris: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -79,7 +79,7 @@ def _first_of_pictures(uris: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def outlierness(
-    dataset: lance.LanceDataset, modality: Modality, where: str | None, sample: Sample, neighbours: int = 10
+    dataset: lance.LanceDataset, modality: Modality, where: str | None, sample: VectorSample, neighbours: int = 10
 ) -> NDArray[np.float32]:
     """float32 (n,): how far each row of the sample is from its nearest others in the whole table, on average.
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from encoders.description import Description
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.sink.staging import Files
-from pipelines.rows.pace import Crew
+from pipelines.rows.pace import StageWorkers
 from pipelines.sources.base import Source
 from pipelines.store.storage import TableRef
 
@@ -19,7 +19,7 @@ STAGES_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class EmbedJob:
     """An embed run, but for the work that is left of it.
 
     Attributes:
@@ -57,7 +57,7 @@ class Ran:
         return {"read": self.cores, "decode": self.cores, "encode": self.actors, "stage": STAGES_IN_FLIGHT}
 
     @property
-    def crew(self) -> Crew:
+    def crew(self) -> StageWorkers:
         """Who decodes and who encodes: with GPUs each actor has a CPU, and the others decode."""
         decoders = max(1, self.cores - self.actors) if self.gpus else 0
-        return Crew(encoders=self.actors, decoders=decoders, gpus=self.gpus)
+        return StageWorkers(encoders=self.actors, decoders=decoders, gpus=self.gpus)

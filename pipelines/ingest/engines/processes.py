@@ -24,9 +24,9 @@ from pipelines.cluster import machine
 from pipelines.cluster.resources import Resources
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.engines.early import Reserve, Started, start
-from pipelines.ingest.engines.job import Job, Ran
+from pipelines.ingest.engines.job import EmbedJob, Ran
 from pipelines.ingest.engines.portions import left_of, portions
-from pipelines.ingest.engines.worker import Failure, Rows, Signal, Task
+from pipelines.ingest.engines.worker import Encoded, Failure, Signal, WorkerTask
 from pipelines.ingest.incremental import expected_rows
 from pipelines.ingest.planning import plan_pools
 from pipelines.ingest.sink.ledger import Ledger
@@ -60,7 +60,7 @@ def fits_this_machine(settings: EmbedSettings) -> bool:
 
 
 def run_stages(
-    job: Job,
+    job: EmbedJob,
     work: list[ShardWork],
     ledger: Ledger,
     queue: CommitQueue,
@@ -87,7 +87,9 @@ def run_stages(
     rows = expected_rows(work)
     count = _processes(rows, queue.limits.block_rows)
     task = _task(job, work, queue, count)
-    with Crew(task, deque(portions(work, count, task.read.block_rows, task.read.block_bytes)), count, reserve) as crew:
+    with WorkerPool(
+        task, deque(portions(work, count, task.read.block_rows, task.read.block_bytes)), count, reserve
+    ) as crew:
         done = _commit_all(crew, ledger, queue, progress, alone=job.settings.engine == "process")
     return Ran(engine="process", cores=machine.cores(), actors=count, read_tasks=count) if done else None
 
@@ -99,14 +101,14 @@ def _processes(rows: int | None, block_rows: int) -> int:
     return machine.cores() if rows is None else max(1, min(machine.cores(), math.ceil(rows / least)))
 
 
-def _task(job: Job, work: list[ShardWork], queue: CommitQueue, count: int) -> Task:
+def _task(job: EmbedJob, work: list[ShardWork], queue: CommitQueue, count: int) -> WorkerTask:
     settings, description = job.settings, job.description
     read = read_settings([item.shard.uri for item in work], description, settings, job.schema, queue.limits.block_rows)
     rows = expected_rows(work)
     if settings.block_rows is None and rows is not None:
         even = max(_LEAST_BLOCK_ROWS, rows // (_BLOCKS_EACH * count))
         read = replace(read, block_rows=min(read.block_rows, even))
-    return Task(
+    return WorkerTask(
         source=job.source,
         read=read,
         decode=decode_settings(description, settings),
@@ -122,7 +124,7 @@ def _task(job: Job, work: list[ShardWork], queue: CommitQueue, count: int) -> Ta
 
 
 def _commit_all(
-    crew: Crew, ledger: Ledger, queue: CommitQueue, progress: Callable[[int], None], *, alone: bool
+    crew: WorkerPool, ledger: Ledger, queue: CommitQueue, progress: Callable[[int], None], *, alone: bool
 ) -> bool:
     """Commit what the crew stages until all is done; False if Ray should do the rest.
 
@@ -135,7 +137,7 @@ def _commit_all(
         if isinstance(message, StagedGroup):
             queue.add(message)
             process.coming = 0
-        elif isinstance(message, Rows):
+        elif isinstance(message, Encoded):
             process.coming += message.rows
             progress(queue.rows + crew.coming)
         elif isinstance(message, Failure):
@@ -170,21 +172,23 @@ def _give_up(last_words: str, *, alone: bool) -> bool:
     )
 
 
-class Crew:
+class WorkerPool:
     """The processes, and the work that none of them has yet. Use it as a context: all of them end with it."""
 
-    def __init__(self, task: Task, pending: deque[list[ShardWork]], count: int, reserve: Reserve | None = None) -> None:
+    def __init__(
+        self, task: WorkerTask, pending: deque[list[ShardWork]], count: int, reserve: Reserve | None = None
+    ) -> None:
         self._task = task
         self._pending = pending
-        self._inbox: SimpleQueue[tuple[Process, Any]] = SimpleQueue()
-        self._running: list[Process] = []
+        self._inbox: SimpleQueue[tuple[WorkerProcess, Any]] = SimpleQueue()
+        self._running: list[WorkerProcess] = []
         self._open = contextlib.ExitStack()
         for _ in range(count):
             self._start(reserve.take() if reserve else None)
         if reserve:
             reserve.dismiss()
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -195,7 +199,7 @@ class Crew:
         """Rows that were encoded and are not staged yet."""
         return sum(process.coming for process in self._running)
 
-    def messages(self) -> Iterator[tuple[Process, Any]]:
+    def messages(self) -> Iterator[tuple[WorkerProcess, Any]]:
         """What the processes say, until all of them are done; who asks for work gets some on the way."""
         while self._running:
             process, message = self._inbox.get()
@@ -206,7 +210,7 @@ class Crew:
                 self._running.remove(process)
             yield process, message
 
-    def replace(self, process: Process, left: list[ShardWork]) -> None:
+    def replace(self, process: WorkerProcess, left: list[ShardWork]) -> None:
         """Another process in place of one that died, which left some of its work undone."""
         self._running.remove(process)
         self._pending.extendleft([item] for item in reversed(left))
@@ -214,10 +218,10 @@ class Crew:
 
     def _start(self, started: Started | None = None) -> None:
         started = started or start(self._task.encode.spec)
-        self._running.append(self._open.enter_context(Process(started, self._task, self._inbox)))
+        self._running.append(self._open.enter_context(WorkerProcess(started, self._task, self._inbox)))
 
 
-class Process:
+class WorkerProcess:
     """One of the processes.
 
     Args:
@@ -230,14 +234,14 @@ class Process:
         given: the work that it got.
     """
 
-    def __init__(self, started: Started, task: Task, inbox: SimpleQueue[tuple[Process, Any]]) -> None:
+    def __init__(self, started: Started, task: WorkerTask, inbox: SimpleQueue[tuple[WorkerProcess, Any]]) -> None:
         self.coming = 0
         self.given: list[ShardWork] = []
         self._started = started
         self._listener = threading.Thread(target=self._talk, args=(task, inbox), daemon=True)
         self._listener.start()
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -262,7 +266,7 @@ class Process:
             pickle.dump(message, self._started.inbox)
             self._started.inbox.flush()
 
-    def _talk(self, task: Task, inbox: SimpleQueue[tuple[Process, Any]]) -> None:
+    def _talk(self, task: WorkerTask, inbox: SimpleQueue[tuple[WorkerProcess, Any]]) -> None:
         """Hand over the task, which waits for the other side's imports, and pass on what it says until its end."""
         self._send(task)
         message: Any = None

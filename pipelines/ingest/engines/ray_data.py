@@ -13,7 +13,7 @@ from encoders.description import Description
 from pipelines.cluster import session
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.engines.datasource import CorpusDatasource
-from pipelines.ingest.engines.job import Job, Ran
+from pipelines.ingest.engines.job import EmbedJob, Ran
 from pipelines.ingest.engines.streaming import StreamingSink
 from pipelines.ingest.planning import PoolPlan, plan_work
 from pipelines.ingest.sink.queueing import CommitQueue
@@ -64,7 +64,7 @@ def build_dataset(
     )
 
 
-def run_stages(job: Job, work: list[ShardWork], queue: CommitQueue, progress: Callable[[int], None]) -> Ran:
+def run_stages(job: EmbedJob, work: list[ShardWork], queue: CommitQueue, progress: Callable[[int], None]) -> Ran:
     """Run the stages over all of the work, and commit it.
 
     Args:

@@ -32,7 +32,7 @@ from pipelines.store.storage import Storage, TableRef, is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class WorkerTask:
     """All that the process needs to know: plain data.
 
     Attributes:
@@ -71,7 +71,7 @@ class Signal(Enum):
 
 
 @dataclass(frozen=True)
-class Rows:
+class Encoded:
     """A message: so many rows were encoded."""
 
     rows: int
@@ -84,7 +84,7 @@ class Failure:
     error: Exception
 
 
-def _encoded(task: Task, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
+def _encoded(task: WorkerTask, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
     """Blocks, as an encode actor gives them; they stay in this process, so they need no envelopes."""
     encoder = EncodeBlocks(task.encode)
     blocks = read_with_known(task.source, work, task.read, task.storage, task.known)
@@ -101,14 +101,14 @@ def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
             yield item
 
 
-def _work(task: Task, work: Iterator[ShardWork], send: Callable[[Any], None]) -> None:
+def _work(task: WorkerTask, work: Iterator[ShardWork], send: Callable[[Any], None]) -> None:
     """Do the work and say what is done."""
     held: list[pa.Table] = []
     rows, since = 0, time.monotonic()
     for block in _encoded(task, work):
         held.append(block)
         rows += block.num_rows
-        send(Rows(block.num_rows))
+        send(Encoded(block.num_rows))
         if rows >= task.group_rows or time.monotonic() - since >= task.limits.commit_interval_s:
             send(stage_blocks(task.table, task.schema, *held, files=task.files))
             held, rows, since = [], 0, time.monotonic()

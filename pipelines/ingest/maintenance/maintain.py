@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.ingest.maintenance.steps import (
-    Folder,
+    DatasetFolder,
     IndexState,
     compact,
     folder_of,
@@ -61,8 +61,8 @@ class TableUpkeep:
 
     table: str
     rows: int
-    before: Folder
-    after: Folder | None
+    before: DatasetFolder
+    after: DatasetFolder | None
     versions_removed: int
     orphans_removed: int
     orphan_bytes: int

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class DatasetFolder:
     """What a table takes in its store.
 
     Attributes:
@@ -54,10 +54,10 @@ class Taken:
 
 
 @retried
-def folder_of(dataset: lance.LanceDataset) -> Folder:
+def folder_of(dataset: lance.LanceDataset) -> DatasetFolder:
     """Files, bytes, fragments and versions of a dataset."""
     files = _stored_files(dataset)
-    return Folder(
+    return DatasetFolder(
         files=len(files),
         bytes=sum(file.size for file in files),
         fragments=len(dataset.get_fragments()),

@@ -41,7 +41,7 @@ from pipelines.rows.contract import (
     Reason,
     Stage,
 )
-from pipelines.sources.base import Shard, Source
+from pipelines.sources.base import CorpusShard, Source
 from pipelines.sources.locate import read_images
 from pipelines.store.faults import fault
 from pipelines.store.retries import read_again, refusals
@@ -54,7 +54,7 @@ _CHUNK_ROWS = 32
 class ShardWork:
     """A shard to read, and the record ranges of it that are settled already."""
 
-    shard: Shard
+    shard: CorpusShard
     shard_id: str
     done: tuple[tuple[int, int], ...] = ()
 
@@ -193,7 +193,7 @@ def _records(table: pa.Table) -> list[dict[str, Any]]:
     return records
 
 
-def _empty_shard(passthrough: pa.Schema, shard: Shard) -> _Chunk:
+def _empty_shard(passthrough: pa.Schema, shard: CorpusShard) -> _Chunk:
     """A shard that gives no record is a reject: a file of the corpus never vanishes in silence."""
     record: dict[str, Any] = dict.fromkeys(RECORD_FIELDS)
     message = f"{shard.uri} holds no record that could be read"

@@ -23,7 +23,7 @@ from pipelines.sources.base import Source
 from pipelines.store.memory import freed_memory
 from pipelines.store.retries import retried, retry
 from pipelines.store.storage import Storage, TableRef
-from pipelines.tables.opening import open_dataset
+from pipelines.tables.opening import open_at, open_dataset
 from pipelines.tables.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -102,19 +102,13 @@ class KnownVectors:
 
     def _open(self) -> lance.LanceDataset:
         if self._dataset is None:
-            self._dataset = retry(self._open_once, self.table.uri)
+            self._dataset = open_at(
+                self.table,
+                self.version,
+                index_cache_bytes=_INDEX_CACHE_BYTES,
+                metadata_cache_bytes=_METADATA_CACHE_BYTES,
+            )
         return self._dataset
-
-    def _open_once(self) -> lance.LanceDataset:
-        import lance
-
-        return lance.dataset(
-            self.table.uri,
-            version=self.version,
-            storage_options=self.table.options,
-            index_cache_size_bytes=_INDEX_CACHE_BYTES,
-            metadata_cache_size_bytes=_METADATA_CACHE_BYTES,
-        )
 
 
 def read_envelopes(

@@ -23,7 +23,7 @@ from pipelines.search.bulk.request import BulkRecallError, BulkReport, BulkSetti
 from pipelines.search.bulk.results import PART, QUERY, QUERY_ID, RANK, SCORE, begin_results, land_results, stage_results
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
-from pipelines.tables.opening import open_dataset
+from pipelines.tables.opening import open_at, open_dataset
 from pipelines.vectors.exact import SAMPLE, build_lists, search_all, search_lists
 from pipelines.vectors.lists import Lists, plan_lists, plan_sample, train_centroids
 from pipelines.vectors.scan import Block, dimension, scan_blocks, take_vectors
@@ -57,10 +57,10 @@ class _Job:
         return self.settings.search
 
     def open(self) -> lance.LanceDataset:
-        return _at(self.table, self.version)
+        return open_at(self.table, self.version)
 
     def open_queries(self) -> lance.LanceDataset:
-        return _at(self.queries, self.queries_version)
+        return open_at(self.queries, self.queries_version)
 
     def blocks(self) -> Iterator[Block]:
         return scan_blocks(self.open(), self.settings.where, modalities=[self.searched])
@@ -313,9 +313,3 @@ def _results(
         **{name: rows[name] for name in columns},
     }
     return pa.table([values[name] for name in job.schema.names], schema=job.schema)
-
-
-def _at(table: TableRef, version: int) -> lance.LanceDataset:
-    import lance
-
-    return lance.dataset(table.uri, version=version, storage_options=table.options)

@@ -64,7 +64,7 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class _Counts:
+class _FusedCounts:
     """Rows that got a fused vector, and those of them that have one of the two vectors alone."""
 
     written: int = 0
@@ -72,14 +72,14 @@ class _Counts:
     text_only: int = 0
 
     @classmethod
-    def of(cls, rows: pa.Table, column: pa.Array) -> _Counts:
+    def of(cls, rows: pa.Table, column: pa.Array) -> _FusedCounts:
         """Of some rows and their fused column."""
         done = column.is_valid().to_numpy(zero_copy_only=False)
         image, text = (normalise(rows[name])[1] for name in _SOURCES)
         return cls(int(done.sum()), int((image & ~text).sum()), int((text & ~image).sum()))
 
-    def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(
+    def __add__(self, other: _FusedCounts) -> _FusedCounts:
+        return _FusedCounts(
             self.written + other.written, self.image_only + other.image_only, self.text_only + other.text_only
         )
 
@@ -129,7 +129,7 @@ def fuse_table(table: TableRef, *, image_weight: float | None = None, anew: bool
 
 def _bring_about(
     table: TableRef, image_weight: float | None, anew: bool, lease: Lease
-) -> tuple[Outcome, FusionRecipe, _Counts]:
+) -> tuple[Outcome, FusionRecipe, _FusedCounts]:
     dataset = open_dataset(table)
     provenance = check_fusable(dataset, table)
     there = provenance.fused
@@ -212,11 +212,11 @@ def _take_away(table: TableRef) -> None:
     open_dataset(table).drop_columns([FUSED_VECTOR])
 
 
-def _add(table: TableRef, recipe: FusionRecipe, lease: Lease) -> _Counts:
+def _add(table: TableRef, recipe: FusionRecipe, lease: Lease) -> _FusedCounts:
     """Write the column beside every fragment's others, and land all in one commit."""
     dataset = open_dataset(table)
     field = recipe.field(dataset.schema.field(IMAGE_VECTOR).type)
-    fragments, counts = [], _Counts()
+    fragments, counts = [], _FusedCounts()
     for fragment in dataset.get_fragments():
         lease.renew()
         metadata, schema, more = retry(partial(_with_column, fragment, recipe, field), table.uri)
@@ -228,10 +228,10 @@ def _add(table: TableRef, recipe: FusionRecipe, lease: Lease) -> _Counts:
 
 def _with_column(
     fragment: lance.LanceFragment, recipe: FusionRecipe, field: pa.Field
-) -> tuple[FragmentMetadata, LanceSchema, _Counts]:
+) -> tuple[FragmentMetadata, LanceSchema, _FusedCounts]:
     from lance.udf import batch_udf
 
-    counts = _Counts()
+    counts = _FusedCounts()
 
     # With its schema: Lance otherwise asks for a first row twice, to see what comes.
     @batch_udf(output_schema=pa.schema([field]))
@@ -239,17 +239,17 @@ def _with_column(
         nonlocal counts
         rows = pa.Table.from_batches([batch])
         column = fused_column(rows, recipe, field.type)
-        counts += _Counts.of(rows, column)
+        counts += _FusedCounts.of(rows, column)
         return pa.RecordBatch.from_arrays([column], schema=pa.schema([field]))
 
     metadata, schema = fragment.merge_columns(fused, columns=list(_SOURCES), batch_size=_BATCH_ROWS)
     return metadata, schema, counts
 
 
-def _fill_in(table: TableRef, dataset: lance.LanceDataset, recipe: FusionRecipe, lease: Lease) -> _Counts:
+def _fill_in(table: TableRef, dataset: lance.LanceDataset, recipe: FusionRecipe, lease: Lease) -> _FusedCounts:
     """Write the fused vectors of rows that lack them and need not, and land all in one commit."""
     rewritten: list[Rewritten] = []
-    counts = _Counts()
+    counts = _FusedCounts()
     lacking = f"{FUSED_VECTOR} IS NULL AND ({' OR '.join(f'{name} IS NOT NULL' for name in _SOURCES)})"
     for fragment in dataset.get_fragments():
         lease.renew()
@@ -258,7 +258,7 @@ def _fill_in(table: TableRef, dataset: lance.LanceDataset, recipe: FusionRecipe,
         column = fused_column(rows, recipe, dataset.schema.field(FUSED_VECTOR).type)
         if column.null_count == len(column):
             continue
-        counts += _Counts.of(rows, column)
+        counts += _FusedCounts.of(rows, column)
         values = pa.table({FUSED_VECTOR: column, "_rowid": rows["_rowid"]})
         rewritten.append(retry(partial(fragment.update_columns, values), table.uri))
     if rewritten:

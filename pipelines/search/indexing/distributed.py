@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.search.indexing.parameters import IndexPlan
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
-from pipelines.tables.opening import open_dataset
+from pipelines.tables.opening import open_at, open_dataset
 
 if TYPE_CHECKING:
     import lance
@@ -118,9 +118,7 @@ def build_segment(
     Raises:
         OSError: the store fails.
     """
-    import lance
-
-    dataset = lance.dataset(table.uri, version=version, storage_options=table.options)
+    dataset = open_at(table, version)
     return dataset.create_index_uncommitted(
         column,
         "IVF_RQ",

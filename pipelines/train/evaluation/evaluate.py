@@ -10,11 +10,20 @@ from numpy.typing import NDArray
 
 from pipelines.rows.contract import IMAGE_VECTOR, ITEM_ID, TEXT_VECTOR
 from pipelines.store.storage import TableRef
+from pipelines.tables.opening import open_at
 from pipelines.tables.provenance import Provenance
 from pipelines.train.evaluation.bootstrap import interval
 from pipelines.train.evaluation.metrics import Ranks, chance_recall, per_query, summary
 from pipelines.train.evaluation.ranking import joined, positive_ranks
-from pipelines.train.evaluation.selection import Gallery, Index, Rows, first_of, gallery_of, read_rows, read_vectors
+from pipelines.train.evaluation.selection import (
+    EvaluatedRows,
+    Gallery,
+    Index,
+    first_of,
+    gallery_of,
+    read_rows,
+    read_vectors,
+)
 
 if TYPE_CHECKING:
     import lance
@@ -114,7 +123,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class RetrievalTask:
     """One direction before it is ranked: queries, gallery and which answer which, as places among the rows."""
 
     queries: Index
@@ -144,7 +153,7 @@ def evaluate_table(ref: TableRef, settings: EvaluationSettings) -> Evaluation:
     )
 
 
-def select(ref: TableRef, settings: EvaluationSettings) -> tuple[lance.LanceDataset, Rows]:
+def select(ref: TableRef, settings: EvaluationSettings) -> tuple[lance.LanceDataset, EvaluatedRows]:
     """The table at its version, and the rows that ask and answer.
 
     Raises:
@@ -163,36 +172,16 @@ def select(ref: TableRef, settings: EvaluationSettings) -> tuple[lance.LanceData
     return dataset, rows
 
 
-def open_at(ref: TableRef, version: int | str | None) -> lance.LanceDataset:
-    """A table at a version or a tag.
-
-    Raises:
-        FileNotFoundError: there is no such version.
-    """
-    import lance
-
-    from pipelines.tables.opening import open_dataset
-
-    latest = open_dataset(ref)
-    if version is None:
-        return latest
-    try:
-        return lance.dataset(ref.uri, version=version, storage_options=ref.options)
-    except (ValueError, OSError) as error:
-        tags = ", ".join(latest.tags.list()) or "none"
-        raise FileNotFoundError(
-            f"table {ref}: has no version {version!r}; the latest is {latest.version}, tags: {tags}"
-        ) from error
-
-
-def _evaluate(dataset: lance.LanceDataset, rows: Rows, settings: EvaluationSettings) -> dict[str, DirectionResult]:
+def _evaluate(
+    dataset: lance.LanceDataset, rows: EvaluatedRows, settings: EvaluationSettings
+) -> dict[str, DirectionResult]:
     tasks = {"text_to_image": text_to_image(rows), "image_to_text": image_to_text(rows)}
     if settings.relevant != ITEM_ID:
         tasks["image_to_image"] = _image_to_image(rows)
     return {name: _rank(dataset, rows, task, settings) for name, task in tasks.items() if len(task.queries)}
 
 
-def text_to_image(rows: Rows) -> Task:
+def text_to_image(rows: EvaluatedRows) -> RetrievalTask:
     """Each caption of each picture asks; the pictures answer that share its value, or of which the same is said."""
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(_paired(rows.text[asking], rows.item[asking]))
@@ -205,7 +194,7 @@ def text_to_image(rows: Rows) -> Task:
     return _task(queries, gallery, TEXT_VECTOR, IMAGE_VECTOR, query, entry)
 
 
-def image_to_text(rows: Rows) -> Task:
+def image_to_text(rows: EvaluatedRows) -> RetrievalTask:
     """Each picture asks; the captions answer that are said of it, or of one that shares its value."""
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(rows.item[asking])
@@ -218,7 +207,7 @@ def image_to_text(rows: Rows) -> Task:
     return _task(queries, gallery, IMAGE_VECTOR, TEXT_VECTOR, query, entry)
 
 
-def _image_to_image(rows: Rows) -> Task:
+def _image_to_image(rows: EvaluatedRows) -> RetrievalTask:
     """Each picture that shares its value with another asks; the others answer."""
     gallery, _ = gallery_of(rows.item, rows.has_image)
     query, entry = joined(rows.relevant[gallery], rows.relevant[gallery])
@@ -233,11 +222,11 @@ def _image_to_image(rows: Rows) -> Task:
 
 def _task(
     queries: Index, gallery: Index, asks: str, answers: str, query: Index, entry: Index, own_entry: Index | None = None
-) -> Task:
+) -> RetrievalTask:
     """A direction, its positives each once; what is in no gallery is none."""
     query, entry = query[entry >= 0], entry[entry >= 0]
     pairs = np.unique(np.stack([query, entry], axis=1), axis=0) if len(query) else np.zeros((0, 2), np.int64)
-    return Task(
+    return RetrievalTask(
         queries=queries,
         gallery=gallery,
         query_column=asks,
@@ -248,7 +237,9 @@ def _task(
     )
 
 
-def _rank(dataset: lance.LanceDataset, rows: Rows, task: Task, settings: EvaluationSettings) -> DirectionResult:
+def _rank(
+    dataset: lance.LanceDataset, rows: EvaluatedRows, task: RetrievalTask, settings: EvaluationSettings
+) -> DirectionResult:
     queries = read_vectors(dataset, rows.offset[task.queries], task.query_column)
     gallery = Gallery(dataset, rows.offset[task.gallery], task.gallery_column, settings.block_rows)
     found = positive_ranks(queries, gallery, task.positive_query, task.positive_entry, task.own_entry)
@@ -270,7 +261,7 @@ def _rank(dataset: lance.LanceDataset, rows: Rows, task: Task, settings: Evaluat
     )
 
 
-def _named(dataset: lance.LanceDataset, rows: Rows, task: Task) -> list[str]:
+def _named(dataset: lance.LanceDataset, rows: EvaluatedRows, task: RetrievalTask) -> list[str]:
     """Names of the queries; a picture's does not depend on which of its rows a table holds first."""
     row_ids = rows.row_id.take(task.queries).to_pylist()
     if task.query_column == TEXT_VECTOR:
@@ -320,7 +311,7 @@ def _pooled(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
     return pooled
 
 
-def _folds(rows: Rows, count: int) -> list[Rows]:
+def _folds(rows: EvaluatedRows, count: int) -> list[EvaluatedRows]:
     """The rows in parts of equally many items, in the table's order."""
     if count == 1:
         return [rows]
@@ -331,8 +322,8 @@ def _folds(rows: Rows, count: int) -> list[Rows]:
     return [_subset(rows, np.flatnonzero(fold == i)) for i in range(count)]
 
 
-def _subset(rows: Rows, places: Index) -> Rows:
-    return Rows(
+def _subset(rows: EvaluatedRows, places: Index) -> EvaluatedRows:
+    return EvaluatedRows(
         offset=rows.offset[places],
         item=rows.item[places],
         text=rows.text[places],

@@ -13,7 +13,8 @@ import numpy as np
 from pipelines.rows.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, ITEM_ID, ROW_ID, TEXT_VECTOR, THUMBNAIL
 from pipelines.store.storage import Storage, TableRef
 from pipelines.tables.filters import quote
-from pipelines.train.evaluation.evaluate import Evaluation, open_at
+from pipelines.tables.opening import open_at
+from pipelines.train.evaluation.evaluate import Evaluation
 
 _METRICS = ("R@1", "R@5", "R@10", "MRR", "mAP", "nDCG@10", "mean_rank", "median_rank")
 _CHOSEN = 6

@@ -28,7 +28,7 @@ HAS_BOTH, _EITHER = f"{_IMAGE} AND {_TEXT}", f"{_IMAGE} OR ({_TEXT})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class EvaluatedRows:
     """Rows of a table, in its order: those that ask have both vectors, others at least one.
 
     Attributes:
@@ -65,7 +65,7 @@ def read_rows(
     relevant: str,
     slices: tuple[str, ...],
     table: str,
-) -> Rows:
+) -> EvaluatedRows:
     """The rows that a filter selects, and those that a second one adds to the gallery.
 
     Raises:
@@ -90,7 +90,7 @@ def read_rows(
     # A row without a value answers for its own item alone, not for all others without one.
     unknown = found[relevant].is_null().to_numpy()
     codes[relevant] = np.where(unknown, codes[ITEM_ID], codes[relevant])
-    return Rows(
+    return EvaluatedRows(
         offset=found[OFFSET].to_numpy().astype(np.int64),
         item=codes[ITEM_ID],
         text=codes[CAPTION],

@@ -18,6 +18,7 @@ from encoders.images.transform import ImageTransform
 from pipelines.rows.contract import CAPTION, IMAGE_URI, IMAGE_VECTOR, ITEM_ID, TEXT_VECTOR, THUMBNAIL
 from pipelines.store.storage import Storage, TableRef
 from pipelines.tables.joins import hashed
+from pipelines.tables.opening import open_at
 from pipelines.train.finetuning.shuffle import mixed
 
 if TYPE_CHECKING:
@@ -128,9 +129,7 @@ def as_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def _open(table: TableAt) -> lance.LanceDataset:
-    import lance
-
-    return lance.dataset(table.ref.uri, version=table.version, storage_options=table.ref.options)
+    return open_at(table.ref, table.version)
 
 
 def _pictures(needs: Needs, table: pa.Table, offsets: NDArray[np.int64], salt: int) -> list[NDArray[np.uint8]]:

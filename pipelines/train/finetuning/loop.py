@@ -53,7 +53,7 @@ class Work:
     task_cpus: float = 1.0
 
 
-class Process:
+class Trainer:
     """One process of a run."""
 
     def __init__(self, work: Work, rank: int, world: int, device: torch.device) -> None:

@@ -15,10 +15,10 @@ def train_process(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
-    from pipelines.train.finetuning.loop import Process, Work
+    from pipelines.train.finetuning.loop import Trainer, Work
 
     context = ray.train.get_context()
     work: Work = ray.get(config["work"])
-    process = Process(work, context.get_world_rank(), context.get_world_size(), get_device())
+    process = Trainer(work, context.get_world_rank(), context.get_world_size(), get_device())
     process.run()
     ray.train.report({"step": process.step, "best": process.best})

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from pipelines.rows.contract import IMAGE_VECTOR, TEXT_VECTOR
 from pipelines.store.storage import TableRef
 from pipelines.tables.filters import check_filter
-from pipelines.tables.opening import open_dataset
+from pipelines.tables.opening import open_at
 from pipelines.tables.provenance import Provenance
 from pipelines.train.mining.catalog import Catalog
 from pipelines.train.mining.margins import calibrate
-from pipelines.train.mining.mined import at_version, check_replaceable, mined_schema, publish
+from pipelines.train.mining.mined import check_replaceable, mined_schema, publish
 from pipelines.train.mining.mining_report import DirectionReport, MiningReport, summarise
 from pipelines.train.mining.mining_settings import Direction, MiningSettings
-from pipelines.train.mining.tasks import Job, MinedBlock, catalog_task, lists_task, mine_block
+from pipelines.train.mining.tasks import MinedBlock, MiningInput, catalog_task, lists_task, mine_block
 
 if TYPE_CHECKING:
     import lance
@@ -56,11 +56,11 @@ def mine(table: TableRef, out: TableRef, settings: MiningSettings) -> MiningRepo
     from pipelines.cluster.session import ensure_ray
 
     started = time.perf_counter()
-    dataset = at_version(open_dataset(table), table, settings.tag if settings.tag is not None else settings.version)
+    dataset = open_at(table, settings.tag if settings.tag is not None else settings.version)
     provenance = check_minable(dataset, table, settings)
     check_replaceable(out)
     ensure_ray()
-    job = Job(table=table, version=int(dataset.version), out=out, settings=settings)
+    job = MiningInput(table=table, version=int(dataset.version), out=out, settings=settings)
     catalog, held = _read_catalog(job)
     places = choose_anchors(catalog, settings, str(table))
     margin = calibrate(catalog.positive[catalog.anchors()]) if settings.margin == "auto" else float(settings.margin)
@@ -138,7 +138,7 @@ def plan_tasks(anchors: NDArray[np.int64], rows_per_task: int) -> list[NDArray[n
     return [anchors[start : start + rows_per_task] for start in range(0, len(anchors), rows_per_task)]
 
 
-def _read_catalog(job: Job) -> tuple[Catalog, Any]:
+def _read_catalog(job: MiningInput) -> tuple[Catalog, Any]:
     """The catalog, and Ray's reference to it."""
     import ray
 
@@ -147,7 +147,7 @@ def _read_catalog(job: Job) -> tuple[Catalog, Any]:
 
 
 def _mine_direction(
-    job: Job, catalog: Catalog, held: Any, direction: Direction, places: NDArray[np.int64]
+    job: MiningInput, catalog: Catalog, held: Any, direction: Direction, places: NDArray[np.int64]
 ) -> tuple[DirectionReport, list[MinedBlock]]:
     """One direction: its lists where the search is approximate, then a task for each block of anchors.
 
@@ -172,7 +172,7 @@ def _mine_direction(
     return summarise(direction, blocks, lists=count, probes=probes, recall=recall), blocks
 
 
-def _check_recall(job: Job, direction: Direction, recall: float, probes: int, lists: int) -> None:
+def _check_recall(job: MiningInput, direction: Direction, recall: float, probes: int, lists: int) -> None:
     if recall < job.settings.min_recall:
         raise MiningRecallError(
             f"table {job.table}: {probes} of {lists} lists find {recall:.3f} of the exact candidates ({direction}), "

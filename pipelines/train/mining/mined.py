@@ -12,11 +12,11 @@ import pyarrow as pa
 from encoders.protocol import EncoderCard
 from pipelines.rows.contract import ROW_ID
 from pipelines.store.storage import TableRef
-from pipelines.tables.opening import open_dataset, translate
+from pipelines.tables.opening import open_at, open_dataset, translate
 from pipelines.tables.provenance import EncoderMismatchError, library_versions
 
 if TYPE_CHECKING:
-    import lance
+    pass
 
 MINING_KEY = b"isthmus.mining"
 MINED_SCHEMA = pa.schema(
@@ -92,7 +92,7 @@ def read_mined(ref: TableRef, version: int | None = None) -> Mined:
         FileNotFoundError: there is no such table.
         ValueError: it holds no mined negatives, or has no such version.
     """
-    dataset = at_version(open_dataset(ref), ref, version)
+    dataset = open_at(ref, version)
     record = _record(dataset.schema)
     if record is None:
         raise ValueError(f"table {ref}: holds no mined negatives; make them with `isthmus mine TABLE --out {ref}`")
@@ -103,27 +103,6 @@ def read_mined(ref: TableRef, version: int | None = None) -> Mined:
         settings=record["settings"],
         negatives=dataset.to_table().replace_schema_metadata(None),
     )
-
-
-def at_version(dataset: lance.LanceDataset, ref: TableRef, version: int | str | None) -> lance.LanceDataset:
-    """A dataset at a version or tag.
-
-    Raises:
-        ValueError: there is none such; names those that there are.
-    """
-    import lance
-
-    if version is None:
-        return dataset
-    try:
-        return lance.dataset(ref.uri, version=version, storage_options=ref.options)
-    except (ValueError, OSError) as error:
-        if "not found" not in str(error).lower():
-            raise translate(error, ref.uri) from error
-    if isinstance(version, str):
-        raise ValueError(f"table {ref}: has no tag {version!r}; tags are {', '.join(dataset.tags.list()) or 'none'}")
-    there = [entry["version"] for entry in dataset.versions()]
-    raise ValueError(f"table {ref}: has no version {version}; versions go from {min(there)} to {max(there)}")
 
 
 def check_replaceable(out: TableRef) -> int:

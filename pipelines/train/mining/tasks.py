@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from encoders.protocol import Modality
 from pipelines.rows.contract import ITEM_ID, ROW_ID
 from pipelines.store.storage import TableRef
+from pipelines.tables.opening import open_at
 from pipelines.train.mining.catalog import Catalog, read_catalog
 from pipelines.train.mining.histograms import count_scores
 from pipelines.train.mining.judging import DROPPED, Verdict, choose, judge_by_rank, judge_by_score, says_the_same
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class MiningInput:
     """What every task needs to know: plain data.
 
     Attributes:
@@ -50,9 +51,7 @@ class Job:
 
     def open(self) -> lance.LanceDataset:
         """The table at its version."""
-        import lance
-
-        return lance.dataset(self.table.uri, version=self.version, storage_options=self.table.options)
+        return open_at(self.table, self.version)
 
     def blocks(self, *modalities: Modality) -> Iterator[Block]:
         """The table's vectors, of one modality or both."""
@@ -87,12 +86,14 @@ def query_and_gallery(direction: Direction) -> tuple[Modality, Modality]:
     return ("text", "image") if direction == "text_to_image" else ("image", "text")
 
 
-def catalog_task(job: Job) -> Catalog:
+def catalog_task(job: MiningInput) -> Catalog:
     """The table's catalog."""
     return read_catalog(job.open(), job.settings.where)
 
 
-def lists_task(job: Job, catalog: Catalog, direction: Direction, anchors: NDArray[np.int64]) -> tuple[Lists, float]:
+def lists_task(
+    job: MiningInput, catalog: Catalog, direction: Direction, anchors: NDArray[np.int64]
+) -> tuple[Lists, float]:
     """Lists over the gallery of a direction, the probes that reach the recall, and the recall on other anchors."""
     query, target = query_and_gallery(direction)
     settings, dataset = job.settings, job.open()
@@ -118,7 +119,7 @@ def lists_task(job: Job, catalog: Catalog, direction: Direction, anchors: NDArra
 
 
 def mine_block(
-    job: Job, catalog: Catalog, lists: Lists | None, direction: Direction, anchors: NDArray[np.int64]
+    job: MiningInput, catalog: Catalog, lists: Lists | None, direction: Direction, anchors: NDArray[np.int64]
 ) -> MinedBlock:
     """Mine the negatives of some anchors and write them as fragments.
 
@@ -155,7 +156,7 @@ def mine_block(
 
 
 def _judge_resemblance(
-    job: Job,
+    job: MiningInput,
     catalog: Catalog,
     direction: Direction,
     anchors: NDArray[np.int64],
@@ -183,7 +184,7 @@ def _judge_resemblance(
 
 
 def _rows(
-    job: Job,
+    job: MiningInput,
     catalog: Catalog,
     direction: Direction,
     anchors: NDArray[np.int64],

@@ -14,10 +14,10 @@ from pipelines.rows.contract import CAPTION, IMAGE_URI, TEXT_VECTOR, THUMBNAIL
 from pipelines.sources.row_pictures import ReadPictures, decoded
 from pipelines.store.storage import TableRef
 from pipelines.train.evaluation.bootstrap import Difference, paired_difference
-from pipelines.train.evaluation.evaluate import EvaluationSettings, Task, image_to_text, select, text_to_image
+from pipelines.train.evaluation.evaluate import EvaluationSettings, RetrievalTask, image_to_text, select, text_to_image
 from pipelines.train.evaluation.metrics import Ranks, per_query, summary
 from pipelines.train.evaluation.ranking import positive_ranks, top_entries
-from pipelines.train.evaluation.selection import Gallery, Index, Rows, read_vectors
+from pipelines.train.evaluation.selection import EvaluatedRows, Gallery, Index, read_vectors
 
 if TYPE_CHECKING:
     import lance
@@ -96,7 +96,7 @@ def evaluate_reranked(
     }
 
 
-def _some(task: Task, count: int, seed: int) -> Task:
+def _some(task: RetrievalTask, count: int, seed: int) -> RetrievalTask:
     """The task with at most so many of its queries."""
     if len(task.queries) <= count:
         return task
@@ -116,8 +116,8 @@ class _Direction:
     def __init__(
         self,
         dataset: lance.LanceDataset,
-        rows: Rows,
-        task: Task,
+        rows: EvaluatedRows,
+        task: RetrievalTask,
         settings: EvaluationSettings,
         read: ReadPictures,
     ) -> None:

@@ -11,12 +11,12 @@ from corpora import pairs, write_parquet, write_webdataset
 
 from jobs.plan import PlanConfig, PlanReport, run
 from pipelines.cluster.resources import Resources
-from pipelines.ingest.estimating import Backlog, Machine, Prices, Sample, backlog, estimate, spread, stage_limits
+from pipelines.ingest.estimating import Backlog, Machine, Prices, ProbeSample, backlog, estimate, spread, stage_limits
 from pipelines.ingest.planning import plan_pools
 from pipelines.ingest.stages.reading import ShardWork
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 
-SAMPLE = Sample(
+SAMPLE = ProbeSample(
     records=100,
     rows=200,
     rejected=20,
@@ -34,7 +34,7 @@ CPU_POOLS = plan_pools(Resources(cpus=8, gpus=0))
 
 
 def work(rows: int | None, size: int = 0, done: tuple[tuple[int, int], ...] = ()) -> ShardWork:
-    return ShardWork(shard=Shard(uri="/c", version="1", rows=rows, size_bytes=size), shard_id="s", done=done)
+    return ShardWork(shard=CorpusShard(uri="/c", version="1", rows=rows, size_bytes=size), shard_id="s", done=done)
 
 
 def test_rows_are_counted_where_the_listing_knows_them_and_estimated_elsewhere() -> None:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pipelines.cluster.resources import Resources
 from pipelines.ingest.planning import block_rows, choose_modalities, group_work, plan_pools, plan_work
 from pipelines.ingest.stages.reading import ShardWork
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 
 
 def work(sizes: list[int]) -> list[ShardWork]:
-    shards = [Shard(uri=f"f{i}", version="v", size_bytes=size) for i, size in enumerate(sizes)]
+    shards = [CorpusShard(uri=f"f{i}", version="v", size_bytes=size) for i, size in enumerate(sizes)]
     return [ShardWork(shard=shard, shard_id=shard.uri) for shard in shards]
 
 
@@ -64,7 +64,7 @@ def test_gpus_that_are_not_there_are_refused_before_anything_starts() -> None:
 def test_a_few_new_rows_do_not_load_the_encoder_everywhere() -> None:
     def shards(*rows: int | None, done: tuple[tuple[int, int], ...] = ()) -> list[ShardWork]:
         return [
-            ShardWork(shard=Shard(uri=f"/c/{i}", version="1", rows=n, size_bytes=1), shard_id=str(i), done=done)
+            ShardWork(shard=CorpusShard(uri=f"/c/{i}", version="1", rows=n, size_bytes=1), shard_id=str(i), done=done)
             for i, n in enumerate(rows)
         ]
 

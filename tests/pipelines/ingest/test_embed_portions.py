@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from pipelines.ingest.engines.portions import left_of, portions
 from pipelines.ingest.sink.claims import Claim, Coverage
 from pipelines.ingest.stages.reading import ShardWork
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 
 MANY_BYTES = 1 << 40
 
 
 def shard(number: int, rows: int | None, done: tuple[tuple[int, int], ...] = (), size_bytes: int = 1) -> ShardWork:
-    found = Shard(uri=f"/c/{number}", version="1", size_bytes=size_bytes, rows=rows)
+    found = CorpusShard(uri=f"/c/{number}", version="1", size_bytes=size_bytes, rows=rows)
     return ShardWork(shard=found, shard_id=f"s{number}", done=done)
 
 

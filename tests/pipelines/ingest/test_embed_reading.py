@@ -19,7 +19,7 @@ from pipelines.ingest.stages.reading import ReadSettings, ShardWork, read_blocks
 from pipelines.rows.blocks import REASON
 from pipelines.rows.contract import CAPTION, IMAGE, PICTURE, Columns
 from pipelines.sources import Source, open_source
-from pipelines.sources.base import Shard
+from pipelines.sources.base import CorpusShard
 from pipelines.sources.records import records_table
 from pipelines.store.storage import Storage
 
@@ -37,7 +37,7 @@ class Meeting:
     def schema(self) -> pa.Schema:
         return pa.schema([])
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         self.read_.append(shard.uri)
         if len(self.read_) <= self.together.parties:
             self.together.wait(timeout=20)
@@ -49,7 +49,7 @@ class Meeting:
 
 def work_of(n: int) -> list[ShardWork]:
     uris = [f"/c/{i:03}.jpg" for i in range(n)]
-    return [ShardWork(shard=Shard(uri=u, version="1", start=0, rows=1, size_bytes=1), shard_id=u) for u in uris]
+    return [ShardWork(shard=CorpusShard(uri=u, version="1", start=0, rows=1, size_bytes=1), shard_id=u) for u in uris]
 
 
 def keys(source: Meeting, n: int) -> list[str]:
@@ -106,7 +106,7 @@ class Given:
     def schema(self) -> pa.Schema:
         return pa.schema([("n", pa.int64())])
 
-    def read(self, shard: Shard) -> Iterator[pa.Table]:
+    def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         n = 0
         for records in self.tables:
             numbers = range(n, n := n + len(records))
@@ -125,7 +125,7 @@ def test_blocks_hold_what_the_records_hold(
 ) -> None:
     """Each picture's bytes stand once in a block, whatever the batches in which they came and what is settled."""
     settings = replace(SETTINGS, block_rows=block_rows, block_bytes=block_bytes)
-    shard = Shard(uri="/c/x", version="1", start=0, rows=25, size_bytes=1)
+    shard = CorpusShard(uri="/c/x", version="1", start=0, rows=25, size_bytes=1)
     work = ShardWork(shard=shard, shard_id="x", done=tuple((n, n + 1) for n in done))
     records = [record for table in tables for record in table]
     wanted = [

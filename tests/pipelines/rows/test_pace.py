@@ -7,7 +7,7 @@ import random
 import pytest
 
 from pipelines.ingest.embed_report import hint_for, shares
-from pipelines.rows.pace import BlockTime, Crew, Pace
+from pipelines.rows.pace import BlockTime, Pace, StageWorkers
 
 
 def blocks(n: int, rows: int = 100, every_s: float = 1.0, start: float = 50.0) -> list[BlockTime]:
@@ -22,7 +22,7 @@ def test_the_pace_is_that_of_the_rows_after_the_first_blocks() -> None:
         pace.add([block])
     assert pace.costs() == pytest.approx((0.004, 0.006))
     assert pace.steady_rows_per_s(workers=2) == pytest.approx(100.0)
-    report = shares(pace, Crew(encoders=2))
+    report = shares(pace, StageWorkers(encoders=2))
     assert report == {"steady_rows_per_s": 100.0, "ceiling_rows_per_s": 200.0, "share_of_ceiling": 0.5}
 
 
@@ -45,10 +45,10 @@ def test_an_encoder_that_finds_a_faster_way_raises_the_ceiling() -> None:
 def test_too_few_blocks_tell_nothing() -> None:
     pace = Pace()
     pace.add(blocks(3))
-    assert shares(pace, Crew(encoders=2)) == dict.fromkeys(
+    assert shares(pace, StageWorkers(encoders=2)) == dict.fromkeys(
         ("steady_rows_per_s", "ceiling_rows_per_s", "share_of_ceiling")
     )
-    assert hint_for("encode", pace, Crew(encoders=2)) == (
+    assert hint_for("encode", pace, StageWorkers(encoders=2)) == (
         "encoding is the bottleneck: more or faster GPUs (or cores), or a smaller model"
     )
     assert hint_for(None, Pace(), None) is None
@@ -57,8 +57,8 @@ def test_too_few_blocks_tell_nothing() -> None:
 def test_the_hint_counts_what_is_wanting() -> None:
     pace = Pace()
     pace.add([BlockTime(ready=float(i), rows=100, decode_s=1.0, encode_s=0.1) for i in range(20)])
-    assert hint_for("decode", pace, Crew(encoders=1, decoders=4, gpus=1)) == "decode-bound: +6 CPU per GPU"
+    assert hint_for("decode", pace, StageWorkers(encoders=1, decoders=4, gpus=1)) == "decode-bound: +6 CPU per GPU"
     assert (
-        hint_for("stage", pace, Crew(encoders=1))
+        hint_for("stage", pace, StageWorkers(encoders=1))
         == "writing is the bottleneck: a faster store, or --vector-dtype float16"
     )

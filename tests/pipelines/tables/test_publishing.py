@@ -89,9 +89,9 @@ def test_a_table_is_read_as_it_was(tmp_path: Path) -> None:
         hits = search(then, Query(like="r3", k=79))
         assert "r4" in hits.rows["row_id"].to_pylist(), "what was deleted later, and no table that was promoted"
     assert answering(table)[0].name == "better"
-    with pytest.raises(FileNotFoundError, match=r"no version 'after'; kept are \d+ from 1 to \d+; tags: before"):
+    with pytest.raises(FileNotFoundError, match=r"no version or tag 'after'; kept are \d+ from 1 to \d+; tags: before"):
         search(TableRef.parse(f"{table}@after", versions=True), Query(like="r3"))
-    with pytest.raises(FileNotFoundError, match="no version '99'"):
+    with pytest.raises(FileNotFoundError, match="no version 99"):
         answering(TableRef.parse(f"{table}@99", versions=True))
     with pytest.raises(ValueError, match="give a version or a tag after '@'"):
         TableRef.parse(f"{table}@", versions=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from encoders.images.kinds import container
-from pipelines.curate.exchange.folder import Folder
+from pipelines.curate.exchange.folder import OutputFolder
 from pipelines.sources.locate import file_of, read_images
 from pipelines.store.storage import Storage, absolute, is_remote
 
@@ -56,7 +56,7 @@ def _own_file(uri: str) -> str | None:
         return None
 
 
-def copies(uris: Sequence[str | None], folder: Folder, storage: Storage) -> tuple[list[str | None], int]:
+def copies(uris: Sequence[str | None], folder: OutputFolder, storage: Storage) -> tuple[list[str | None], int]:
     """Copy pictures into the dataset: the path of each within it, and how many files that were.
 
     Rows that share a picture share its file. None stands where there is no picture or it could not be read.

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipelines.curate.exchange.arrays import matrix
 from pipelines.curate.exchange.fiftyone.fields import METADATA, Field, clean, document, plan_fields
 from pipelines.curate.exchange.fiftyone.picture_files import PLACEHOLDER, copies, own_files, placeholder
-from pipelines.curate.exchange.folder import Folder
+from pipelines.curate.exchange.folder import OutputFolder
 from pipelines.rows.contract import IMAGE_URI, ROW_ID
 from pipelines.store.storage import Storage
 
@@ -53,7 +53,7 @@ class Written:
 
 def write_dataset(
     parts: Iterator[pa.Table],
-    folder: Folder,
+    folder: OutputFolder,
     *,
     name: str,
     vectors: Sequence[str],
