@@ -94,7 +94,7 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 def is_worker(process: psutil.Process) -> bool:
     """Whether it runs the stages of a small job."""
-    return any("embedding.engines.worker" in part for part in process.cmdline())
+    return any("engines.worker" in part for part in process.cmdline())
 
 
 def victims(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -219,7 +219,7 @@ def _worker_of(process: subprocess.Popen[str]) -> psutil.Process:
 
 _WAITING_WORKER = """
 import os, time, ray
-from pipelines.embedding.engines.session import ensure_ray
+from pipelines.cluster.session import ensure_ray
 ensure_ray()
 @ray.remote(num_cpus=1)
 class Actor:

@@ -18,8 +18,8 @@ from pipelines.train.finetuning.checkpoints import RunFolder, claim_run
 ROOT = str(Path(__file__).resolve().parents[4])
 SCRIPT = """
 import resource, signal, sys, torch
-from pipelines.storage import Storage
-from pipelines.training.checkpoints import RunFolder
+from pipelines.store.storage import Storage
+from pipelines.train.finetuning.checkpoints import RunFolder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN if sys.argv[2] == "full" else signal.SIG_DFL)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 RunFolder(uri=sys.argv[1], storage=Storage()).save("latest.pt", {"big": torch.zeros(100_000)})
