@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +13,8 @@ from jobs.embed import EmbedConfig, prepare
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipelines.ingest.estimating import Estimate, Machine, ProbeSample
+    from pipelines.ingest.estimating import Machine
+    from pipelines.ingest.forecast import Forecast
 
 
 @Parameter(name="*")
@@ -42,43 +42,13 @@ class PlanConfig(EmbedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """What an embed run would do and take.
+    """What an embed run would do and take."""
 
-    Attributes:
-        table: where the rows would go.
-        table_exists: whether it is there already.
-        shards: of the corpus.
-        shards_to_read: of them, those that are not complete in the table.
-        rows_to_embed: see `about`.
-        about: whether the rows are estimated, because some shards do not know theirs.
-        rows_skipped: that the table holds, or rejected, already.
-        rows_replaced: settled rows of files that changed: they leave the table as the new ones come.
-        rows_gone: settled rows of files that are gone from the corpus: `isthmus sync` would remove them.
-        actors: encode actors of the run.
-        machine: cores, GPUs and memory that were reckoned with.
-        sample: what was measured; None where nothing is left to do.
-        estimate: what was reckoned from it.
-    """
-
-    table: str
-    table_exists: bool
-    encoder: str
-    shards: int
-    shards_to_read: int
-    read_tasks: int
-    rows_to_embed: int
-    about: bool
-    rows_skipped: int
-    rows_replaced: int
-    rows_gone: int
-    actors: int
-    machine: Machine
-    sample: ProbeSample | None
-    estimate: Estimate | None
+    forecast: Forecast
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready data."""
-        return asdict(self)
+        return asdict(self.forecast)
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -93,32 +63,33 @@ class PlanReport:
         for name, value in self._facts().items():
             facts.add_row(name, value)
         parts: list[RenderableType] = [facts]
-        if self.estimate is not None:
-            parts += [Text("\nstages", style="bold"), rows_table(self.estimate.stages)]
-            parts += [Text(f"note: {note}") for note in self.estimate.notes]
+        if self.forecast.estimate is not None:
+            parts += [Text("\nstages", style="bold"), rows_table(self.forecast.estimate.stages)]
+            parts += [Text(f"note: {note}") for note in self.forecast.estimate.notes]
         return Group(*parts)
 
     def _facts(self) -> dict[str, str]:
         from jobs.display import size_text
 
-        about = "about " if self.about else ""
+        found = self.forecast
+        about = "about " if found.about else ""
         facts = {
-            "table": f"{self.table} ({'there' if self.table_exists else 'new'})",
-            "shards": f"{self.shards_to_read:,} to read of {self.shards:,}, in {self.read_tasks:,} tasks",
-            "rows": f"{about}{self.rows_to_embed:,} to embed, {self.rows_skipped:,} skipped",
+            "table": f"{found.table} ({'there' if found.table_exists else 'new'})",
+            "shards": f"{found.shards_to_read:,} to read of {found.shards:,}, in {found.read_tasks:,} tasks",
+            "rows": f"{about}{found.rows_to_embed:,} to embed, {found.rows_skipped:,} skipped",
         }
-        if self.rows_replaced:
-            facts["rows replaced"] = f"{self.rows_replaced:,} of files that changed"
-        if self.rows_gone:
-            facts["rows gone"] = f"{self.rows_gone:,} of files that are gone; `isthmus sync` would remove them"
-        if self.estimate is None or self.sample is None:
+        if found.rows_replaced:
+            facts["rows replaced"] = f"{found.rows_replaced:,} of files that changed"
+        if found.rows_gone:
+            facts["rows gone"] = f"{found.rows_gone:,} of files that are gone; `isthmus sync` would remove them"
+        if found.estimate is None or found.sample is None:
             return facts
-        took, sample = self.estimate, self.sample
+        took, sample = found.estimate, found.sample
         facts |= {
             "rate": f"{took.rows_per_s:,.1f} rows/s; {took.bottleneck} decides",
             "time": _duration(took.seconds),
-            "actors": f"{self.actors}; {took.cores_per_actor:.2g} cores read and decode for one, "
-            f"{self.machine.cpus:g} cores keep {took.actors_fed:.2g} busy",
+            "actors": f"{found.actors}; {took.cores_per_actor:.2g} cores read and decode for one, "
+            f"{found.machine.cpus:g} cores keep {took.actors_fed:.2g} busy",
             "memory": f"about {size_text(sample.actor_bytes)} an actor, of it {size_text(sample.encoder_bytes)} the "
             "encoder at work (peak resident memory of this process, polled)",
             "table size": f"about {size_text(took.table_bytes)} more",
@@ -135,63 +106,27 @@ def run(config: PlanConfig) -> PlanReport:
     """Plan an embed run: list the corpus, read the ledger, time a sample of what is left.
 
     Raises:
-        ValueError: what `isthmus embed` would refuse too; or GPUs to reckon with where none can be measured.
+        ValueError: what `isthmus embed` would also refuse; or GPUs where this machine has none to measure on.
         OSError: a store cannot be read.
     """
-    from dataclasses import replace
-
-    from pipelines.cluster.resources import Resources
-    from pipelines.ingest import estimating
-    from pipelines.ingest.embed import table_schema
-    from pipelines.ingest.incremental import make_plan
-    from pipelines.ingest.planning import plan_work
-    from pipelines.ingest.probing import probe
-    from pipelines.ingest.sink.ledger import Ledger
-    from pipelines.ingest.stage_settings import rows_of_a_block
-    from pipelines.tables.opening import check_schema, open_dataset
+    from pipelines.ingest.estimating import Prices
+    from pipelines.ingest.forecast import forecast
 
     source, description, table, settings = prepare(config)
-    machine = _machine(config)
-    resources = Resources(cpus=machine.cpus, gpus=machine.gpus)
-    schema = table_schema(source, description, settings)
-    existing = open_dataset(table, missing_ok=True)
-    if existing is not None:
-        check_schema(existing.schema, schema, table)
-    ledger = Ledger.reconcile(table)
-    todo = make_plan(source, ledger.coverage, description, replace(settings, delete_gone=True))
-    groups, pools = plan_work(
-        todo.work,
-        resources,
-        rows_of_a_block(description, settings, resources.gpus),
-        actors=settings.actors,
-        gpus_per_actor=settings.gpus_per_actor,
-    )
-    sample = None
-    if todo.work:
-        sample = probe(
-            source, todo.work, schema, description, settings, pools, rows=config.probe_rows, seconds=config.probe_s
-        )
-    rows = estimating.backlog(todo.work, sample)
-    prices = estimating.Prices(
+    prices = Prices(
         machine_hour=config.price_per_hour, cpu_hour=config.price_per_cpu_hour, gpu_hour=config.price_per_gpu_hour
     )
-    return PlanReport(
-        table=str(table),
-        table_exists=existing is not None,
-        encoder=description.card.name,
-        shards=todo.shards,
-        shards_to_read=len(todo.work),
-        read_tasks=len(groups),
-        rows_to_embed=rows.rows,
-        about=rows.about,
-        rows_skipped=todo.skipped_rows,
-        rows_replaced=todo.changed_rows,
-        rows_gone=todo.gone_rows,
-        actors=pools.actors,
-        machine=machine,
-        sample=sample,
-        estimate=estimating.estimate(rows.rows, sample, machine, pools, prices) if sample else None,
+    found = forecast(
+        source,
+        description,
+        table,
+        settings,
+        _machine(config),
+        prices,
+        rows=config.probe_rows,
+        seconds=config.probe_s,
     )
+    return PlanReport(forecast=found)
 
 
 def _machine(config: PlanConfig) -> Machine:
@@ -203,15 +138,14 @@ def _machine(config: PlanConfig) -> Machine:
     import psutil
     import torch
 
+    from pipelines.cluster.machine import cores
     from pipelines.ingest.estimating import Machine
 
     here = 0 if config.device == "cpu" else torch.cuda.device_count()
     gpus = float(here) if config.gpus is None else config.gpus
     if gpus and not here:
         raise ValueError(f"gpus {gpus:g}: this machine has none to measure the encoder on; run the plan where one is")
-    cpus = config.cpus or float(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
-    )
+    cpus = config.cpus or float(cores())
     return Machine(cpus=cpus, gpus=gpus, memory_bytes=psutil.virtual_memory().total)
 
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 import pyarrow as pa
 
 from encoders.description import Description
-from pipelines.cluster.resources import Resources
 from pipelines.ingest.embed_report import EmbedReport, find_bottleneck, hint_for, shares
 from pipelines.ingest.embed_settings import EmbedSettings
-from pipelines.ingest.engines import processes
 from pipelines.ingest.engines.early import Reserve
-from pipelines.ingest.engines.job import EmbedJob, Ran
-from pipelines.ingest.engines.processes import fits_this_machine, this_machine
+from pipelines.ingest.engines.processes import ProcessEngine, fits_this_machine
+from pipelines.ingest.engines.protocol import Engine, Ran, WorkersDiedError
 from pipelines.ingest.identity import PICTURE_DIGEST, PICTURE_DIGEST_KEY
 from pipelines.ingest.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
+from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
 from pipelines.ingest.planning import plan_pools
 from pipelines.ingest.sink.committing import Committer
 from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.queueing import CommitQueue, SinkLimits
 from pipelines.ingest.sink.stale import StaleRows
-from pipelines.ingest.stage_settings import rows_of_a_block
 from pipelines.ingest.stages.reading import ShardWork
-from pipelines.ingest.stages.reuse import index_digests
+from pipelines.ingest.stages.reuse import index_digests, known_vectors
 from pipelines.rows.contract import (
     CAPTION,
     IMAGE_URI,
@@ -46,6 +45,7 @@ from pipelines.tables.lease import Lease
 from pipelines.tables.opening import check_schema, create_dataset, open_dataset
 from pipelines.tables.provenance import Provenance, library_versions
 
+log = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
 
 
@@ -65,7 +65,7 @@ def embed(
         table: where the rows go; made if it is not there.
         settings: the rest.
         progress: called with (rows settled so far, rows in all if known).
-        reserve: processes that were started already, if there will be some.
+        reserve: worker processes that were started early, None if there are none.
 
     Returns:
         The report of this run.
@@ -85,10 +85,9 @@ def embed(
     plan = make_plan(source, ledger.coverage, description, settings)
     if plan.is_empty and not settings.retry and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
-    here = fits_this_machine(settings)
-    resources = this_machine() if here else _rays_resources()
-    # What cannot be is refused before the table is made.
-    plan_pools(resources, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
+    engine = _choose_engine(settings, reserve)
+    # What the machine cannot do is refused before the table is made.
+    plan_pools(engine.resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
         create_dataset(table, schema)
     fault("before_lease")
@@ -115,8 +114,7 @@ def embed(
             job = EmbedJob(
                 source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
             )
-            rows = rows_of_a_block(description, settings, resources.gpus)
-            ran = _work_off(job, plan.work, committer, ledger, progress, reserve, rows, here=here)
+            ran = _work_off(job, plan.work, committer, engine, progress)
             _check_complete(plan, ledger, table)
         committer.sweep()
         ledger.compact()
@@ -128,52 +126,47 @@ def embed(
     return _report(plan, description, table, started, version=version, committer=committer, ran=ran)
 
 
-def _rays_resources() -> Resources:
-    """Those of the Ray that this process uses; it is started if need be."""
-    from pipelines.cluster import session
-
-    session.ensure_ray()
-    return session.cluster_resources()
+def _choose_engine(settings: EmbedSettings, reserve: Reserve | None) -> Engine:
+    """Worker processes on a machine alone, else Ray, which is imported only then."""
+    return ProcessEngine(settings, reserve) if fits_this_machine(settings) else _ray_engine(settings)
 
 
-def _work_off(
-    job: EmbedJob,
-    work: list[ShardWork],
-    committer: Committer,
-    ledger: Ledger,
-    progress: Progress,
-    reserve: Reserve | None,
-    block_rows: int,
-    *,
-    here: bool,
-) -> Ran:
+def _ray_engine(settings: EmbedSettings) -> Engine:
+    from pipelines.ingest.engines.ray_data import RayEngine
+
+    return RayEngine(settings)
+
+
+def _work_off(job: EmbedJob, work: list[ShardWork], committer: Committer, engine: Engine, progress: Progress) -> Ran:
     """Run the stages over the work until all of it is committed.
 
     Raises:
-        RuntimeError: processes died one after the other, and Ray was not to be used.
+        WorkersDiedError: processes died one after the other, and `--engine process` forbids Ray.
     """
     settings = job.settings
+    block_rows = rows_of_a_block(job.description, settings, engine.resources().gpus)
     limits = SinkLimits(
         fragment_rows=settings.fragment_rows,
         commit_rows=settings.commit_rows,
         commit_interval_s=settings.commit_interval_s,
         block_rows=block_rows,
     )
-    table_rows = retry(open_dataset(job.table).count_rows, job.table.uri)
-    queue = CommitQueue(committer, limits, table_rows)
-    expected = expected_rows(work)
+    queue = CommitQueue(committer, limits, retry(open_dataset(job.table).count_rows, job.table.uri))
+    known, expected = known_vectors(job.table, settings), expected_rows(work)
 
-    def tell(rows: int) -> None:
-        progress(rows, expected)
+    def run_on(engine: Engine, left: list[ShardWork]) -> Ran:
+        plan = engine.plan(left, block_rows)
+        uris = (item.shard.uri for item in left)
+        stages = build_stages(job, uris, plan.pools, plan.block_rows, known)
+        return engine.run(stages, left, queue, lambda rows: progress(rows, expected))
 
-    if here:
-        ran = processes.run_stages(job, work, ledger, queue, tell, reserve)
-        if ran is not None:
-            return ran
-        work = remaining(work, ledger.coverage)
-    from pipelines.ingest.engines import ray_data
-
-    return ray_data.run_stages(job, work, queue, tell)
+    try:
+        return run_on(engine, work)
+    except WorkersDiedError as error:
+        if settings.engine == "process":
+            raise
+        log.warning("%s; Ray goes on", error)
+    return run_on(_ray_engine(settings), remaining(work, committer.coverage))
 
 
 def table_schema(source: Source, description: Description, settings: EmbedSettings) -> pa.Schema:
@@ -235,7 +228,7 @@ def _report(
     seconds = time.perf_counter() - started
     stages = {name: round(value, 3) for name, value in (done.seconds if done else {}).items()}
     bottleneck = find_bottleneck(stages, ran.workers if ran else {})
-    pace, crew = done.pace if done else Pace(), ran.crew if ran else None
+    pace, crew = done.pace if done else Pace(), ran.stage_workers if ran else None
     return EmbedReport(
         table=str(table),
         encoder=description.card.name,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipelines.ingest.planning import PoolPlan
+from pipelines.ingest.stages.pools import PoolPlan
 from pipelines.ingest.stages.reading import ShardWork
 
 # What a run adds to the three timed stages: envelopes, staging, commits, Ray's own processes.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from encoders.protocol import Modality
 from pipelines.cluster.resources import Resources
+from pipelines.ingest.stages.pools import PoolPlan
 from pipelines.ingest.stages.reading import ShardWork
 
 _MIN_TASKS = 16
@@ -21,27 +21,6 @@ _SHARD_OVERHEAD_BYTES = 64 << 10
 _BLOCK_BYTES, _BLOCK_BYTES_A_GPU, _MAX_BLOCK_BYTES = 32 << 20, 2 << 20, 128 << 20
 _MIN_BLOCK_ROWS = 16
 _MAX_BLOCK_ROWS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolPlan:
-    """How the stages share the cluster.
-
-    Attributes:
-        actors: encode actors.
-        gpus_per_actor: GPUs of each, 0 on the CPU.
-        cpus_per_actor: logical CPUs of each.
-        cpus_per_read: logical CPUs of a read task.
-        cpus_per_decode: logical CPUs of a decode task.
-        threads_per_actor: torch threads of each actor, None for torch's own choice.
-    """
-
-    actors: int
-    gpus_per_actor: float
-    cpus_per_actor: float
-    cpus_per_read: float
-    cpus_per_decode: float
-    threads_per_actor: int | None
 
 
 def plan_pools(resources: Resources, *, actors: int | None = None, gpus_per_actor: float | None = None) -> PoolPlan:

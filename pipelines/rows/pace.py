@@ -87,9 +87,9 @@ class StageWorkers:
     def ceiling(self, decode_s: float, encode_s: float) -> float:
         """Rows per second that they could decode and encode, by the seconds that a row takes.
 
-        >>> Crew(encoders=2).ceiling(0.004, 0.006)
+        >>> StageWorkers(encoders=2).ceiling(0.004, 0.006)
         200.0
-        >>> Crew(encoders=1, decoders=4, gpus=1).ceiling(0.008, 0.001)
+        >>> StageWorkers(encoders=1, decoders=4, gpus=1).ceiling(0.008, 0.001)
         500.0
         """
         if not self.decoders:
@@ -99,11 +99,11 @@ class StageWorkers:
     def wanting(self, decode_s: float, encode_s: float) -> str:
         """What to add, in words.
 
-        >>> Crew(encoders=1, decoders=4, gpus=1).wanting(0.010, 0.001)
+        >>> StageWorkers(encoders=1, decoders=4, gpus=1).wanting(0.010, 0.001)
         'decode-bound: +6 CPU per GPU'
-        >>> Crew(encoders=2, decoders=40, gpus=2).wanting(0.010, 0.001)
+        >>> StageWorkers(encoders=2, decoders=40, gpus=2).wanting(0.010, 0.001)
         'encode-bound: GPUs are the limit; 10 CPU per GPU keep them busy, there are 20'
-        >>> Crew(encoders=2).wanting(0.001, 0.003)
+        >>> StageWorkers(encoders=2).wanting(0.001, 0.003)
         'encode-bound: of a core, 25 % decodes and 75 % encodes; more cores, a GPU, or a smaller model'
         """
         if self.decoders:

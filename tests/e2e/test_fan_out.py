@@ -17,12 +17,13 @@ from pipelines.cluster.resources import Resources
 from pipelines.ingest.embed import table_schema
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.engines.ray_data import build_dataset
+from pipelines.ingest.job import EmbedJob, build_stages
 from pipelines.ingest.planning import group_work, plan_pools
 from pipelines.ingest.stages.reading import ShardWork
 from pipelines.rows.blocks import unwrap
 from pipelines.rows.contract import Columns
 from pipelines.sources import open_source
-from pipelines.store.storage import Storage
+from pipelines.store.storage import Storage, TableRef
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -82,9 +83,18 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
     )
     session.configure_data_context(progress=False)
     groups = group_work(work, 4)
-    schema = table_schema(source, describe("fake"), settings)
-    on_cpu = build_dataset(source, groups, describe("fake"), settings, plan_pools(Resources(cpus=4, gpus=0)), schema, 4)
-    materialised = on_cpu.materialize()
+    job = EmbedJob(
+        source=source,
+        description=describe("fake"),
+        settings=settings,
+        table=TableRef.parse(str(tmp_path / "db" / "t")),
+        schema=table_schema(source, describe("fake"), settings),
+    )
+
+    def dataset_for(resources: Resources) -> Dataset:
+        return build_dataset(build_stages(job, [str(corpus)], plan_pools(resources), 4), groups)
+
+    materialised = dataset_for(Resources(cpus=4, gpus=0)).materialize()
     assert len(groups) == 16
     assert materialised.num_blocks() == 64
     assert (
@@ -92,7 +102,5 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
         == 256
     )
 
-    pools = plan_pools(Resources(cpus=8, gpus=2))
-    on_gpu = build_dataset(source, groups, describe("fake"), settings, pools, schema, 4)
-    names = stage_names(on_gpu)
+    names = stage_names(dataset_for(Resources(cpus=8, gpus=2)))
     assert any("EncodeBlocks" in name and "decode" not in name for name in names), names

@@ -1,4 +1,4 @@
-"""The corpus as a Ray Data datasource: one read task a group of shards, blocks cut by us."""
+"""The corpus as a Ray Data datasource: one read task for each group of shards, blocks cut by us."""
 
 from __future__ import annotations
 
@@ -9,28 +9,23 @@ from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.ingest.stages.reading import ReadSettings, ShardWork
-from pipelines.ingest.stages.reuse import KnownVectors, read_envelopes
-from pipelines.sources.base import Source
-from pipelines.store.storage import Storage
+from pipelines.ingest.stages.pipeline import Stages
+from pipelines.ingest.stages.reading import ShardWork
+from pipelines.rows.blocks import wrap
+from pipelines.store.memory import freed_memory
 
 
 class CorpusDatasource(Datasource):
-    """Blocks of a corpus. The fan-out is ours: Ray's own Parquet reader makes one task of one large file."""
+    """Blocks of a corpus. The fan-out is ours: Ray's own Parquet reader makes one task of one large file.
 
-    def __init__(
-        self,
-        source: Source,
-        groups: Sequence[list[ShardWork]],
-        settings: ReadSettings,
-        storage: Storage,
-        known: KnownVectors | None = None,
-    ) -> None:
-        self._source = source
+    Args:
+        stages: of the run.
+        groups: the shards of each read task.
+    """
+
+    def __init__(self, stages: Stages, groups: Sequence[list[ShardWork]]) -> None:
+        self._stages = stages
         self._groups = groups
-        self._settings = settings
-        self._storage = storage
-        self._known = known
 
     def get_name(self) -> str:
         """The name that Ray shows for the read stage."""
@@ -43,14 +38,14 @@ class CorpusDatasource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """One task a group; `parallelism` was decided when the groups were made."""
+        """One task for each group. Ray's `parallelism` is ignored, because the groups are already cut."""
         return [self._task(group, per_task_row_limit) for group in self._groups]
 
     def _task(self, group: list[ShardWork], row_limit: int | None) -> ReadTask:
-        source, settings, storage, known = self._source, self._settings, self._storage, self._known
+        stages = self._stages
 
         def read() -> Iterable[pa.Table]:
-            return read_envelopes(source, group, settings, storage, known)
+            return map(_wrapped, stages.read(group))
 
         rows = [work.shard.rows for work in group]
         metadata = BlockMetadata(
@@ -60,3 +55,8 @@ class CorpusDatasource(Datasource):
             input_files=tuple(dict.fromkeys(work.shard.uri for work in group[:8])),
         )
         return ReadTask(read, metadata, per_task_row_limit=row_limit)
+
+
+def _wrapped(block: pa.Table) -> pa.Table:
+    freed_memory().give_back()
+    return wrap(block)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from pipelines.ingest.engines.job import STAGES_IN_FLIGHT
-from pipelines.ingest.sink.queueing import CommitQueue
+from pipelines.ingest.engines.protocol import STAGES_IN_FLIGHT
+from pipelines.ingest.sink.queueing import CommitQueue, Gathering
 from pipelines.ingest.sink.staging import NO_FILES, Files, stage_envelopes
 from pipelines.store.storage import TableRef
 
 _RETRIES = 5
-
-
-@dataclass
-class _Group:
-    """References to encoded blocks that will be staged together."""
-
-    refs: list[Any] = field(default_factory=list)
-    blocks: int = 0
-    since: float = field(default_factory=time.monotonic)
 
 
 class StreamingSink:
@@ -33,7 +22,7 @@ class StreamingSink:
         self._queue = queue
         self._stage = ray.remote(stage_envelopes).options(num_cpus=0, max_retries=_RETRIES)
         self._arguments = (table, ray.put(schema), ray.put(files))
-        self._group = _Group()
+        self._group: Gathering[Any] = Gathering(queue.limits.commit_interval_s)
         self._staging: list[Any] = []
         self._blocks = queue.blocks
 
@@ -51,11 +40,9 @@ class StreamingSink:
 
     def add(self, refs: list[Any], blocks: int) -> None:
         """Take in some encoded blocks."""
-        self._group.refs += refs
-        self._group.blocks += blocks
+        self._group.add(refs, blocks * self._rows_per_block)
         self._blocks += blocks
-        old = time.monotonic() - self._group.since >= self._queue.limits.commit_interval_s
-        if self._group.blocks * self._rows_per_block >= self._queue.group_rows or old:
+        if self._group.is_due(self._queue.group_rows):
             self._start_staging()
         self._collect(wait=len(self._staging) > STAGES_IN_FLIGHT)
 
@@ -67,9 +54,8 @@ class StreamingSink:
         self._queue.commit()
 
     def _start_staging(self) -> None:
-        if self._group.refs:
-            self._staging.append(self._stage.remote(*self._arguments, *self._group.refs))
-        self._group = _Group()
+        if refs := self._group.take():
+            self._staging.append(self._stage.remote(*self._arguments, *refs))
 
     def _collect(self, *, wait: bool) -> None:
         if self._staging:

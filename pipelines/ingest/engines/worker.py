@@ -9,7 +9,6 @@ import os
 import pickle
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,45 +20,25 @@ from typing import Any
 import pyarrow as pa
 
 from encoders.registry import preload
-from pipelines.ingest.sink.queueing import SinkLimits
-from pipelines.ingest.sink.staging import Files, stage_blocks
-from pipelines.ingest.stages.decoding import DecodeSettings, decode_safely
-from pipelines.ingest.stages.encoding import EncodeBlocks, EncodeSettings
-from pipelines.ingest.stages.reading import ReadSettings, ShardWork
-from pipelines.ingest.stages.reuse import KnownVectors, read_with_known
-from pipelines.sources.base import Source
-from pipelines.store.storage import Storage, TableRef, is_remote
+from pipelines.ingest.sink.queueing import Gathering
+from pipelines.ingest.stages.pipeline import Stages
+from pipelines.ingest.stages.reading import ShardWork
+from pipelines.store.storage import is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerTask:
-    """All that the process needs to know: plain data.
+    """All that a worker process needs, as plain data.
 
     Attributes:
-        source: the corpus.
-        read: see `stages.settings`; as `decode` and `encode`.
-        decode: None where no pictures are embedded.
-        encode: for the encoder.
-        storage: how to reach the corpus.
-        known: vectors that need not be made.
-        table: where to stage.
-        schema: the table's.
-        files: of the corpus.
-        limits: when to stage.
-        group_rows: rows at which blocks are staged.
+        stages: of the run.
+        group_rows: rows at which blocks are staged as a group.
+        interval_s: the most seconds that a block waits for its group.
     """
 
-    source: Source
-    read: ReadSettings
-    decode: DecodeSettings | None
-    encode: EncodeSettings
-    storage: Storage
-    known: KnownVectors | None
-    table: TableRef
-    schema: pa.Schema
-    files: Files
-    limits: SinkLimits
+    stages: Stages
     group_rows: int
+    interval_s: float
 
 
 class Signal(Enum):
@@ -72,7 +51,7 @@ class Signal(Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A message: so many rows were encoded."""
+    """A message: this many rows were encoded."""
 
     rows: int
 
@@ -84,12 +63,12 @@ class Failure:
     error: Exception
 
 
-def _encoded(task: WorkerTask, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
-    """Blocks, as an encode actor gives them; they stay in this process, so they need no envelopes."""
-    encoder = EncodeBlocks(task.encode)
-    blocks = read_with_known(task.source, work, task.read, task.storage, task.known)
-    for block in read_ahead(blocks) if is_remote(task.read.root) else blocks:
-        yield encoder.encode(block if task.decode is None else decode_safely(block, task.decode))
+def _encoded(stages: Stages, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
+    """Encoded blocks. They stay in this process, so they need no envelopes."""
+    encoder = stages.encoder()
+    blocks = stages.read(work)
+    for block in read_ahead(blocks) if is_remote(stages.reading.root) else blocks:
+        yield encoder.encode(stages.decode(block))
 
 
 def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -102,18 +81,15 @@ def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _work(task: WorkerTask, work: Iterator[ShardWork], send: Callable[[Any], None]) -> None:
-    """Do the work and say what is done."""
-    held: list[pa.Table] = []
-    rows, since = 0, time.monotonic()
-    for block in _encoded(task, work):
-        held.append(block)
-        rows += block.num_rows
+    """Do the work and report what is done."""
+    waiting: Gathering[pa.Table] = Gathering(task.interval_s)
+    for block in _encoded(task.stages, work):
+        waiting.add([block], block.num_rows)
         send(Encoded(block.num_rows))
-        if rows >= task.group_rows or time.monotonic() - since >= task.limits.commit_interval_s:
-            send(stage_blocks(task.table, task.schema, *held, files=task.files))
-            held, rows, since = [], 0, time.monotonic()
-    if held:
-        send(stage_blocks(task.table, task.schema, *held, files=task.files))
+        if waiting.is_due(task.group_rows):
+            send(task.stages.stage(waiting.take()))
+    if waiting.items:
+        send(task.stages.stage(waiting.take()))
     send(Signal.FINISHED)
 
 

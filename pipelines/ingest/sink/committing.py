@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import lance
 
-from pipelines.ingest.sink.claims import Change, file_of, removals_of
+from pipelines.ingest.sink.claims import Change, Coverage, file_of, removals_of
 from pipelines.ingest.sink.landing import Lander, Step
 from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.rejects import begin_retry, delete_rejects, rejected_shards, settle_rejects
@@ -89,6 +89,11 @@ class Committer:
         self._max_reject_rate = max_reject_rate
         self._rejected_shards = set(rejected_shards(table))
         self.done = Committed()
+
+    @property
+    def coverage(self) -> Coverage:
+        """What is committed, record by record."""
+        return self._ledger.coverage
 
     def forget_unsettled_rejects(self) -> None:
         """Take out the rejects that a run left that died before their commit; if they still are, they come again."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from pipelines.ingest.sink.claims import Coverage
 from pipelines.ingest.sink.committing import Committer
 from pipelines.ingest.sink.staging import StagedGroup
 
+T = TypeVar("T")
 FRAGMENT_ROWS = 16_384
 COMMIT_ROWS = 65_536
 # A commit writes the list of all fragments anew. With parts of this size a table of a billion rows takes some 1,300.
@@ -55,6 +59,35 @@ class SinkLimits:
         return min(self.fragment_rows or grown, commit)
 
 
+class Gathering(Generic[T]):
+    """Blocks, or references to them, that wait to be staged as one group: the one rule for when a group is full.
+
+    Args:
+        interval_s: the most seconds that a block waits.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self.items: list[T] = []
+        self.rows = 0.0
+        self._since = time.monotonic()
+
+    def add(self, items: Iterable[T], rows: float) -> None:
+        """Take some blocks in, which together hold this many rows."""
+        self.items += items
+        self.rows += rows
+
+    def is_due(self, group_rows: int) -> bool:
+        """Whether the group holds enough rows, or has waited long enough."""
+        return bool(self.items) and (self.rows >= group_rows or time.monotonic() - self._since >= self._interval_s)
+
+    def take(self) -> list[T]:
+        """All that waits; a new group begins."""
+        taken, self.items, self.rows = self.items, [], 0.0
+        self._since = time.monotonic()
+        return taken
+
+
 class CommitQueue:
     """Commits staged groups in the order in which they come."""
 
@@ -77,6 +110,11 @@ class CommitQueue:
     def group_rows(self) -> int:
         """Rows at which blocks are to be staged."""
         return self.limits.rows_of_a_group(self._table_rows + self.rows)
+
+    @property
+    def coverage(self) -> Coverage:
+        """What is committed, record by record."""
+        return self._committer.coverage
 
     def add(self, group: StagedGroup) -> None:
         """Take a group in; `commit_if_due` commits it."""

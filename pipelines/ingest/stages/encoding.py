@@ -77,6 +77,10 @@ class EncodeBlocks:
         self._freed.give_back()
         return block
 
+    def warm_up(self, block: pa.Table) -> None:
+        """Encode a block and forget it, so that a model's first call is not part of what is timed."""
+        encode_block(block, self._encoder, self._settings)
+
 
 def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) -> pa.Table:
     """Vectors for the rows of a decoded block; rows that the encoder fails on are rejected one by one.

@@ -7,7 +7,7 @@ encoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ingest.embed_settings import EmbedSettings
-from pipelines.ingest.stages.reading import ReadSettings, ShardWork, read_blocks
 from pipelines.ingest.stages.recent import DIGESTS
-from pipelines.rows.blocks import KNOWN_PREFIX, REASON, set_column, wrap
+from pipelines.rows.blocks import KNOWN_PREFIX, REASON, set_column
 from pipelines.rows.contract import IMAGE, IMAGE_VECTOR, TEXT_VECTOR, THUMBNAIL
-from pipelines.sources.base import Source
-from pipelines.store.memory import freed_memory
 from pipelines.store.retries import retried, retry
-from pipelines.store.storage import Storage, TableRef
+from pipelines.store.storage import TableRef
 from pipelines.tables.opening import open_at, open_dataset
 from pipelines.tables.provenance import Provenance
 
@@ -109,26 +106,6 @@ class KnownVectors:
                 metadata_cache_bytes=_METADATA_CACHE_BYTES,
             )
         return self._dataset
-
-
-def read_envelopes(
-    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
-) -> Iterator[pa.Table]:
-    """`read_with_known` as a Ray task, each block in its envelope."""
-    return map(_wrapped, read_with_known(source, work, settings, storage, known))
-
-
-def _wrapped(block: pa.Table) -> pa.Table:
-    freed_memory().give_back()
-    return wrap(block)
-
-
-def read_with_known(
-    source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage, known: KnownVectors | None
-) -> Iterator[pa.Table]:
-    """`read_blocks`, each block with the vectors that are known of it."""
-    blocks = read_blocks(source, work, settings, storage)
-    return blocks if known is None else map(known.attach, blocks)
 
 
 def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from corpora import pairs, write_parquet, write_webdataset
 
-from jobs.plan import PlanConfig, PlanReport, run
+from jobs.plan import PlanConfig, run
 from pipelines.cluster.resources import Resources
 from pipelines.ingest.estimating import Backlog, Machine, Prices, ProbeSample, backlog, estimate, spread, stage_limits
+from pipelines.ingest.forecast import Forecast
 from pipelines.ingest.planning import plan_pools
 from pipelines.ingest.stages.reading import ShardWork
 from pipelines.sources.base import CorpusShard
@@ -88,8 +89,9 @@ def test_the_sample_is_spread_over_the_corpus() -> None:
     assert spread(items[:2], 8) == items[:2]
 
 
-def plan(corpus: Path, table: Path, **options: object) -> PlanReport:
-    return run(PlanConfig(corpus=str(corpus), table=str(table), encoder="fake", **options))  # type: ignore[arg-type]
+def plan(corpus: Path, table: Path, **options: object) -> Forecast:
+    config = PlanConfig(corpus=str(corpus), table=str(table), encoder="fake", **options)  # type: ignore[arg-type]
+    return run(config).forecast
 
 
 def test_a_plan_of_a_real_corpus_adds_up_and_writes_nothing(tmp_path: Path) -> None:

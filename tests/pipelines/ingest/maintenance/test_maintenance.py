@@ -234,16 +234,16 @@ def test_embed_skips_everything_afterwards(tmp_path: Path) -> None:
     report = run(MaintainConfig(table=config.table, keep_versions=1))
     assert "no indexes" in report.summary()
     assert json.loads(json.dumps(report.to_dict()))["tables"][0]["rows"] == 150
-    planned = plan(PlanConfig(**config.model_dump()))
+    planned = plan(PlanConfig(**config.model_dump())).forecast
     assert (planned.rows_to_embed, planned.rows_skipped, planned.rows_gone, planned.sample) == (0, 150, 0, None)
     again = embed(config)
     assert (again.rows_in, again.skipped, again.commits) == (0, 150, 0)
     assert rows_of(ref) == rows
     write_parquet(tmp_path / "c" / "b.parquet", pairs(170)[150:])
-    assert plan(PlanConfig(**config.model_dump())).rows_to_embed == 20
+    assert plan(PlanConfig(**config.model_dump())).forecast.rows_to_embed == 20
     assert embed(config).written == 20
     (tmp_path / "c" / "b.parquet").unlink()
-    assert plan(PlanConfig(**config.model_dump())).rows_gone == 20
+    assert plan(PlanConfig(**config.model_dump())).forecast.rows_gone == 20
 
 
 def test_the_command_is_there() -> None:
