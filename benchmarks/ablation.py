@@ -222,7 +222,7 @@ def run_recipe(name: str, recipe: dict[str, Any], folder: Path) -> dict[str, Any
 
 def train_on_mined(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path, first: str) -> str:
     """On from a first model, against negatives that it finds hard."""
-    from pipelines.ingest.projecting import project_table
+    from pipelines.train.finetuning.projecting import project_table
     from pipelines.train.mining.mine import mine
     from pipelines.train.mining.mining_settings import MiningSettings
 
@@ -284,7 +284,7 @@ def train(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path
 
 def evaluate(model: str, table: str, folder: Path, tests: tuple[str, ...]) -> dict[str, Evaluation]:
     """Label → picture on the held-out pictures."""
-    from pipelines.ingest.projecting import project_table
+    from pipelines.train.finetuning.projecting import project_table
 
     projected = TableRef.parse(str(folder / "db" / Path(model).name))
     project_table(TableRef.parse(str(folder / "db" / table)), model, projected)

@@ -6,20 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
-from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import TableConfig
 
 if TYPE_CHECKING:
     from pipelines.search.retrieval.calibration import Calibration
 
 
 @Parameter(name="*")
-class CalibrateConfig(JobConfig):
+class CalibrateConfig(TableConfig):
     """Config of `isthmus calibrate`."""
-
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +39,7 @@ def run(config: CalibrateConfig) -> CalibrateReport:
         ValueError: words and pictures share no space, or there are too few pairs.
     """
     from pipelines.search.retrieval.calibration import calibrate
-    from pipelines.store.storage import Storage, TableRef
     from pipelines.tables.promotion import answering
 
-    table, dataset = answering(TableRef.parse(config.table, Storage.from_options(config.storage_options)))
+    table, dataset = answering(config.ref(config.table))
     return CalibrateReport(table=str(table), curves=calibrate(dataset, str(table)))

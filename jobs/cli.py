@@ -24,34 +24,9 @@ from pydantic import ValidationError
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from jobs.calibrate import CalibrateConfig
+from jobs.commands import COMMANDS
 from jobs.config import Report
-from jobs.corpus import CorpusConfig
-from jobs.dedup import DedupConfig
-from jobs.demo import DemoConfig
-from jobs.embed import EmbedConfig
-from jobs.encoders import EncodersConfig
-from jobs.evaluate import EvaluateConfig
-from jobs.exchange import ExportConfig, ImportConfig
-from jobs.explore import ExploreConfig
-from jobs.finetune import FinetuneConfig
-from jobs.finetune_reranker import FinetuneRerankerConfig
-from jobs.fuse import FuseConfig
-from jobs.index import IndexConfig
-from jobs.info import InfoConfig
-from jobs.maintain import MaintainConfig
-from jobs.mine import MineConfig
-from jobs.plan import PlanConfig
-from jobs.promote import PromoteConfig
-from jobs.rejects import RejectsConfig, RetryConfig
-from jobs.search import SearchConfig
-from jobs.search_many import SearchManyConfig
-from jobs.serve import ServeConfig
-from jobs.sql import SqlConfig
-from jobs.sync import SyncConfig
 
-# Jobs whose every option has a default.
-_ENCODERS, _DEMO = EncodersConfig(), DemoConfig()
 _COMMON = Group("Every command", sort_key=100)
 app = App(
     name="isthmus",
@@ -73,230 +48,23 @@ def _say_briefly(error: CycloptsError) -> RenderableType:
 app["--help"].group = app["--version"].group = _COMMON
 
 
-@app.command
-def embed(config: EmbedConfig) -> Report:
-    """Embed a corpus into a LanceDB table; started again, it goes on where it stopped."""
-    from jobs.display import row_progress
-    from jobs.embed import run
-
-    with row_progress("embedding") as progress:
-        return run(config, progress)
-
-
-@app.command
-def sync(config: SyncConfig) -> Report:
-    """Make a table mirror its corpus: embed what is new, replace what changed, remove what is gone."""
-    from jobs.display import row_progress
-    from jobs.sync import run
-
-    with row_progress("embedding") as progress:
-        return run(config, progress)
-
-
-@app.command
-def finetune(config: FinetuneConfig) -> Report:
-    """Fine-tune an encoder contrastively on a corpus; started again, it goes on from its last checkpoint."""
-    from jobs.display import training_table
-    from jobs.finetune import run
-
-    with training_table() as on_row:
-        return run(config, on_row)
-
-
-@app.command
-def finetune_reranker(config: FinetuneRerankerConfig) -> Report:
-    """Fine-tune a cross-encoder on a table's pairs against mined negatives; started again, it goes on."""
-    from jobs.display import row_progress
-    from jobs.finetune_reranker import run
-
-    with row_progress("training") as progress:
-        return run(config, progress)
-
-
-@app.command
-def evaluate(config: EvaluateConfig) -> Report:
-    """Measure retrieval exactly: text to image, image to text, image to image, with intervals."""
-    from jobs.evaluate import run
-
-    return run(config)
-
-
-@app.command
-def index(config: IndexConfig) -> Report:
-    """Build the vector, full-text and scalar indexes of a table."""
-    from jobs.index import run
-
-    return run(config)
-
-
-@app.command
-def calibrate(config: CalibrateConfig) -> Report:
-    """Fit, on a table's own pairs, how likely a hit of some score is a match; search then says so."""
-    from jobs.calibrate import run
-
-    return run(config)
-
-
-@app.command
-def search(config: SearchConfig) -> Report:
-    """Search a table by words, pictures, rows or a vector, alone or composed."""
-    from jobs.search import run
-
-    return run(config)
-
-
-@app.command
-def search_many(config: SearchManyConfig) -> Report:
-    """Search a table by a file of queries, or by another table, in bulk; started again, it goes on."""
-    from jobs.display import row_progress
-    from jobs.search_many import run
-
-    with row_progress("searching") as progress:
-        return run(config, progress)
-
-
-@app.command
-def sql(config: SqlConfig) -> Report:
-    """Run one SQL statement over tables, with similarity to words, pictures and rows as functions."""
-    from jobs.sql import run
-
-    return run(config)
-
-
-@app.command
-def serve(config: ServeConfig) -> Report:
-    """Serve a web page and an HTTP API over tables, until interrupted."""
-    from jobs.serve import run
-
-    return run(config)
-
-
-@app.command
-def export(config: ExportConfig) -> Report:
-    """Write a table as arrays beside Parquet (clip-retrieval, embedding-reader), or as Parquet."""
-    from jobs.exchange import run_export
-
-    return run_export(config)
-
-
-@app.command(name="import")
-def import_(config: ImportConfig) -> Report:
-    """Make a table of embeddings that clip-retrieval or `isthmus export` wrote."""
-    from jobs.exchange import run_import
-
-    return run_import(config)
-
-
-@app.command
-def dedup(config: DedupConfig) -> Report:
-    """Mark the rows that add nothing to an earlier row, by content and by vectors; none is deleted."""
-    from jobs.dedup import run
-
-    return run(config)
-
-
-@app.command
-def fuse(config: FuseConfig) -> Report:
-    """Give each row one vector of its picture and its caption, in a column to be searched as one."""
-    from jobs.fuse import run
-
-    return run(config)
-
-
-@app.command
-def explore(config: ExploreConfig) -> Report:
-    """Draw a map of a table's vectors, with its clusters, outliers, near-duplicates and mismatched pairs."""
-    from jobs.explore import run
-
-    return run(config)
-
-
-@app.command
-def info(config: InfoConfig) -> Report:
-    """Show a table: rows, columns, provenance, indexes, versions."""
-    from jobs.info import run
-
-    return run(config)
-
-
-@app.command
-def maintain(config: MaintainConfig) -> Report:
-    """Merge a table's small files, refresh its indexes, remove old versions and orphaned files; safe from cron."""
-    from jobs.maintain import run
-
-    return run(config)
-
-
-@app.command
-def mine(config: MineConfig) -> Report:
-    """Mine hard negatives from a table's own vectors, for finetuning."""
-    from jobs.mine import run
-
-    return run(config)
-
-
-@app.command
-def plan(config: PlanConfig) -> Report:
-    """Say what `embed` with the same options would do, take and cost; changes nothing."""
-    from jobs.plan import run
-
-    return run(config)
-
-
-@app.command
-def promote(config: PromoteConfig) -> Report:
-    """Let a new encoder's vectors answer for a table, if they are measurably better; or go back."""
-    from jobs.promote import run
-
-    return run(config)
-
-
-_rejects = App(name="rejects", help="Show the rows of a table's corpus that could not be embedded, and why.")
-app.command(_rejects)
-
-
-@_rejects.default
-def rejects(config: RejectsConfig) -> Report:
-    """Show the rows of a table's corpus that could not be embedded, and why."""
-    from jobs.rejects import run
-
-    return run(config)
-
-
-@_rejects.command(name="retry")
-def rejects_retry(config: RetryConfig) -> Report:
-    """Try rows again that were rejected for a reason that may have passed."""
-    from jobs.display import row_progress
-    from jobs.rejects import retry
-
-    with row_progress("retrying") as progress:
-        return retry(config, progress)
-
-
-@app.command
-def encoders(config: EncodersConfig = _ENCODERS) -> Report:
-    """List the encoders that are here, or describe one."""
-    from jobs.encoders import run
-
-    return run(config)
-
-
-@app.command
-def corpus(config: CorpusConfig) -> Report:
-    """Fetch real pictures with an open licence and their names, as a Parquet corpus."""
-    from jobs.corpus import run
-    from jobs.display import row_progress
-
-    with row_progress("pictures") as progress:
-        return run(config, progress)
-
-
-@app.command
-def demo(config: DemoConfig = _DEMO) -> Report:
-    """Build a corpus of real pictures, embed it, and search it in English and Chinese."""
-    from jobs.demo import run
-
-    return run(config)
+def _register() -> None:
+    """Add every command to the app. A name of two words is a subcommand of the first, which also runs by itself."""
+    groups: dict[str, App] = {}
+    names = {command.name for command in COMMANDS}
+    for command in COMMANDS:
+        parent, _, child = command.name.partition(" ")
+        if child:
+            groups[parent].command(command.as_function(), name=child)
+        elif any(name.startswith(f"{parent} ") for name in names):
+            groups[parent] = App(name=parent, help=command.help)
+            groups[parent].default(command.as_function())
+            app.command(groups[parent])
+        else:
+            app.command(command.as_function(), name=parent)
+
+
+_register()
 
 
 @app.meta.default

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig, TableConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 @Parameter(name="*")
-class DedupConfig(JobConfig):
+class DedupConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus dedup`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     by: Literal["image", "text", "both"] = Field(
         default="image", description="What two rows must have in common: the picture, the caption, or both."
     )
@@ -37,10 +36,6 @@ class DedupConfig(JobConfig):
     groups: int = Field(default=10, ge=0, description="How many of the largest groups to show.")
     html: Path | None = Field(default=None, description="Write a self-contained page of those groups, with pictures.")
     seed: int = Field(default=0, ge=0, description="Of the samples.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus' pictures."
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +83,8 @@ def run(config: DedupConfig) -> DedupReport:
         TableMovedError: it changed meanwhile. Nothing was marked.
     """
     from pipelines.curate.deduplication.deduplicate import deduplicate
-    from pipelines.store.storage import Storage, TableRef
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     found = deduplicate(
         table,
         by=config.by,
@@ -106,8 +100,7 @@ def run(config: DedupConfig) -> DedupReport:
 
 def _write_page(config: DedupConfig, table: TableRef, found: Deduplicated) -> str:
     from pipelines.curate.deduplication.duplicates_page import write_groups
-    from pipelines.store.storage import Storage
 
     assert config.html is not None
-    storage = Storage.from_options(config.corpus_storage_options)
+    storage = config.corpus_storage()
     return str(write_groups(config.html, table, found.largest, storage))

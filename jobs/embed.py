@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from cyclopts import Parameter
 from pydantic import Field, model_validator
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig
 
 if TYPE_CHECKING:
     from encoders.description import Description
@@ -25,7 +25,7 @@ _EARLY = 4
 
 
 @Parameter(name="*")
-class EmbedConfig(JobConfig):
+class EmbedConfig(CorpusStoreConfig):
     """Config of `isthmus embed`."""
 
     corpus: str = Field(description="A file, a folder, a glob, or an s3:// prefix.")
@@ -90,12 +90,6 @@ class EmbedConfig(JobConfig):
         ge=0,
         le=1,
         description="Stop, as of the last commit, when a greater share of the rows is rejected.",
-    )
-    storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="How to reach the table's store: --storage-options.aws_endpoint …"
-    )
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus; default: the environment's."
     )
 
     @model_validator(mode="after")
@@ -171,7 +165,6 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
     from pipelines.ingest.planning import choose_modalities
     from pipelines.rows.contract import Columns
     from pipelines.sources import open_source
-    from pipelines.store.storage import Storage, TableRef
 
     options = EncoderOptions(
         preprocessing=config.preprocessing,
@@ -182,9 +175,9 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
         threads=config.threads,
         batch_size=config.batch_size,
     )
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     columns = Columns.from_mapping(config.columns)
-    corpus_storage = Storage.from_options(config.corpus_storage_options)
+    corpus_storage = config.corpus_storage()
     description = describe(config.encoder, options)
     source = open_source(config.corpus, columns=columns, storage=corpus_storage, format=config.format)
     modalities = choose_modalities(config.embed, description.card.modalities, source.modalities())

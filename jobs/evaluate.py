@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cyclopts import Parameter
 from pydantic import Field, model_validator
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,7 +23,7 @@ _COMPARED = ("R@1", "R@5", "R@10", "MRR", "nDCG@10")
 
 
 @Parameter(name="*")
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(CorpusStoreConfig):
     """Config of `isthmus evaluate`."""
 
     target: str = Field(description="A table; or a corpus, with --encoder, which embeds it first.")
@@ -60,8 +60,6 @@ class EvaluateConfig(JobConfig):
     html: Path | None = Field(default=None, description="Write a page with plots and pictures.")
     markdown: Path | None = Field(default=None, description="Write the tables.")
     seed: int = Field(default=0, description="Of the bootstrap.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="Of the corpus.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -113,7 +111,6 @@ def run(config: EvaluateConfig) -> EvaluateReport:
         EncoderMismatchError: the table is of another encoder than the one named.
         ValueError: the vectors cannot be compared, or nothing is selected.
     """
-    from pipelines.store.storage import Storage, TableRef
     from pipelines.train.evaluation import evaluation_page as report
     from pipelines.train.evaluation.evaluate import evaluate_table
     from pipelines.train.evaluation.paired import compare
@@ -127,7 +124,7 @@ def run(config: EvaluateConfig) -> EvaluateReport:
             extra["with_leaked"] = {name: r.metrics for name, r in evaluate_table(table, asked).directions.items()}
         other = None
         if config.compare is not None:
-            second = TableRef.parse(config.compare, Storage.from_options(config.storage_options))
+            second = config.ref(config.compare)
             other = evaluate_table(second, replace(settings, version=None))
             extra["difference"] = {
                 f"{name.replace('_', ' ')} {metric}": compare(evaluation, other, metric, name).to_dict()
@@ -143,7 +140,7 @@ def run(config: EvaluateConfig) -> EvaluateReport:
         if config.markdown is not None:
             pages.append(report.write(config.markdown, report.markdown(page)))
         if config.html is not None:
-            storage = Storage.from_options(config.corpus_storage_options)
+            storage = config.corpus_storage()
             pages.append(report.write(config.html, report.html(page, table, storage)))
     return EvaluateReport(evaluation=evaluation, other=other, extra=extra, pages=pages)
 
@@ -168,11 +165,11 @@ def _table(config: EvaluateConfig, stack: ExitStack) -> TableRef:
     import jobs.embed
     from encoders.registry import describe
     from jobs.display import row_progress
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import TableRef
     from pipelines.tables.opening import open_dataset
     from pipelines.tables.provenance import Provenance
 
-    storage = Storage.from_options(config.storage_options)
+    storage = config.storage()
     try:
         named: TableRef | None = TableRef.parse(config.target, storage)
     except ValueError:
@@ -205,13 +202,12 @@ def _without_leaks(
     config: EvaluateConfig, table: TableRef, settings: EvaluationSettings
 ) -> tuple[EvaluationSettings, dict[str, Any]]:
     """The settings, without leaked rows where asked for; and the counts of leaks where a training set is named."""
-    from pipelines.store.storage import Storage, TableRef
     from pipelines.tables.opening import open_at
     from pipelines.train.evaluation.leakage import find_leakage, without
 
     if config.train is None and config.train_where is None:
         return settings, {}
-    train = TableRef.parse(config.train, Storage.from_options(config.storage_options)) if config.train else table
+    train = config.ref(config.train) if config.train else table
     found = find_leakage(
         open_at(table, settings.version),
         settings.where,
@@ -258,11 +254,10 @@ def _reranked(config: EvaluateConfig, table: TableRef, settings: EvaluationSetti
     """Metrics, a row each, before and after the second stage, in both directions."""
     from encoders.cross import load
     from pipelines.sources.row_pictures import reader
-    from pipelines.store.storage import Storage
     from pipelines.train.reranking.evaluating import evaluate_reranked
 
     assert config.rerank is not None
-    read = reader(Storage.from_options(config.corpus_storage_options))
+    read = reader(config.corpus_storage())
     found = evaluate_reranked(
         table, settings, load(config.rerank), read, depth=config.rerank_depth, queries=config.rerank_queries
     )

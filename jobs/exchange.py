@@ -8,11 +8,11 @@ from typing import Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig, StoreConfig, TableConfig
 
 
 @Parameter(name="*")
-class ExportConfig(JobConfig):
+class ExportConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus export`."""
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
@@ -32,15 +32,11 @@ class ExportConfig(JobConfig):
     rows_per_file: int | None = Field(
         default=None, ge=1, description="One file's rows are in memory; default: 100,000, with pictures 250."
     )
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the table.")
     out_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach OUT.")
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="How to reach the corpus' pictures."
-    )
 
 
 @Parameter(name="*")
-class ImportConfig(JobConfig):
+class ImportConfig(StoreConfig):
     """Config of `isthmus import`."""
 
     folder: str = Field(description="With img_emb and/or text_emb beside metadata, or with Parquet; local or s3://….")
@@ -48,7 +44,6 @@ class ImportConfig(JobConfig):
     encoder: str = Field(description="The encoder that made the vectors; queries are encoded by it.")
     key: str | None = Field(default=None, description="Column of row ids; default: row_id or key, else numbers.")
     check: bool = Field(default=True, description="Encode a few captions and pictures, and compare.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the table.")
     folder_storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="How to reach the folder."
     )
@@ -74,17 +69,17 @@ def run_export(config: ExportConfig) -> ExchangeReport:
             an option or with where the pictures are.
     """
     from pipelines.curate.exchange.exporting import export_table
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import Storage
 
     done = export_table(
-        TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True),
+        config.ref(config.table, versions=True),
         config.out,
         format=config.format,
         storage=Storage.from_options(config.out_storage_options),
         vectors=[name.strip() for name in config.vectors.split(",")] if config.vectors else (),
         where=config.where,
         rows_per_file=config.rows_per_file,
-        pictures=Storage.from_options(config.corpus_storage_options) if config.pictures else None,
+        pictures=config.corpus_storage() if config.pictures else None,
     )
     return ExchangeReport(facts={"table": config.table, **asdict(done)})
 
@@ -97,11 +92,11 @@ def run_import(config: ImportConfig) -> ExchangeReport:
         ValueError: the vectors are another encoder's, do not fit their metadata, or the table is there already.
     """
     from pipelines.curate.exchange.importing import import_folder
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import Storage
 
     done = import_folder(
         config.folder,
-        TableRef.parse(config.table, Storage.from_options(config.storage_options)),
+        config.ref(config.table),
         config.encoder,
         storage=Storage.from_options(config.folder_storage_options),
         key=config.key,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig, TableConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @Parameter(name="*")
-class ExploreConfig(JobConfig):
+class ExploreConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus explore`."""
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
@@ -38,10 +38,6 @@ class ExploreConfig(JobConfig):
     )
     original: bool = Field(default=False, description="Look at the table itself, though another was promoted.")
     seed: int = Field(default=0, ge=0, description="Of the draw and of the map.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus' pictures."
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +99,10 @@ def run(config: ExploreConfig) -> ExploreReport:
     """
     from pipelines.curate.exploration.explore import ExploreSettings, explore
     from pipelines.curate.exploration.map_page import write_map
-    from pipelines.store.storage import Storage, TableRef
     from pipelines.tables.opening import open_dataset
     from pipelines.tables.promotion import answering
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True)
+    table = config.ref(config.table, versions=True)
     table, dataset = (table, open_dataset(table)) if config.original else answering(table)
     settings = ExploreSettings(
         modality=None if config.by == "auto" else config.by,
@@ -118,7 +113,7 @@ def run(config: ExploreConfig) -> ExploreReport:
         seed=config.seed,
     )
     explored = explore(table, dataset, settings)
-    page = write_map(config.html, explored, config.found, Storage.from_options(config.corpus_storage_options))
+    page = write_map(config.html, explored, config.found, config.corpus_storage())
     files = _write_tables(config.out, explored) if config.out is not None else ()
     return ExploreReport(explored=explored, found=config.found, page=str(page), files=files)
 

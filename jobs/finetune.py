@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -9,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from cyclopts import Parameter
 from pydantic import Field, model_validator
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig
 
 if TYPE_CHECKING:
     from pipelines.store.storage import TableRef
     from pipelines.train.finetuning.finetune import TrainReport
 
+_THUMBNAIL_MARGIN = 8 / 7
+
 
 @Parameter(name="*")
-class FinetuneConfig(JobConfig):
+class FinetuneConfig(CorpusStoreConfig):
     """Config of `isthmus finetune`."""
 
     corpus: str = Field(description="A corpus, which is embedded first; or a table that `isthmus embed` wrote.")
@@ -87,8 +90,6 @@ class FinetuneConfig(JobConfig):
     gpus: bool | None = Field(default=None, description="A GPU for each; default: if the cluster has any.")
     seed: int = Field(default=0, description="Of heads, order, augmentation.")
     columns: dict[str, str] = Field(default_factory=dict, description="Of the corpus, as for `isthmus embed`.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="Of tables, OUT and the run.")
-    corpus_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="Of the corpus.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -115,14 +116,15 @@ def run(config: FinetuneConfig, on_row: Callable[[dict[str, Any]], None] = lambd
         ValueError: encoder, corpus and options do not fit together, or OUT.run holds another run.
         TrainingDivergedError: the loss is not a number; the last good checkpoint stands.
     """
-    from jobs.finetune_steps import prepare_samples, prepare_teacher, train_with_remining
     from pipelines.train.finetuning.finetune import train
+    from pipelines.train.finetuning.remining import train_with_remining
 
     samples = prepare_samples(config)
     teacher = prepare_teacher(config, samples)
+    settings = run_settings(config, samples, teacher)
     if config.remine_every is not None:
-        return train_with_remining(config, samples, teacher, on_row)
-    return train(run_settings(config, samples, teacher), on_row)
+        return train_with_remining(settings, config.remine_every, on_row)
+    return train(settings, on_row)
 
 
 def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | None) -> Any:
@@ -133,12 +135,12 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
     """
     from encoders.losses.weighted import parse_term
     from encoders.registry import describe
-    from pipelines.store.storage import Storage, TableRef, absolute
+    from pipelines.store.storage import TableRef, absolute
     from pipelines.tables.splitting import Split
     from pipelines.train.finetuning.checkpoints import RunFolder
     from pipelines.train.finetuning.train_settings import ModelSettings, RunSettings, TrainSettings
 
-    storage = Storage.from_options(config.storage_options)
+    storage = config.storage()
     image, text = tunings(config)
     terms = tuple(parse_term(text) for text in config.loss)
     model = ModelSettings(
@@ -178,7 +180,7 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
         batch_size=config.batch_size,
         epochs=config.epochs,
         augmentation=config.augment,
-        corpus_storage=Storage.from_options(config.corpus_storage_options),
+        corpus_storage=config.corpus_storage(),
         teacher=teacher,
         negatives=TableRef.parse(config.negatives, storage) if config.negatives else None,
         negatives_per_row=config.negatives_per_row,
@@ -215,3 +217,92 @@ def _use_gpu(config: FinetuneConfig) -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def prepare_samples(config: FinetuneConfig) -> TableRef:
+    """The training table: the one that is named, or the corpus embedded into one in the run's folder.
+
+    It is embedded by the frozen parts of the encoder where there are any, so that they run once; else by the encoder.
+    """
+    named = _table(config, config.corpus)
+    return named or _embed(config, sample_encoder(config), "samples", thumbnails=_thumbnails(config))
+
+
+def prepare_teacher(config: FinetuneConfig, samples: TableRef) -> TableRef | None:
+    """The table with the teacher's vectors, None without a teacher.
+
+    Raises:
+        ValueError: the teacher is an encoder, and the training table was given without its corpus.
+    """
+    if config.teacher is None:
+        return None
+    named = _table(config, config.teacher)
+    if named is not None:
+        return named
+    if _table(config, config.corpus) is not None:
+        raise ValueError(
+            f"teacher {config.teacher!r}: an encoder needs the corpus, and {config.corpus} is a table; embed the "
+            "corpus with the teacher, and give that table"
+        )
+    return _embed(config, config.teacher, "teacher", thumbnails=0)
+
+
+def sample_encoder(config: FinetuneConfig) -> str:
+    """The spec of the encoder whose vectors serve training best."""
+    from encoders.training.models import open_model
+    from encoders.training.tuning import Tuning
+
+    model = open_model(config.encoder, dim=config.dim, head=config.head)
+    parts = []
+    for modality, text in zip(("image", "text"), tunings(config), strict=True):
+        tuning = Tuning.parse(text)
+        parts.append(model.frozen_part(modality, head_trains=tuning.trains_head))
+    if all(part is not None and not part.final for part in parts):
+        return "+".join(part.spec for part in parts)
+    return config.encoder
+
+
+def _table(config: FinetuneConfig, uri: str) -> TableRef | None:
+    """The table of this name, None if there is none."""
+    from pipelines.tables.opening import open_dataset
+
+    try:
+        table = config.ref(uri)
+    except ValueError:
+        return None
+    return table if open_dataset(table, missing_ok=True) is not None else None
+
+
+def _embed(config: FinetuneConfig, encoder: str, name: str, *, thumbnails: int) -> TableRef:
+    import jobs.embed
+    from jobs.display import row_progress, say
+
+    uri = f"{run_folder(config)}/{name}"
+    say(f"embedding the corpus with {encoder}")
+    embed_config = jobs.embed.EmbedConfig(
+        corpus=config.corpus,
+        table=uri,
+        encoder=encoder,
+        columns=config.columns,
+        thumbnails=thumbnails,
+        storage_options=config.storage_options,
+        corpus_storage_options=config.corpus_storage_options,
+    )
+    with row_progress("embedding") as progress:
+        jobs.embed.run(embed_config, progress)
+    return config.ref(uri)
+
+
+def _thumbnails(config: FinetuneConfig) -> int:
+    """The pixels of the training pictures to keep: enough for the tower and some cropping; none if it does not run."""
+    from encoders.registry import describe
+    from encoders.training.tuning import Tuning
+
+    runs = (
+        Tuning.parse(tunings(config)[0]).touches_backbone or config.augment != "none" or Path(config.encoder).is_dir()
+    )
+    if not runs:
+        return 0
+    transform = describe(config.encoder).image_transform
+    side = max(transform.size) if transform is not None and transform.size else 384
+    return min(1024, math.ceil(side * _THUMBNAIL_MARGIN))

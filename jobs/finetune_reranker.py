@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig, TableConfig
 
 if TYPE_CHECKING:
     from pipelines.train.reranking.training import MatchReport
 
 
 @Parameter(name="*")
-class FinetuneRerankerConfig(JobConfig):
+class FinetuneRerankerConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus finetune-reranker`."""
 
     table: str = Field(description="A table that `isthmus embed` wrote, with captions.")
@@ -37,8 +37,6 @@ class FinetuneRerankerConfig(JobConfig):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where it trains.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA.")
     threads: int | None = Field(default=None, ge=1, description="Torch threads on the CPU.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the tables.")
-    corpus_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="Of the pictures.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +66,14 @@ def run(
     """
     from encoders.protocol import EncoderOptions
     from pipelines.sources.row_pictures import reader
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import TableRef
     from pipelines.tables.filters import check_filter
     from pipelines.tables.opening import open_dataset
     from pipelines.train.mining.mined import read_mined
     from pipelines.train.reranking.training import MatchSettings, train
     from pipelines.train.reranking.triplets import read_triplets
 
-    storage = Storage.from_options(config.storage_options)
+    storage = config.storage()
     table = TableRef.parse(config.table, storage)
     dataset = open_dataset(table)
     if config.where is not None:
@@ -93,6 +91,6 @@ def run(
     options = EncoderOptions(
         device=config.device, precision=config.precision, threads=config.threads, batch_size=3 * config.batch_rows
     )
-    read = reader(Storage.from_options(config.corpus_storage_options))
+    read = reader(config.corpus_storage())
     report = train(config.model, triplets, read, config.out, settings, options, progress or (lambda done, total: None))
     return FinetuneRerankerReport(out=str(config.out), report=report)

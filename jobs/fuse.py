@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import TableConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 
 @Parameter(name="*")
-class FuseConfig(JobConfig):
+class FuseConfig(TableConfig):
     """Config of `isthmus fuse`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     image_weight: float | None = Field(
         default=None,
         gt=0,
@@ -30,7 +29,6 @@ class FuseConfig(JobConfig):
     anew: bool = Field(
         default=False, description="Measure the spreads of both kinds again and write all rows; index it again then."
     )
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,6 @@ def run(config: FuseConfig) -> FuseReport:
         TableMovedError: it changed meanwhile; run again.
     """
     from pipelines.search.fusing.column import fuse_table
-    from pipelines.store.storage import Storage, TableRef
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     return FuseReport(fused=fuse_table(table, image_weight=config.image_weight, anew=config.anew))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import TableConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 
 @Parameter(name="*")
-class IndexConfig(JobConfig):
+class IndexConfig(TableConfig):
     """Config of `isthmus index`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     target_recall: float = Field(
         default=0.95, gt=0, le=1, description="recall@10 against exact search that a vector index must reach."
     )
@@ -31,7 +30,6 @@ class IndexConfig(JobConfig):
         description="Build the index of a large table by so many tasks on Ray; 1: in this process.",
     )
     plot: Path | None = Field(default=None, description="Draw recall against latency into this file (png, svg, …).")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +87,10 @@ def run(config: IndexConfig) -> IndexReport:
     from pipelines.pages.plots import check_plot
     from pipelines.search.indexing.build import index_table
     from pipelines.search.indexing.index_plot import plot
-    from pipelines.store.storage import Storage, TableRef
 
     if config.plot is not None:
         check_plot(config.plot)
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     built = index_table(table, config.target_recall, psutil.virtual_memory().total, config.workers)
     drawn = config.plot if any(index.curve for index in built) else None
     if drawn is not None:

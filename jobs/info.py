@@ -6,17 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cyclopts import Parameter
-from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import TableConfig
 
 
 @Parameter(name="*")
-class InfoConfig(JobConfig):
+class InfoConfig(TableConfig):
     """Config of `isthmus info`."""
-
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +42,11 @@ def run(config: InfoConfig) -> InfoReport:
         FileNotFoundError: there is no such table.
         ValueError: it was not made by `isthmus embed`.
     """
-    from pipelines.store.storage import Storage, TableRef
     from pipelines.tables.opening import open_dataset
     from pipelines.tables.provenance import Provenance
     from pipelines.tables.rejects import read_rejects
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     dataset = open_dataset(table)
     provenance = Provenance.from_schema(dataset.schema, str(table))
     indexes = [

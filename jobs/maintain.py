@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import TableConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,10 +22,9 @@ _DAY_S = 86_400.0
 
 
 @Parameter(name="*")
-class MaintainConfig(JobConfig):
+class MaintainConfig(TableConfig):
     """Config of `isthmus maintain`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     keep_versions: int | None = Field(default=None, ge=1, description="Keep this many of the newest versions.")
     keep_days: float | None = Field(
         default=None,
@@ -38,7 +37,6 @@ class MaintainConfig(JobConfig):
     )
     wait_s: float = Field(default=0.0, ge=0, description="Seconds to wait for a job that writes to the table.")
     dry_run: bool = Field(default=False, description="Say what there is to do, and change nothing.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +103,9 @@ def run(config: MaintainConfig) -> MaintainReport:
     """
     from pipelines.ingest.maintenance.maintain import dry_run, maintain
     from pipelines.ingest.maintenance.versions import Retention
-    from pipelines.store.storage import Storage, TableRef
 
     started = time.perf_counter()
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     no_rule = config.keep_versions is None and config.keep_days is None
     keep_days = _DEFAULT_KEEP_DAYS if no_rule else config.keep_days
     retention = Retention(

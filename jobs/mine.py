@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import TableConfig
 
 if TYPE_CHECKING:
     from pipelines.train.mining.mining_report import MiningReport
 
 
 @Parameter(name="*")
-class MineConfig(JobConfig):
+class MineConfig(TableConfig):
     """Config of `isthmus mine`."""
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME, with both vectors in one space.")
@@ -49,7 +49,6 @@ class MineConfig(JobConfig):
     rows_per_task: int = Field(default=32_768, ge=1, description="Anchors of a task; bounds a worker's memory.")
     seed: int = Field(default=0, ge=0, description="Of the samples.")
     plot: Path | None = Field(default=None, description="Draw the score histograms into this file (.png, .svg, .pdf).")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
 
 def run(config: MineConfig) -> MiningReport:
@@ -61,14 +60,14 @@ def run(config: MineConfig) -> MiningReport:
         MiningRecallError: approximate search misses too much; nothing was changed.
     """
     from pipelines.pages.plots import check_plot
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import TableRef
     from pipelines.train.mining.mine import mine
     from pipelines.train.mining.mining_report import plot
     from pipelines.train.mining.mining_settings import DIRECTIONS, MiningSettings
 
     if config.plot is not None:
         check_plot(config.plot)
-    storage = Storage.from_options(config.storage_options)
+    storage = config.storage()
     options = config.model_dump(exclude={"table", "out", "plot", "storage_options", "directions"})
     directions = DIRECTIONS if config.directions == "both" else (config.directions,)
     settings = MiningSettings(directions=directions, **options)

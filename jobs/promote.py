@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from cyclopts import Parameter
 from pydantic import Field, model_validator
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig, TableConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,7 +19,7 @@ _FINGERPRINT_CHARS = 8
 
 
 @Parameter(name="*")
-class PromoteConfig(JobConfig):
+class PromoteConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus promote`."""
 
     table: str = Field(description="The table that people ask.")
@@ -40,8 +40,6 @@ class PromoteConfig(JobConfig):
         default=0.0, description="Promote if the 95 % interval of the gain lies wholly above this."
     )
     rollback: bool = Field(default=False, description="Undo the last promotion.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="Of the corpus.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -86,12 +84,11 @@ def run(config: PromoteConfig) -> PromoteReport:
     Raises:
         ValueError: the tables answer different queries, or nothing is there to undo.
     """
-    from pipelines.store.storage import Storage, TableRef
     from pipelines.tables.promotion import answering, promote, roll_back
     from pipelines.train.evaluation.evaluate import EvaluationSettings, evaluate_table
     from pipelines.train.evaluation.paired import compare
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     if config.rollback:
         undone, name = roll_back(table)
         why = f"{undone.name}@{undone.version} was put back ({undone.why})"
@@ -132,8 +129,8 @@ def _version(table: TableRef) -> int:
 def _candidate(config: PromoteConfig, table: TableRef) -> TableRef:
     """The shadow table: the one that is named, or made from the corpus or from features."""
     from encoders.registry import describe
-    from pipelines.ingest.projecting import project_table
     from pipelines.store.storage import TableRef
+    from pipelines.train.finetuning.projecting import project_table
 
     if config.candidate is not None:
         return TableRef.parse(config.candidate, table.storage)

@@ -10,22 +10,17 @@ from typing import Any
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig, TableConfig
 
 
 @Parameter(name="*")
-class RejectsConfig(JobConfig):
+class RejectsConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus rejects`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     reason: str | None = Field(default=None, description="List rows of this reason only.")
     limit: int = Field(default=20, ge=0, description="The most rows to list; the counts are of all.")
     html: Path | None = Field(
         default=None, description="Write a self-contained page: so many rows of each reason, with their pictures."
-    )
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus' pictures, for the page."
     )
 
 
@@ -50,13 +45,12 @@ def run(config: RejectsConfig) -> RejectsReport:
         ValueError: the reason is not one of the closed set.
     """
     from pipelines.rows.contract import Reason
-    from pipelines.store.storage import Storage, TableRef
     from pipelines.tables.opening import open_dataset
     from pipelines.tables.rejects import RejectsSummary, read_rejects
 
     if config.reason is not None and config.reason not in set(Reason):
         raise ValueError(f"reason {config.reason!r}: not known; the reasons are {', '.join(Reason)}")
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     open_dataset(table)
     summary = read_rejects(table, reason=config.reason, limit=config.limit)
     page = None
@@ -66,22 +60,17 @@ def run(config: RejectsConfig) -> RejectsReport:
         reasons = [config.reason] if config.reason else list(summary.by_reason)
         each = [read_rejects(table, reason=reason, limit=config.limit).rows for reason in reasons]
         shown = RejectsSummary(by_reason=summary.by_reason, rows=[row for rows in each for row in rows])
-        storage = Storage.from_options(config.corpus_storage_options)
+        storage = config.corpus_storage()
         page = str(write_rejects_page(config.html, table.name, shown, storage))
     return RejectsReport(by_reason=summary.by_reason, rows=summary.rows, page=page)
 
 
 @Parameter(name="*")
-class RetryConfig(JobConfig):
+class RetryConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus rejects retry`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
     reason: list[str] = Field(min_length=1, description="Reasons whose rows are tried again, once or several times.")
     corpus: str | None = Field(default=None, description="Only of this corpus; default: of all that filled the table.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus; default: the environment's."
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +99,13 @@ def retry(config: RetryConfig, progress: Callable[[int, int | None], None] | Non
 
     from jobs.embed import EmbedConfig, run_with
     from pipelines.rows.contract import Reason
-    from pipelines.store.storage import Storage, TableRef, absolute
+    from pipelines.store.storage import absolute
     from pipelines.tables.jobs import remembered_jobs
     from pipelines.tables.rejects import read_rejects
 
     if unknown := sorted(set(config.reason) - set(Reason)):
         raise ValueError(f"reason {unknown[0]!r}: not known; the reasons are {', '.join(Reason)}")
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options))
+    table = config.ref(config.table)
     jobs = remembered_jobs(table)
     chosen = [job for job in jobs if config.corpus is None or job["corpus"] == absolute(config.corpus)]
     if not chosen:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from cyclopts import Parameter
 from pydantic import Field, field_validator, model_validator
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig, TableConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @Parameter(name="*")
-class SearchConfig(JobConfig):
+class SearchConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus search`."""
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
@@ -62,10 +62,6 @@ class SearchConfig(JobConfig):
     encoder: str | None = Field(default=None, description="Must be the table's own; default: the one it names.")
     original: bool = Field(default=False, description="Ask the table itself, though another was promoted.")
     html: Path | None = Field(default=None, description="Write a self-contained page with pictures.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus' pictures."
-    )
 
     @field_validator("image", "like", "not_words", "not_image", "not_like", mode="before")
     @classmethod
@@ -120,10 +116,9 @@ def run(config: SearchConfig) -> SearchReport:
         ValueError: the query does not fit the table.
     """
     from pipelines.search.retrieval.search import search
-    from pipelines.store.storage import Storage, TableRef
 
-    table = TableRef.parse(config.table, Storage.from_options(config.storage_options), versions=True)
-    storage = Storage.from_options(config.corpus_storage_options)
+    table = config.ref(config.table, versions=True)
+    storage = config.corpus_storage()
     hits = search(table, _query(config), encoder=config.encoder, original=config.original, corpus_storage=storage)
     page = None
     if config.html is not None:

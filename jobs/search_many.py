@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from jobs.config import JobConfig
+from jobs.config import StoreConfig
 
 if TYPE_CHECKING:
     from pipelines.search.bulk.request import BulkReport
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @Parameter(name="*")
-class SearchManyConfig(JobConfig):
+class SearchManyConfig(StoreConfig):
     """Config of `isthmus search-many`."""
 
     queries: str = Field(
@@ -46,7 +46,6 @@ class SearchManyConfig(JobConfig):
     parquet: Path | None = Field(default=None, description="Write the results into this Parquet file, too.")
     columns: dict[str, str] = Field(default_factory=dict, description="Of the queries, as for `isthmus embed`.")
     seed: int = Field(default=0, ge=0, description="Of the samples.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the tables.")
     queries_storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="How to reach a corpus of queries."
     )
@@ -87,10 +86,10 @@ def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | 
     from pipelines.rows.contract import MODALITIES
     from pipelines.search.bulk.answering import search_many
     from pipelines.search.bulk.request import BulkSettings
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import TableRef
     from pipelines.tables.promotion import answering
 
-    storage = Storage.from_options(config.storage_options)
+    storage = config.storage()
     table = TableRef.parse(config.table, storage)
     if not config.original:
         table, _ = answering(table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 from pydantic import Field, field_validator
 
-from jobs.config import JobConfig
+from jobs.config import CorpusStoreConfig
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,7 +24,7 @@ _TOKEN_VARIABLE = "ISTHMUS_TOKEN"
 
 
 @Parameter(name="*")
-class ServeConfig(JobConfig):
+class ServeConfig(CorpusStoreConfig):
     """Config of `isthmus serve`."""
 
     tables: list[str] = Field(
@@ -42,10 +42,6 @@ class ServeConfig(JobConfig):
         default=None, ge=1, description="Serve by Ray Serve, with so many replicas; without it, by one process."
     )
     cpus_per_replica: float = Field(default=1.0, gt=0, description="Cores that each replica reserves.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
-    corpus_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="The same for the corpus' pictures."
-    )
 
     @field_validator("tables")
     @classmethod
@@ -102,7 +98,7 @@ def _application(config: ServeConfig, *, is_local: bool) -> Application:
 
 def _settings(config: ServeConfig, *, is_local: bool) -> ServeSettings:
     from pipelines.search.serving.app import ServeSettings
-    from pipelines.store.storage import Storage, absolute
+    from pipelines.store.storage import absolute
 
     token = os.environ.get(_TOKEN_VARIABLE) or None
     if not is_local and token is None:
@@ -116,15 +112,15 @@ def _settings(config: ServeConfig, *, is_local: bool) -> ServeSettings:
         hosts=hosts if is_local or config.allowed_host else ("*",),
         time_limit_s=config.time_limit_s,
         picture_roots=tuple(absolute(folder) for folder in config.pictures),
-        corpus_storage=Storage.from_options(config.corpus_storage_options),
+        corpus_storage=config.corpus_storage(),
     )
 
 
 def _tables(config: ServeConfig) -> dict[str, TableRef]:
     """The tables, by short names where those tell them apart, else by whole ones."""
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import TableRef
 
-    storage = Storage.from_options(config.storage_options)
+    storage = config.storage()
     refs = [TableRef.parse(name, storage, versions=True) for name in config.tables]
     names = [ref.label for ref in refs]
     return {ref.label if names.count(ref.label) == 1 else str(ref): ref for ref in refs}

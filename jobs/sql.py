@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 from pydantic import Field, field_validator
 
-from jobs.config import JobConfig
+from jobs.config import TableConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ _WRITERS = (".parquet", ".csv", ".arrow")
 
 
 @Parameter(name="*")
-class SqlConfig(JobConfig):
+class SqlConfig(TableConfig):
     """Config of `isthmus sql`."""
 
     table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; the statement calls it NAME.")
@@ -30,7 +30,6 @@ class SqlConfig(JobConfig):
     )
     also: list[str] = Field(default_factory=list, description="More tables that the statement names.")
     out: Path | None = Field(default=None, description="Write all rows to a .parquet, .csv or .arrow file.")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach the store.")
 
     @field_validator("out")
     @classmethod
@@ -79,9 +78,9 @@ def run(config: SqlConfig) -> SqlReport:
     """
     from pipelines.search.retrieval.search import OpenTable
     from pipelines.search.retrieval.sql import run_sql
-    from pipelines.store.storage import Storage, TableRef
+    from pipelines.store.storage import TableRef
 
-    storage = Storage.from_options(config.storage_options)
+    storage = config.storage()
     refs = [TableRef.parse(name, storage) for name in (config.table, *config.also)]
     names = [ref.name for ref in refs]
     if len(set(names)) < len(names):

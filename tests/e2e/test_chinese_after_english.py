@@ -16,10 +16,10 @@ import pytest
 
 import jobs.embed
 import jobs.finetune
-from pipelines.ingest.projecting import project_table
 from pipelines.samples.openmoji import build
 from pipelines.search.retrieval.search import OpenTable
 from pipelines.store.storage import TableRef
+from pipelines.train.finetuning.projecting import project_table
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1_200), pytest.mark.usefixtures("ray_session")]
 

@@ -360,7 +360,7 @@ def test_mined_negatives_stand_beside_their_anchors(table: str, towers: str, tmp
 def test_a_model_goes_on_with_what_itself_mined_and_a_teacher_of_another_dimension(
     table: str, towers: str, tmp_path: Path
 ) -> None:
-    from pipelines.ingest.projecting import project_table
+    from pipelines.train.finetuning.projecting import project_table
     from pipelines.train.mining.mine import mine
     from pipelines.train.mining.mining_settings import MiningSettings
 

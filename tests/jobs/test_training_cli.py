@@ -34,8 +34,8 @@ def test_train_project_evaluate_promote(towers: str, tmp_path: Path) -> None:
     assert "different spaces" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
-    from pipelines.ingest.projecting import project_table
     from pipelines.store.storage import TableRef
+    from pipelines.train.finetuning.projecting import project_table
 
     shown = TableRef.parse(str(tmp_path / "db" / "shown"))
     version = project_table(TableRef.parse(table), str(tmp_path / "m"), shown)

@@ -18,9 +18,9 @@ from encoders.protocol import EncoderOptions
 from encoders.registry import describe, load
 from encoders.training.models import open_model
 from encoders.training.tuning import Tuning, apply_tuning
-from pipelines.ingest.projecting import project_table
 from pipelines.store.storage import TableRef
 from pipelines.tables.provenance import Provenance
+from pipelines.train.finetuning.projecting import project_table
 
 N = 40
 WORDS = [f"a {w} thing {'x' * (i % 5)}" for i, w in enumerate(["red", "blue", "wet", "old"] * 10)]

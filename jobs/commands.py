@@ -1,0 +1,219 @@
+"""The table of commands: name, config, one line of help, and what is shown while the job runs.
+
+Nothing heavy is imported here: a job's module imports its pipeline when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.calibrate import CalibrateConfig
+from jobs.config import JobConfig, Report
+from jobs.corpus import CorpusConfig
+from jobs.dedup import DedupConfig
+from jobs.demo import DemoConfig
+from jobs.embed import EmbedConfig
+from jobs.encoders import EncodersConfig
+from jobs.evaluate import EvaluateConfig
+from jobs.exchange import ExportConfig, ImportConfig
+from jobs.explore import ExploreConfig
+from jobs.finetune import FinetuneConfig
+from jobs.finetune_reranker import FinetuneRerankerConfig
+from jobs.fuse import FuseConfig
+from jobs.index import IndexConfig
+from jobs.info import InfoConfig
+from jobs.maintain import MaintainConfig
+from jobs.mine import MineConfig
+from jobs.plan import PlanConfig
+from jobs.promote import PromoteConfig
+from jobs.rejects import RejectsConfig, RetryConfig
+from jobs.search import SearchConfig
+from jobs.search_many import SearchManyConfig
+from jobs.serve import ServeConfig
+from jobs.sql import SqlConfig
+from jobs.sync import SyncConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of `isthmus`.
+
+    Attributes:
+        name: what users type; two words for a subcommand of a command.
+        config: the job's config. Its module holds the function that runs it.
+        help: one line.
+        function: name of that function; it takes the config and returns a report.
+        rows: label of a progress line over rows; None shows none. The function then takes the progress callback too.
+        log: whether the function takes a callback for rows of a training log, shown as a table.
+    """
+
+    name: str
+    config: type[JobConfig]
+    help: str
+    function: str = "run"
+    rows: str | None = None
+    log: bool = False
+
+    def __call__(self, config: JobConfig) -> Report:
+        """Import the job and run it."""
+        run = getattr(importlib.import_module(self.config.__module__), self.function)
+        if self.rows is not None:
+            from jobs.display import row_progress
+
+            with row_progress(self.rows) as progress:
+                return run(config, progress)
+        if self.log:
+            from jobs.display import training_table
+
+            with training_table() as on_row:
+                return run(config, on_row)
+        return run(config)
+
+    def as_function(self) -> Callable[..., Report]:
+        """A function whose signature and docstring the CLI library reads. The config is optional if it can be empty."""
+        required = any(field.is_required() for field in self.config.model_fields.values())
+        default: Any = inspect.Parameter.empty if required else self.config()
+        parameter = inspect.Parameter(
+            "config", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=self.config, default=default
+        )
+
+        def call(config: JobConfig = default) -> Report:
+            return self(config)
+
+        call.__name__ = self.name.replace("-", "_").replace(" ", "_")
+        call.__doc__ = self.help
+        call.__annotations__ = {"config": self.config, "return": Report}
+        call.__signature__ = inspect.Signature([parameter], return_annotation=Report)  # type: ignore[attr-defined]
+        return call
+
+
+COMMANDS = (
+    Command(
+        name="embed",
+        config=EmbedConfig,
+        rows="embedding",
+        help="Embed a corpus into a LanceDB table. A run that was interrupted goes on where it stopped.",
+    ),
+    Command(
+        name="sync",
+        config=SyncConfig,
+        rows="embedding",
+        help="Make a table mirror its corpus: embed what is new, replace what changed, remove what is gone.",
+    ),
+    Command(
+        name="plan",
+        config=PlanConfig,
+        help="Say what `embed` with the same options would do, take and cost. Nothing is written.",
+    ),
+    Command(
+        name="rejects",
+        config=RejectsConfig,
+        help="Show the rows of a table's corpus that could not be embedded, and why.",
+    ),
+    Command(
+        name="rejects retry",
+        config=RetryConfig,
+        function="retry",
+        rows="retrying",
+        help="Try rows again that were rejected for a reason that may have passed.",
+    ),
+    Command(name="info", config=InfoConfig, help="Show a table: rows, columns, provenance, indexes, versions."),
+    Command(
+        name="maintain",
+        config=MaintainConfig,
+        help="Merge a table's small files, refresh its indexes, remove old versions and orphaned files. Safe in cron.",
+    ),
+    Command(
+        name="dedup",
+        config=DedupConfig,
+        help="Mark the rows that add nothing to an earlier row, by content and by vectors. No row is deleted.",
+    ),
+    Command(name="index", config=IndexConfig, help="Build the vector, full-text and scalar indexes of a table."),
+    Command(
+        name="search",
+        config=SearchConfig,
+        help="Search a table by words, pictures, rows or a vector, alone or composed.",
+    ),
+    Command(
+        name="search-many",
+        config=SearchManyConfig,
+        rows="searching",
+        help="Search a table by a file of queries, or by another table, in bulk. An interrupted run goes on.",
+    ),
+    Command(
+        name="sql",
+        config=SqlConfig,
+        help="Run one SQL statement over tables, with similarity to words, pictures and rows as functions.",
+    ),
+    Command(name="serve", config=ServeConfig, help="Serve a web page and an HTTP API over tables, until interrupted."),
+    Command(
+        name="explore",
+        config=ExploreConfig,
+        help="Draw a map of a table's vectors, with its clusters, outliers, near-duplicates and mismatched pairs.",
+    ),
+    Command(
+        name="calibrate",
+        config=CalibrateConfig,
+        help="Fit, on a table's own pairs, how likely a hit with a given score is a match. Search then shows it.",
+    ),
+    Command(
+        name="fuse",
+        config=FuseConfig,
+        help="Give each row one vector of its picture and its caption, in a column that can be searched.",
+    ),
+    Command(
+        name="export",
+        config=ExportConfig,
+        function="run_export",
+        help="Write a table as arrays beside Parquet (clip-retrieval, embedding-reader), or as Parquet.",
+    ),
+    Command(
+        name="import",
+        config=ImportConfig,
+        function="run_import",
+        help="Make a table of embeddings that clip-retrieval or `isthmus export` wrote.",
+    ),
+    Command(
+        name="finetune",
+        config=FinetuneConfig,
+        log=True,
+        help="Fine-tune an encoder contrastively on a corpus. An interrupted run goes on from its last checkpoint.",
+    ),
+    Command(
+        name="finetune-reranker",
+        config=FinetuneRerankerConfig,
+        rows="training",
+        help="Fine-tune a cross-encoder on a table's pairs against mined negatives. An interrupted run goes on.",
+    ),
+    Command(
+        name="mine",
+        config=MineConfig,
+        help="Mine hard negatives from a table's own vectors, for fine-tuning.",
+    ),
+    Command(
+        name="evaluate",
+        config=EvaluateConfig,
+        help="Measure retrieval exactly: text to image, image to text, image to image, with intervals.",
+    ),
+    Command(
+        name="promote",
+        config=PromoteConfig,
+        help="Let a new encoder's vectors answer for a table, if they are measurably better; or go back.",
+    ),
+    Command(name="encoders", config=EncodersConfig, help="List the encoders that are installed, or describe one."),
+    Command(
+        name="corpus",
+        config=CorpusConfig,
+        rows="pictures",
+        help="Fetch real pictures with an open licence and their names, as a Parquet corpus.",
+    ),
+    Command(
+        name="demo",
+        config=DemoConfig,
+        help="Build a corpus of real pictures, embed it, and search it in English and Chinese.",
+    ),
+)
