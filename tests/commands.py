@@ -1,16 +1,20 @@
-"""`isthmus` in a process of its own, as a script calls it."""
+"""`isthmus` from a test: in this process, or in one of its own."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 from killing import is_worker
 
 _POLL_S = 0.4
@@ -20,12 +24,72 @@ _WORKERS = ("ray::MapWorker", "ray::Read", "ray::Map", "ray::stage", "ray::IDLE"
 def isthmus(
     *arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """What the command printed, and its exit code.
+    """Run a command in this process, and return its exit code and what it wrote to both standard streams.
+
+    Imports cost a process of its own seconds; `isthmus_process` is for tests of what only a process shows.
 
     Args:
         arguments: after `isthmus`.
         cwd: the folder to run in.
-        environment: more variables. The command starts a Ray of its own, but for tests that use `shared_ray`.
+        environment: more variables.
+    """
+    from jobs.cli import app
+
+    had_ray = _has_ray()
+    with pytest.MonkeyPatch.context() as patch, _streams() as streams:
+        if cwd is not None:
+            patch.chdir(cwd)
+        for name, value in (environment or {}).items():
+            patch.setenv(name, value)
+        try:
+            returned = app.meta([str(argument) for argument in arguments], exit_on_error=False)
+        except SystemExit as end:
+            returned = end.code
+        finally:
+            app.config = ()
+            # The next command would log to a stream that is closed.
+            logging.getLogger().handlers.clear()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if _has_ray() and not had_ray:
+                # A later test's Ray has other resources.
+                sys.modules["ray"].shutdown()
+            said = [stream.read_text(encoding="utf-8") for stream in streams]
+    return subprocess.CompletedProcess(arguments, int(returned or 0), *said)
+
+
+def _has_ray() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+@contextmanager
+def _streams() -> Iterator[tuple[Path, Path]]:
+    """Files that take what this process, its libraries and its children write to standard output and error."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "stdout"), Path(folder, "stderr")
+        kept = [os.dup(1), os.dup(2)]
+        python = sys.stdout, sys.stderr
+        opened = [file.open("w", encoding="utf-8") for file in files]
+        for number, stream in enumerate(opened, start=1):
+            os.dup2(stream.fileno(), number)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", encoding="utf-8") for number in (1, 2))
+        try:
+            yield files
+        finally:
+            for stream in (sys.stdout, sys.stderr, *opened):
+                stream.close()
+            sys.stdout, sys.stderr = python
+            for number, copy in enumerate(kept, start=1):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def isthmus_process(
+    *arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`isthmus`, in a process of its own, as a script calls it.
+
+    The command starts a Ray of its own, unless a test uses `shared_ray`.
     """
     command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
     variables = {"RAY_ADDRESS": "local"} | os.environ | (environment or {})

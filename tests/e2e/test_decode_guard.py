@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lance
 import pytest
-from commands import isthmus
+from commands import isthmus_process as isthmus
 from corpora import Pair, pairs, picture, write_parquet
 
 from encoders.images import ImageError, ImageTransform

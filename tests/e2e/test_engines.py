@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-from commands import isthmus
+from commands import isthmus_process as isthmus
 from corpora import Pair, pairs, write_parquet
 from killing import is_worker
 from pydantic import ValidationError

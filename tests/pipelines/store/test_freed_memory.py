@@ -12,7 +12,7 @@ import pytest
 _CODE = """
 import json, resource
 import numpy as np, psutil
-from pipelines import memory
+from pipelines.store import memory
 freed = memory.FreedMemory()
 def block():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
