@@ -33,6 +33,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Nothing is fetched, whatever a library would like to look up.
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    if args.device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = "1"  # Tiny models gain nothing by more, and suffer where others work too.
     command = f"python -m benchmarks.gpu --minutes {args.minutes:g} --device {args.device}"
     results = Results(folder=args.out, command=command, device=args.device)
     with tempfile.TemporaryDirectory() as folder:

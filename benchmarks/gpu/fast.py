@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +15,8 @@ from benchmarks.gpu import levers
 from benchmarks.gpu.base import Bench, Row, Step, goal
 from benchmarks.gpu.clock import rate
 from benchmarks.gpu.machine import matmul_tflops
-from benchmarks.gpu.models import RESNET, VIT_B, VIT_L, Rig, pixels
+from benchmarks.gpu.models import Rig, pixels
+from benchmarks.gpu.words import RESNET, VIT_B, VIT_L, best_rate
 from benchmarks.harness import ratio, take_turns
 
 ENCODE, CEILING = "encode call", "ceiling"
@@ -22,11 +24,6 @@ _GOALS = {VIT_B: 0.95, VIT_L: 0.98}
 _BATCHES = {RESNET: (64, 256, 1024), VIT_B: (64, 256, 1024), VIT_L: (64, 256, 512)}
 _CALL_BATCHES = 4  # batches of an encode call
 _ROUNDS = 3
-
-
-def best_rate(name: str) -> str:
-    """The words under which the best rate of the encode call is kept, for `follows`."""
-    return f"{name}: {ENCODE}, best batch size"
 
 
 def rates(name: str, bench: Bench) -> Iterator[Row]:
@@ -68,8 +65,6 @@ def turns(bench: Bench, rig: Rig, batch: int) -> dict[str, list[float]]:
 
 def on_device(bench: Bench, rig: Rig, batch: int) -> torch.Tensor:
     """A normalised batch on the device, laid out as the product's is."""
-    import numpy as np
-
     raw = torch.from_numpy(np.stack(pixels(rig.transform, batch))).to(bench.device)
     return rig.transform.normalise_tensor(raw)
 

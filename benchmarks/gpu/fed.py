@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
-import queue
 import time
 from collections.abc import Iterator
 from functools import cache, partial
@@ -18,32 +16,21 @@ from PIL import Image
 
 from benchmarks.gpu.base import Bench, Row, Skip, Step
 from benchmarks.gpu.clock import seconds
-from benchmarks.gpu.models import VIT_B, Rig
+from benchmarks.gpu.decoders import decoded
+from benchmarks.gpu.models import Rig
 from benchmarks.gpu.right import least_cosine
+from benchmarks.gpu.words import LARGE, SMALL, VIT_B, per_core, together
 from benchmarks.pictures import photo
 from encoders.images.decode import open_image
 from encoders.images.prepare import prepare, prepare_image
-from encoders.images.transform import ImageTransform
 
-SMALL, LARGE = "640x480", "12 MP"
 _SIZES = {SMALL: (640, 480, 1), LARGE: (1000, 750, 4)}  # of a tile, and tiles a side
-_DISTINCT = {SMALL: 8, LARGE: 2}
-_SLOTS_A_CORE = 3
-
-
-def per_core(size: str) -> str:
-    """The words under which the pictures that a core decodes a second are kept, for `follows`."""
-    return f"decoding, {size}: a core"
-
-
-def together(size: str) -> str:
-    """The words for decoding and encoding together."""
-    return f"{VIT_B}, {size}: decoding on all cores and encoding, together"
+_DISTINCT = {SMALL: 8, LARGE: 1}
 
 
 @cache
 def jpegs(size: str) -> tuple[bytes, ...]:
-    """JPEGs like photographs (quality 90, 4:2:0). The large ones are tiled: their noise is as fine, and made at once."""
+    """JPEGs like photographs (quality 90, 4:2:0). Large ones are tiled: as fine a noise, in less time."""
     width, height, tiles = _SIZES[size]
     found = []
     for seed in range(_DISTINCT[size]):
@@ -62,64 +49,25 @@ def decoding(size: str, bench: Bench) -> Iterator[Row]:
         for data in files:
             prepare(data, transform)
 
-    all_of_them()
     taken = seconds("cpu", all_of_them, least_s=bench.pick(2.0, 0.1))
     yield Row(what=per_core(size), figure=len(files) / taken, unit="pictures/s")
 
 
-_slots: Any = None  # of a decoding process: memory that it shares with the one that encodes
-
-
-def _attend(slots: Any) -> None:
-    global _slots
-    _slots = slots
-
-
-def _fill(task: tuple[int, tuple[bytes, ...], int, ImageTransform]) -> int:
-    """Decode so many pictures into a slot."""
-    slot, files, count, transform = task
-    shape = (-1, count, *(transform.fixed_size or ()), 3)
-    pixels = np.frombuffer(_slots, np.uint8).reshape(shape)[slot]
-    for i in range(count):
-        pixels[i] = prepare(files[i % len(files)], transform)
-    return slot
-
-
 def decode_and_encode(bench: Bench) -> Iterator[Row]:
     """JPEGs decoded by processes on all cores into shared memory, and encoded here."""
-    rig = Rig.load(bench, VIT_B, batch_size=256)
-    cores = len(os.sched_getaffinity(0))
     count, lasts_s = bench.pick(64, 4), bench.pick(8.0, 0.5)
-    context = multiprocessing.get_context("spawn")
-    slots = context.RawArray("B", cores * _SLOTS_A_CORE * count * rig.transform.pixel_bytes)
-    with context.Pool(cores, _attend, (slots,)) as pool:
-        made, taken = _drain(rig, pool, slots, count, lasts_s)
-    yield Row(what=together(SMALL), figure=made / taken, unit="pictures/s", note=f"{cores} cores")
-    yield Row(what=f"{VIT_B}, {SMALL}: the same, a core", figure=made / taken / cores, unit="pictures/s")
-
-
-def _drain(rig: Rig, pool: Any, slots: Any, count: int, lasts_s: float) -> tuple[int, float]:
-    """Pictures encoded and the seconds they took, from the first that came."""
-    assert rig.transform.fixed_size is not None
-    pixels = np.frombuffer(slots, np.uint8).reshape(-1, count, *rig.transform.fixed_size, 3)
-    free: queue.Queue[int | None] = queue.Queue()
-    for slot in range(len(pixels)):
-        free.put(slot)
-
-    def tasks() -> Iterator[tuple[int, tuple[bytes, ...], int, ImageTransform]]:
-        while (slot := free.get()) is not None:
-            yield slot, jpegs(SMALL), count, rig.transform
-
+    rig = Rig.load(bench, VIT_B, batch_size=count)
+    cores = len(os.sched_getaffinity(0))
     made, started = 0, 0.0
-    for slot in pool.imap_unordered(_fill, tasks()):
-        if started and time.perf_counter() - started >= lasts_s:
-            free.put(None)
-            break
-        rig.encoder.encode_images(list(pixels[slot]))
-        # The first slots wait for the processes to start, and warm the model up.
+    for pictures in decoded(cores, jpegs(SMALL), count, rig.transform):
+        rig.encoder.encode_images(list(pictures))
+        # The first waited for the processes to start, and warmed the model up.
         made, started = (made + count, started) if started else (0, time.perf_counter())
-        free.put(slot)
-    return made, time.perf_counter() - started
+        if made and time.perf_counter() - started >= lasts_s:
+            break
+    taken = time.perf_counter() - started
+    yield Row(what=together(SMALL), figure=made / taken, unit="pictures/s", note=f"{cores} cores")
+    yield Row(what=f"{together(SMALL)}, a core", figure=made / taken / cores, unit="pictures/s")
 
 
 def nvjpeg(bench: Bench) -> Iterator[Row]:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu.base import Bench, Row, Skip, Step, check, goal
 from benchmarks.gpu.clock import Lanes, rate, seconds
-from benchmarks.gpu.models import RESNET, VIT_B, VIT_L, Rig, pixels
+from benchmarks.gpu.models import Rig, pixels
 from benchmarks.gpu.right import LEAST_COSINE, least_cosine
+from benchmarks.gpu.words import RESNET, VIT_B, VIT_L
 from benchmarks.harness import Figures, ratio, take_turns
 
 _ROUNDS = 3
@@ -73,7 +74,7 @@ def layout(name: str, bench: Bench) -> Iterator[Row]:
 
 
 class Pipeline:
-    """Batches of uint8 in host memory to vectors in host memory: while one is computed the next is staged and copied."""
+    """Batches of uint8 to vectors, both in host memory: while one is computed the next is staged and copied."""
 
     def __init__(self, bench: Bench, rig: Rig, shape: tuple[int, ...]) -> None:
         self._rig, self._lanes = rig, Lanes(bench.device)
@@ -150,7 +151,9 @@ def compilation(bench: Bench) -> Iterator[Row]:
     rig = Rig.load(bench, VIT_B)
     ready = _ready(bench, rig)
     compiled = replace(rig, features=torch.compile(rig.features, dynamic=False))
-    yield Row(what="torch.compile: compile time", figure=seconds(bench.device, lambda: compiled.vectors(ready)), unit="s")
+    yield Row(
+        what="torch.compile: compile time", figure=seconds(bench.device, lambda: compiled.vectors(ready)), unit="s"
+    )
     ways: Ways = {_FIRST: lambda: rig.vectors(ready), "compiled": lambda: compiled.vectors(ready)}
     yield _row(f"{VIT_B}: torch.compile by eager", _compared(bench, ways, len(ready)), "compiled")
     yield _same(f"{VIT_B}: torch.compile", _numbers(compiled.vectors(ready)), _numbers(rig.vectors(ready)))

@@ -51,7 +51,7 @@ def _driver() -> str:
 
 def matmul_tflops(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> float:
     """TFLOP/s of a large square product, the median of some rounds."""
-    n = bench.pick(8192, 256)
+    n = bench.pick(8192, 64)
     a, b = (torch.randn(n, n, device=bench.device).to(dtype) for _ in range(2))
     a @ b
     taken = [seconds(bench.device, lambda: a @ b, least_s=bench.pick(0.1, 0.01)) for _ in range(_ROUNDS)]

@@ -12,11 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers as tf
 from numpy.typing import NDArray
 from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from benchmarks.gpu.base import Bench
+from benchmarks.gpu.words import BERT, RESNET, VIT_B, VIT_L
 from benchmarks.pictures import photo
 from encoders.description import Description
 from encoders.device import Runtime
@@ -27,10 +37,8 @@ from encoders.registry import describe
 from encoders.single_tower import vision_features
 from encoders.towers import ImageTower, TowersEncoder
 
-RESNET, VIT_B, VIT_L, BERT = "ResNet-50", "ViT-B/32", "ViT-L/14", "BERT-base"
-IMAGE_MODELS = (RESNET, VIT_B, VIT_L)
 _SIDE, _SMALL_SIDE = 224, 32
-_WORDS = 30_522
+_SMALL_WORDS = 64
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -55,19 +63,19 @@ def _vit(width: int, layers: int, heads: int, patch: int) -> Callable[[bool], nn
     def make(small: bool) -> nn.Module:
         sizes = (32, 2, 4, 8, _SMALL_SIDE) if small else (width, layers, heads, patch, _SIDE)
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
-        return tf.ViTModel(tf.ViTConfig(**dict(zip(names, sizes, strict=True)), intermediate_size=4 * sizes[0]))
+        return ViTModel(ViTConfig(**dict(zip(names, sizes, strict=True)), intermediate_size=4 * sizes[0]))
 
     return make
 
 
 def _resnet(small: bool) -> nn.Module:
-    sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
-    return tf.ResNetModel(tf.ResNetConfig(**(sizes if small else {})))
+    sizes: dict[str, Any] = {"embedding_size": 32, "hidden_sizes": [64, 64, 128, 256], "depths": [1, 1, 1, 1]}
+    return ResNetModel(ResNetConfig(**(sizes if small else {})))
 
 
 def _bert(small: bool) -> nn.Module:
     sizes = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return tf.BertModel(tf.BertConfig(vocab_size=_WORDS, **(sizes if small else {})))
+    return BertModel(BertConfig(**(sizes | {"vocab_size": _SMALL_WORDS} if small else {})))
 
 
 _MAKERS: dict[str, Callable[[bool], nn.Module]] = {
@@ -119,7 +127,7 @@ def _tokenizer() -> Any:
     ends = [("[CLS]", 2), ("[SEP]", 3)]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", model_max_length=64, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", model_max_length=64, **names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +156,7 @@ class Rig:
         found: Description = describe(str(folder))
         assert found.image_transform is not None
         runtime = Runtime(options)
-        network = runtime.place(load_model(tf.AutoModel, folder))
+        network = runtime.place(load_model(AutoModel, folder))
         features = vision_features(network, network.config.model_type)  # type: ignore[union-attr,arg-type]
         (card,) = found.card.towers
         tower = ImageTower(transform=found.image_transform, forward=features, dim=card.dim, runtime=runtime)

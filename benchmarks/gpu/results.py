@@ -1,4 +1,4 @@
-"""The results of a run: kept as JSON and Markdown, written anew with each row, so that a killed run keeps what it had."""
+"""The results of a run, as JSON and Markdown: written with each row, so that a killed run keeps what it had."""
 
 from __future__ import annotations
 

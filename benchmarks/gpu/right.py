@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu.base import Bench, Row, Skip, Step, check
 from benchmarks.gpu.clock import tf32
-from benchmarks.gpu.models import BERT, IMAGE_MODELS, captions, directory, pixels
+from benchmarks.gpu.models import captions, directory, pixels
+from benchmarks.gpu.words import BERT, IMAGE_MODELS
 from encoders.protocol import EncoderOptions, Precision
 from encoders.registry import describe, load
 
@@ -19,7 +20,7 @@ Vectors = NDArray[np.float32]
 PACKAGED = ("efficientnet-lite0", "minilm")
 LEAST_COSINE: dict[Precision, float] = {"fp32": 0.99999, "bf16": 0.999, "fp16": 0.999}
 MOST_DIFFERENCE = 1e-5
-_COUNT = 12
+_COUNT, _SMALL_COUNT = 12, 5
 # Which float32 products are rounded to TF32: (matrix products, convolutions).
 _TF32 = {"TF32 off": (False, False), "TF32 as torch ships it": (False, True), "TF32 on": (True, True)}
 
@@ -42,7 +43,8 @@ def spec_of(bench: Bench, name: str) -> str:
 def inputs_of(bench: Bench, name: str) -> list[Any]:
     """Pictures or captions for a model."""
     transform = describe(spec_of(bench, name)).image_transform
-    return captions(_COUNT) if transform is None else list(pixels(transform, _COUNT))
+    count = bench.pick(_COUNT, _SMALL_COUNT)
+    return captions(count) if transform is None else list(pixels(transform, count))
 
 
 def encode_with(bench: Bench, name: str, device: str, precision: Precision) -> Callable[[Sequence[Any]], Vectors]:
@@ -76,33 +78,30 @@ def spread(name: str, bench: Bench) -> Iterator[Row]:
 
 def vectors(name: str, precision: Precision, bench: Bench) -> Iterator[Row]:
     """One model in one precision."""
-    if precision == "fp16" and bench.device == "cpu":
-        raise Skip("fp16 is for CUDA")
     found = encode_with(bench, name, bench.device, precision)(inputs_of(bench, name))
     yield check(
         f"{name}, {precision}: least cosine", least_cosine(found, reference(bench, name)), LEAST_COSINE[precision]
     )
 
 
-def independence(name: str, bench: Bench) -> Iterator[Row]:
+def independence(name: str, mode: str, bench: Bench) -> Iterator[Row]:
     """A vector must not depend on the batch size, the order and the neighbours, in fp32."""
     encode, inputs = encode_with(bench, name, bench.device, "fp32"), inputs_of(bench, name)
-    for mode, (matmul, convolution) in _TF32.items():
-        with tf32(matmul=matmul, convolution=convolution):
-            whole = encode(inputs)
-            ways = {
-                "one by one": np.concatenate([encode([item]) for item in inputs]),
-                "in threes": np.concatenate([encode(inputs[i : i + 3]) for i in range(0, len(inputs), 3)]),
-                "reversed": encode(inputs[::-1])[::-1],
-                "other neighbours": encode([*inputs[:2], *([inputs[-1]] * 5)])[:2],
-            }
-        worst = max(float(np.abs(found - whole[: len(found)]).max()) for found in ways.values())
-        cosine = least_cosine(whole, reference(bench, name))
-        what = f"{name}, fp32, {mode}: greatest difference between batches"
-        # The product never turns it on.
-        found_out = Row(what=what, figure=worst)
-        yield found_out if mode == "TF32 on" else check(what, worst, MOST_DIFFERENCE, at_least=False)
-        yield Row(what=f"{name}, fp32, {mode}: least cosine", figure=cosine)
+    matmul, convolution = _TF32[mode]
+    with tf32(matmul=matmul, convolution=convolution):
+        whole = encode(inputs)
+        ways = (
+            np.concatenate([encode([item]) for item in inputs]),
+            np.concatenate([encode(inputs[i : i + 3]) for i in range(0, len(inputs), 3)]),
+            encode(inputs[::-1])[::-1],
+            encode([*inputs[:2], *([inputs[-1]] * 5)])[:2],
+        )
+    worst = max(float(np.abs(found - whole[: len(found)]).max()) for found in ways)
+    what = f"{name}, fp32, {mode}: greatest difference between batches"
+    # The product never turns it on.
+    found_out = Row(what=what, figure=worst)
+    yield found_out if mode == "TF32 on" else check(what, worst, MOST_DIFFERENCE, at_least=False)
+    yield Row(what=f"{name}, fp32, {mode}: least cosine", figure=least_cosine(whole, reference(bench, name)))
 
 
 def _steps() -> Iterator[Step]:
@@ -110,9 +109,12 @@ def _steps() -> Iterator[Step]:
     for name in names:
         yield Step(name=f"{name}: spread", run=partial(spread, name), least_s=4)
         for precision in LEAST_COSINE:
-            yield Step(name=f"{name}, {precision}", run=partial(vectors, name, precision), least_s=1.5)
+            run = partial(vectors, name, precision)
+            yield Step(name=f"{name}, {precision}", run=run, least_s=1.5, cuda_only=precision == "fp16")
     for name in names:
-        yield Step(name=f"{name}: independence", run=partial(independence, name), least_s=2)
+        for mode in _TF32:
+            run = partial(independence, name, mode)
+            yield Step(name=f"{name}: independence, {mode}", run=run, cuda_only=mode != "TF32 off")
 
 
 STEPS = tuple(_steps())

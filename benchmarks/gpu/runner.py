@@ -20,7 +20,8 @@ from benchmarks.gpu.results import PartResult, Results
 
 # A part that overstays its share by this factor, and these seconds, hangs.
 _PATIENCE, _GRACE_S = 1.5, 5.0
-_START_S = 60.0  # to import torch from a cold disk
+# Imported before the first part, from a cold disk perhaps.
+_WARM, _START_S = ("torch", "benchmarks.gpu.models"), 90.0
 _CLOSING_S = 3.0
 _LATE_S = 1.0
 
@@ -47,10 +48,10 @@ class Part:
 class Worker:
     """A process that measures. It is replaced when a part fails in it: CUDA does not recover from some errors."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, warm: Sequence[str]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(bench, theirs))
+        self._process = context.Process(target=serve, args=(bench, warm, theirs))
         self._process.start()
         theirs.close()
 
@@ -67,7 +68,7 @@ class Worker:
             yield row
 
     def wait(self, limit_s: float) -> None:
-        """Until torch is imported, which is nobody's part.
+        """Until what is warm is imported, which is nobody's part.
 
         Raises:
             OSError: it takes longer.
@@ -91,11 +92,13 @@ class Worker:
         self._process.join(_LATE_S)
 
 
-def serve(bench: Bench, pipe: Connection) -> None:
-    """Answer each (module, limit, hard limit) by the rows of its steps, and None; end when nobody asks any more."""
+def serve(bench: Bench, warm: Sequence[str], pipe: Connection) -> None:
+    """Import what is warm; then answer each (module, limit, hard limit) by the rows of its steps, and None. End when
+    nobody asks any more."""
     os.setsid()  # so that those that it starts end with it
-    import torch  # noqa: F401
-
+    for module in warm:
+        with contextlib.suppress(ImportError):  # A part that needs what is missing says so itself.
+            importlib.import_module(module)
     with contextlib.suppress(EOFError, BrokenPipeError):
         pipe.send(None)
         while True:
@@ -112,8 +115,9 @@ def serve(bench: Bench, pipe: Connection) -> None:
 class Run:
     """A run of some parts within a limit."""
 
-    def __init__(self, results: Results, bench: Bench, limit_s: float) -> None:
+    def __init__(self, results: Results, bench: Bench, limit_s: float, warm: Sequence[str] = _WARM) -> None:
         self.results = results
+        self._warm = warm
         self._bench = bench
         self._ends_at = time.monotonic() + limit_s - _CLOSING_S
         self._worker: Worker | None = None
@@ -178,7 +182,7 @@ class Run:
 
     def _ready_worker(self) -> Worker:
         if self._worker is None:
-            self._worker = Worker(self._bench)
+            self._worker = Worker(self._bench, self._warm)
             self._worker.wait(max(0.0, min(_START_S, self.left_s)))
         return self._worker
 
