@@ -61,7 +61,7 @@ def directory(bench: Bench, name: str) -> Path:
 
 def _vit(width: int, layers: int, heads: int, patch: int) -> Callable[[bool], nn.Module]:
     def make(small: bool) -> nn.Module:
-        sizes = (32, 2, 4, 8, _SMALL_SIDE) if small else (width, layers, heads, patch, _SIDE)
+        sizes: Any = (32, 2, 4, 8, _SMALL_SIDE) if small else (width, layers, heads, patch, _SIDE)
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
         return ViTModel(ViTConfig(**dict(zip(names, sizes, strict=True)), intermediate_size=4 * sizes[0]))
 
@@ -74,8 +74,9 @@ def _resnet(small: bool) -> nn.Module:
 
 
 def _bert(small: bool) -> nn.Module:
-    sizes = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return BertModel(BertConfig(**(sizes | {"vocab_size": _SMALL_WORDS} if small else {})))
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 128, "vocab_size": _SMALL_WORDS}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    return BertModel(BertConfig(**(sizes if small else {})))
 
 
 _MAKERS: dict[str, Callable[[bool], nn.Module]] = {
@@ -110,8 +111,14 @@ def _calibrate(model: nn.Module, side: int) -> None:
 
 def _write_processor(folder: Path, side: int) -> None:
     square = {"height": side, "width": side}
-    processor = {"image_processor_type": "CLIPImageProcessor", "crop_size": square, "size": {"shortest_edge": side}}
-    processor |= {"do_resize": True, "do_center_crop": True, "do_rescale": True, "rescale_factor": 1 / 255}
+    processor: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": side}}
+    processor |= {
+        "do_resize": True,
+        "crop_size": square,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+    }
     processor |= {"do_normalize": True, "resample": 3, "image_mean": _MEAN, "image_std": _STD}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))

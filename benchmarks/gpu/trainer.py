@@ -23,7 +23,12 @@ _TOKENS = 32
 
 
 class Trainer:
-    """A model and its optimiser, as a training process of the product holds them."""
+    """A model and its optimiser, as a training process of the product holds them.
+
+    Attributes:
+        model: gives the pairs of a batch.
+        bf16: whether it computes in bf16, by autocast, or in fp32.
+    """
 
     def __init__(
         self,
@@ -53,7 +58,8 @@ class Trainer:
         self.model = PairsModel(model).to(bench.device).train()
         groups = parameter_groups(self.model, learning_rate=learning_rate, weight_decay=0.1)
         self._optimiser = make_optimiser(groups)
-        self._loss, self._bf16, self._device = loss, precision == "bf16", bench.device
+        self.bf16 = precision == "bf16"
+        self._loss, self._device = loss, bench.device
 
     @property
     def image_network(self) -> Any:
@@ -92,7 +98,7 @@ class Trainer:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """As the product's loop has it."""
-        return torch.autocast(self._device, torch.bfloat16) if self._bf16 else contextlib.nullcontext()
+        return torch.autocast(self._device, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
 
 def pairs(bench: Bench, count: int) -> Batch:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 
 from benchmarks.gpu.base import Bench, Row, Skip, Step, check
-from benchmarks.gpu.clock import free_memory, peak_gib, seconds, tf32
+from benchmarks.gpu.clock import free_memory, peak_gib, rate, seconds, tf32
 from benchmarks.gpu.models import pixels
 from benchmarks.gpu.trainer import Trainer, pairs, relative, same_random_numbers
+from benchmarks.harness import ratio, take_turns
 from encoders.device import is_out_of_memory
 from encoders.losses.siglip import siglip
 from encoders.training.models import plain_pixels
@@ -19,34 +22,46 @@ from encoders.training.models import plain_pixels
 _BATCH, _SMALL_BATCH = 4096, 16
 _CHUNKS, _SMALL_CHUNKS = (128, 256, 512, 1024), (4, 8)
 _PLANTED_STEPS = 50
+_ROUNDS = 2
+_NO_ROOM = "does not fit in memory"
 
 
 def _sizes(bench: Bench) -> tuple[int, tuple[int, ...]]:
     return bench.pick((_BATCH, _CHUNKS), (_SMALL_BATCH, _SMALL_CHUNKS))
 
 
-def _timed(bench: Bench, what: str, step: Callable[[], object], count: int) -> Iterator[Row]:
-    """Pairs a second of a step, its seconds and its peak memory; a row that says so where it does not fit."""
+def _fits(bench: Bench, step: Callable[[], object]) -> bool:
+    """Whether there is memory for a step, which is taken."""
     free_memory(bench.device)
     try:
-        step()  # makes the optimiser's state
-        taken = min(seconds(bench.device, step) for _ in range(2))
+        step()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        yield Row(what=what, figure="does not fit in memory", note=f"{count:,} pairs")
-        return
-    yield Row(what=what, figure=count / taken, unit="pairs/s", note=f"{count:,} pairs, {taken:.2f} s")
+        return False
+    return True
+
+
+def _peak(bench: Bench, what: str) -> Iterator[Row]:
     if (gib := peak_gib(bench.device)) is not None:
         yield Row(what=f"{what}: peak memory", figure=gib, unit="GiB")
 
 
+def _timed(bench: Bench, what: str, step: Callable[[], object], count: int) -> Iterator[Row]:
+    """Pairs a second of a step and its peak memory; a row that says so where it does not fit."""
+    if not _fits(bench, step):
+        yield Row(what=what, figure=_NO_ROOM, note=f"{count:,} pairs")
+        return
+    taken = statistics.median(seconds(bench.device, step) for _ in range(_ROUNDS))
+    yield Row(what=what, figure=count / taken, unit="pairs/s", note=f"{count:,} pairs, {taken:.2f} s")
+    yield from _peak(bench, what)
+
+
 def exact(precision: str, bench: Bench) -> Iterator[Row]:
     """GradCache beside the plain step: loss and gradients. In fp32 at a small size, without dropout in both."""
-    if precision == "fp32":
-        count, chunks, most = 64, (16, 32), 1e-5
-    else:
-        count, chunks, most = bench.pick(2048, 16), _sizes(bench)[1], 1e-2
+    small = precision == "fp32"
+    count, most = (64, 1e-5) if small else (bench.pick(2048, 16), 1e-2)
+    chunks = (16, 32) if small else _sizes(bench)[1]
     trainer, batch = Trainer(bench, precision=precision), pairs(bench, count)
     trainer.model.eval()
     with tf32(matmul=False, convolution=False):
@@ -58,47 +73,56 @@ def exact(precision: str, bench: Bench) -> Iterator[Row]:
             yield check(f"{what}: loss, relative difference", abs(cached - loss) / abs(loss), most, at_least=False)
             difference = relative(trainer.gradients(), gradients)
             yield check(f"{what}: gradients, relative difference", difference, most, at_least=False)
+        if not small:
+            trainer.bf16 = False
+            trainer.backward(batch, chunks[0])
+            rounding = relative(gradients, trainer.gradients())
+            trainer.bf16 = True
+            yield Row(what="bf16's own rounding: gradients of a plain step by those in fp32", figure=rounding)
         trainer.model.train()
         replayed = same_random_numbers(trainer, batch, chunks[0])
     yield check(f"GradCache, {precision}: second forward pass with dropout", replayed, 1e-5, at_least=False)
 
 
 def steps(bench: Bench) -> Iterator[Row]:
-    """A plain step, and GradCache at each chunk size."""
+    """A plain step, and GradCache at each chunk size: what fits, its peak memory, then pairs per second in turns."""
     count, chunks = _sizes(bench)
     trainer, batch = Trainer(bench), pairs(bench, count)
-    yield from _timed(bench, "InfoNCE, plain step", lambda: trainer.step(batch), count)
-    for chunk in chunks:
-        yield from _timed(bench, f"InfoNCE, GradCache, chunks of {chunk}", partial(trainer.step, batch, chunk), count)
+    ways: dict[str, Callable[[], float]] = {}
+    for name, chunk in {"plain step": None, **{f"GradCache, chunks of {chunk}": chunk for chunk in chunks}}.items():
+        way = partial(trainer.step, batch, chunk)
+        if _fits(bench, way):
+            ways[name] = rate(bench.device, way, count)
+            yield from _peak(bench, f"InfoNCE, {name}")
+        else:
+            yield Row(what=f"InfoNCE, {name}", figure=_NO_ROOM, note=f"{count:,} pairs")
+    figures = take_turns(ways, _ROUNDS, warmup=0)
+    for name, found in figures.items():
+        pace = statistics.median(found)
+        yield Row(what=f"InfoNCE, {name}", figure=pace, unit="pairs/s", note=f"{count:,} pairs, {count / pace:.2f} s")
+        if name != "plain step" and "plain step" in figures:
+            yield Row(what=f"InfoNCE, {name}: time by a plain step's", figure=ratio(figures, "plain step", name))
 
 
 def largest(bench: Bench) -> Iterator[Row]:
     """Batches doubled until one does not fit, plain and with GradCache."""
     count, chunks = _sizes(bench)
     for name, chunk in (("plain", None), (f"GradCache, chunks of {chunks[-2]}", chunks[-2])):
-        trainer, fits, why = Trainer(bench), 0, "the next one does not fit"
-        size = count // 4
-        while bench.left_s > 0:
-            taken = _tried(bench, trainer, size, chunk)
-            if taken is None:
+        trainer, fits, why = Trainer(bench), 0, "the part's time was up"
+        most_s = bench.pick(12.0, 0.5)
+        while bench.left_s > 2 * most_s or not fits:
+            size = 2 * fits or count // 4
+            started = time.perf_counter()
+            if not _fits(bench, lambda: trainer.step(pairs(bench, size), chunk)):  # noqa: B023
+                why = "the next one does not fit"
                 break
-            fits, size = size, size * 2
-            if 2 * taken > bench.pick(12.0, 0.5):
+            fits, taken = size, time.perf_counter() - started
+            if 2 * taken > most_s:
                 why = "the next one was not tried: it takes too long"
                 break
-        yield Row(what=f"largest batch, {name}", figure=float(fits), unit="pairs", note=why)
-
-
-def _tried(bench: Bench, trainer: Trainer, count: int, chunk: int | None) -> float | None:
-    """Seconds of a step; None where it does not fit."""
-    free_memory(bench.device)
-    try:
-        batch = pairs(bench, count)
-        return seconds(bench.device, lambda: trainer.step(batch, chunk))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
+        gib = peak_gib(bench.device)
+        note = why if gib is None or chunk is None else f"{why}; peak of this one: {gib:.1f} GiB"
+        yield Row(what=f"largest batch, {name}", figure=float(fits), unit="pairs", note=note)
 
 
 def tuned(what: str, image: str, text: str, bench: Bench) -> Iterator[Row]:
