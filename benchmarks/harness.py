@@ -17,8 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("ray", "lancedb", "pylance", "pyarrow", "torch", "transformers", "openvino", "numpy", "pillow")
 Figures = dict[str, list[float]]
@@ -99,6 +97,8 @@ def summary(figures: Figures, digits: int = 4) -> dict[str, dict[str, float]]:
 
 def machine() -> dict[str, Any]:
     """On what this is measured: processor, cores, memory, versions."""
+    import psutil  # `benchmarks.gpu` runs where it may be missing.
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),

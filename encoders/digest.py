@@ -9,8 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 _DIGEST_BYTES = 8
 _CHUNK_BYTES = 1 << 22
 
@@ -30,6 +28,8 @@ def digest_large(data: bytes | memoryview, size: int = _DIGEST_BYTES) -> str:
     The hash is a tree of kilobytes, which SIMD takes several at a time (O'Connor, Aumasson, Neves and Wilcox-O'Hearn,
     "BLAKE3: one function, fast everywhere", 2020).
     """
+    from blake3 import blake3  # A machine that only encodes or trains need not have it.
+
     return blake3(data).hexdigest(length=size)
 
 

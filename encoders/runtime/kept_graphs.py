@@ -19,8 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from encoders.digest import digest_files, digest_json
 from encoders.protocol import TowerCard
 
@@ -124,7 +122,13 @@ def _root() -> Path | None:
     named = os.environ.get(VARIABLE)
     if named == "":
         return None
-    return (Path(named).expanduser() if named else platformdirs.user_cache_path("isthmus")) / "graphs"
+    return (Path(named).expanduser() if named else _user_cache()) / "graphs"
+
+
+def _user_cache() -> Path:
+    import platformdirs  # A machine without OpenVINO keeps no graphs, and need not have it.
+
+    return platformdirs.user_cache_path("isthmus")
 
 
 def _make_room(root: Path, newest: Path) -> None:
