@@ -12,7 +12,7 @@ from benchmarks.gpu.clock import free_memory
 from benchmarks.gpu.models import Rig, pixels
 from benchmarks.gpu.right import MOST_DIFFERENCE
 from benchmarks.gpu.words import VIT_B
-from encoders.towers import ImageTower
+from encoders.runtime.towers import ImageTower
 
 _MIB = 2**20
 

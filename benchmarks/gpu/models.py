@@ -29,13 +29,13 @@ from benchmarks.gpu.base import Bench
 from benchmarks.gpu.words import BERT, RESNET, VIT_B, VIT_L
 from benchmarks.pictures import photo
 from encoders.description import Description
-from encoders.device import Runtime
+from encoders.families.loading import load_model
+from encoders.families.single_tower import vision_features
 from encoders.images.transform import ImageTransform
-from encoders.loading import load_model
 from encoders.protocol import EncoderOptions, Precision
 from encoders.registry import describe
-from encoders.single_tower import vision_features
-from encoders.towers import ImageTower, TowersEncoder
+from encoders.runtime.device import Runtime
+from encoders.runtime.towers import ImageTower, TowersEncoder
 
 _SIDE, _SMALL_SIDE = 224, 32
 _SMALL_WORDS = 64
@@ -157,7 +157,7 @@ class Rig:
 
     @classmethod
     def load(cls, bench: Bench, name: str, *, precision: Precision = "bf16", batch_size: int = 64) -> Rig:
-        """The encoder of a model, put together as `encoders.single_tower` does it."""
+        """The encoder of a model, put together as `encoders.families.single_tower` does it."""
         folder = directory(bench, name)
         options = EncoderOptions(device=_device(bench), precision=precision, backend="torch", batch_size=batch_size)
         found: Description = describe(str(folder))

@@ -15,8 +15,8 @@ from benchmarks.gpu.clock import free_memory, peak_gib, rate, seconds, tf32
 from benchmarks.gpu.models import pixels
 from benchmarks.gpu.trainer import Trainer, pairs, relative, same_random_numbers
 from benchmarks.harness import ratio, take_turns
-from encoders.device import is_out_of_memory
 from encoders.losses.siglip import siglip
+from encoders.runtime.device import is_out_of_memory
 from encoders.training.models import plain_pixels
 
 _BATCH, _SMALL_BATCH = 4096, 16
