@@ -202,7 +202,7 @@ def tunings(config: FinetuneConfig) -> tuple[str, str]:
     from encoders.registry import resolve
 
     fresh = "+" in config.encoder and not Path(config.encoder).exists()
-    dual = fresh or resolve(config.encoder)[0] == "encoders.dual.model.card"
+    dual = fresh or resolve(config.encoder)[0] == "encoders.dual.card"
     default = ("head", "head") if dual else ("frozen", "full")
     chosen = [
         d if given == "auto" else given

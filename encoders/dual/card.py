@@ -13,7 +13,7 @@ from encoders.families.directories import DUAL_CONFIG, identity, model_digest, t
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
 
-NEEDS = ("encoders.dual.model.encoder",)
+NEEDS = ("encoders.dual.encoder",)
 Head = Literal["linear", "mlp"]
 
 
@@ -92,6 +92,6 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     Raises:
         ValueError: the directory cannot be used, or its frozen text backbone is another one than here.
     """
-    from encoders.dual.model.encoder import load_dual
+    from encoders.dual.encoder import load_dual
 
     return load_dual(Path(spec), describe(spec), options)

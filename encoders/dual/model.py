@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from encoders.dual.model.backbones import ImageBackbone, TextBackbone
-from encoders.dual.model.card import DualConfig, Head, read_dual_config
+from encoders.dual.backbones import ImageBackbone, TextBackbone
+from encoders.dual.card import DualConfig, Head, read_dual_config
 from encoders.families.directories import DUAL_CONFIG, weights_digest
 from encoders.saving import replacing
 

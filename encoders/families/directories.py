@@ -74,7 +74,7 @@ def module_for(directory: Path) -> str:
             several towers that isthmus does not know.
     """
     if (directory / DUAL_CONFIG).is_file():
-        return "encoders.dual.model.card"
+        return "encoders.dual.card"
     config = read_config(directory)
     from encoders.families.two_tower import FAMILIES
 

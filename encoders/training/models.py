@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from encoders.dual.model.card import Head
+from encoders.dual.card import Head
 from encoders.images.prepare import prepare_image
 from encoders.images.transform import ImageTransform
 from encoders.protocol import Modality
@@ -130,7 +130,7 @@ def open_model(spec: str, *, dim: int = 256, head: Head = "linear", dropout: flo
         )
         return DualModel(tower)
     module, directory = resolve(spec)
-    if module == "encoders.dual.model.card":
+    if module == "encoders.dual.card":
         from encoders.training.dual_model import DualModel
 
         return DualModel(DualTower.from_directory(directory), Path(directory))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from encoders.dual.model.card import Head
-
+from encoders.dual.card import Head
 from encoders.images.augment import Augmentation
 from encoders.losses.weighted import LossTerm
 from pipelines.store.storage import Storage, TableRef
