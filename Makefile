@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-heavy bench lint types format check clean
+.PHONY: help demo test test-all test-heavy bench lint types format check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -13,11 +13,14 @@ help: ## List the targets
 demo: $(VENV)/.demo ## Embed real pictures, index them, search them in English and Chinese
 	$(BIN)/isthmus demo --folder $(DEMO) $(ARGS)
 
-test: $(VENV)/.dev ## Run the tests (not the heavy ones)
+test: $(VENV)/.dev ## Run the quick tests: each promise once, in minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+test-all: $(VENV)/.dev ## Run the other tests that CI needs: both engines, S3, kills, training, the README's commands
+	$(BIN)/python -m pytest -m 'slow and not heavy' -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
 test-heavy: $(VENV)/.dev ## Run the heavy tests: kills, many rows, a real S3 server
-	$(BIN)/python -m pytest -m heavy $(ARGS)
+	HYPOTHESIS_PROFILE=free $(BIN)/python -m pytest -m heavy $(ARGS)
 
 bench: $(VENV)/.dev ## The benches in small; fails on a gross regression (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks.quick
@@ -31,7 +34,7 @@ types: $(VENV)/.dev ## Check types
 format: $(VENV)/.dev ## Rewrite to style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-check: lint types test bench ## All that CI runs
+check: lint types test test-all bench ## All that CI runs
 
 clean: ## Remove the virtual environment and what the demo made
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -25,6 +26,12 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
+# The same examples in every run, so that CI is repeatable; `make test-heavy` draws others each time.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("free")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray with 4 logical CPUs (two would starve actors and tasks of each other)."""
@@ -35,11 +42,13 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module", params=["ray", "process"])
+@pytest.fixture(scope="module", params=[pytest.param("ray", marks=pytest.mark.slow), "process"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """The module runs twice: jobs with the options `on_engine()` run on Ray, then in processes."""
     from engines import turn_of
 
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
     with turn_of(request.param):
         yield request.param
 

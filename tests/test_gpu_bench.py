@@ -25,6 +25,8 @@ from benchmarks.gpu.results import PartResult, Results
 from benchmarks.gpu.runner import Part, Run
 from benchmarks.gpu.words import SMALL, VIT_B, best_rate, per_core
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = ("torch", "transformers", "Pillow", "numpy", "pyarrow", "safetensors")
 OWN = ("benchmarks", "encoders")

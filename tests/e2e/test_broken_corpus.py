@@ -17,7 +17,7 @@ from jobs.embed import EmbedConfig, run
 from jobs.rejects import RejectsConfig
 from jobs.rejects import run as rejects
 
-pytestmark = pytest.mark.usefixtures("ray_session", "engine")
+pytestmark = pytest.mark.usefixtures("engine")
 ROWS, BAD = 5_000, 250
 
 

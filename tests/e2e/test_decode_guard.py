@@ -67,7 +67,7 @@ def test_what_a_process_died_at_is_suspect_and_what_it_lived_through_is_not(tmp_
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("engine", ["ray", "process"])
+@pytest.mark.parametrize("engine", [pytest.param("ray", marks=pytest.mark.slow), "process"])
 @pytest.mark.parametrize(("action", "reason"), [("kill", "decoder_crashed"), ("hang", "timeout")])
 def test_a_job_rejects_the_picture_and_keeps_its_neighbours(
     action: str, reason: str, engine: str, tmp_path: Path

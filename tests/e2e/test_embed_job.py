@@ -18,7 +18,7 @@ from jobs.info import run as info
 from jobs.rejects import RejectsConfig
 from jobs.rejects import run as rejects
 
-pytestmark = pytest.mark.usefixtures("ray_session", "engine")
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ def test_a_real_store_gives_the_rows_of_the_disk(real: str, tmp_path: Path) -> N
     check_same_as_local(real, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_page_fetches_its_pictures_from_the_corpus_on_s3(quick: str, tmp_path: Path) -> None:
     corpus = write_parquet(tmp_path / "c" / "c.parquet", pairs(20))
     uri = upload(quick, corpus, "page")
@@ -104,6 +105,7 @@ def test_a_bucket_that_does_not_exist_is_named(quick: str, tmp_path: Path) -> No
         embed("s3://nosuchbucket/data", str(tmp_path / "db" / "t"), quick)
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"s3://corpus/data.*endpoint"):
         embed("s3://corpus/data", str(tmp_path / "db" / "t"), "http://127.0.0.1:9")

@@ -73,7 +73,14 @@ def no_ray_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    "more", [{}, {"thumbnails": 16, "vector_dtype": "float16"}, {"embed": "text"}, {"embed": "image", "commit_rows": 1}]
+    "more",
+    [
+        {"thumbnails": 16, "vector_dtype": "float16"},
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in ({}, {"embed": "text"}, {"embed": "image", "commit_rows": 1})
+        ),
+    ],
 )
 def test_both_engines_make_the_same_table(more: dict[str, Any], tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path)
@@ -105,6 +112,7 @@ def test_one_machine_never_imports_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session", "no_ray_yet")
+@pytest.mark.slow
 def test_two_processes_that_die_leave_the_rest_to_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,7 +127,7 @@ def test_two_processes_that_die_leave_the_rest_to_ray(
     assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
 
 
-@pytest.mark.parametrize("rows_of_a_group", [30, 1_000])
+@pytest.mark.parametrize("rows_of_a_group", [30, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_the_cores_share_the_work(rows_of_a_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many shards each process takes some; the only shard of a file is cut for them, and is whole again after."""
     monkeypatch.setattr(machine, "cores", lambda: 3)
@@ -132,6 +140,7 @@ def test_the_cores_share_the_work(rows_of_a_group: int, tmp_path: Path, monkeypa
     assert (again.rows_in, again.skipped) == (0, ROWS), "a shard that was cut is complete"
 
 
+@pytest.mark.slow
 def test_alone_it_goes_on_while_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process dies at its fourth block, with one group staged or more."""
     corpus = corpus_of(tmp_path)
@@ -141,6 +150,7 @@ def test_alone_it_goes_on_while_there_is_progress(tmp_path: Path, monkeypatch: p
     assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
 
 
+@pytest.mark.slow
 def test_alone_it_gives_up_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "encode:1:kill")
     with pytest.raises(RuntimeError, match=r"5 worker processes died one after the other \(it ended by signal 9\)"):
@@ -235,6 +245,7 @@ print(ray.get(process.remote()) == first)
 """
 
 
+@pytest.mark.slow
 def test_rays_workers_wait_for_the_next_rows_to_stage() -> None:
     """All cores are the actors': by default Ray would end the worker after a second."""
     done = subprocess.run(
@@ -248,6 +259,7 @@ def test_rays_workers_wait_for_the_next_rows_to_stage() -> None:
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_the_process_ends_with_its_driver(way: signal.Signals, tmp_path: Path) -> None:
     """By Ctrl-C, or without a word, in the middle of a picture."""
     corpus = corpus_of(tmp_path, 40)
@@ -291,6 +303,7 @@ def test_processes_that_start_early_do_the_work_and_end(tmp_path: Path, monkeypa
     assert len(started) == 2
 
 
+@pytest.mark.slow
 def test_what_is_wrong_ends_the_processes_that_started_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[early.Started] = []
     monkeypatch.setattr(early, "start", lambda spec: started.append(begin(spec)) or started[-1])

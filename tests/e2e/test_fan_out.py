@@ -25,7 +25,7 @@ from pipelines.rows.contract import Columns
 from pipelines.sources import open_source
 from pipelines.store.storage import Storage, TableRef
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 def read_tasks(corpus: Path, tmp_path: Path) -> int:

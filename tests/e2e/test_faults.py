@@ -105,7 +105,9 @@ def _cases() -> Iterator[Any]:
     for point, action, where, engine in product(POINTS, ("raise", "kill"), ("disk", "store"), ("ray", "process")):
         if point != "before_sweep":
             quick = (point, action) in _QUICK[engine] and where == "disk"
-            yield pytest.param(point, action, where, engine, marks=() if quick else pytest.mark.heavy)
+            first = (point, action, where, engine) == ("after_commit", "kill", "disk", "process")
+            marks = () if first else pytest.mark.slow if quick else pytest.mark.heavy
+            yield pytest.param(point, action, where, engine, marks=marks)
 
 
 @pytest.mark.parametrize(("point", "action", "where", "engine"), _cases())

@@ -28,7 +28,7 @@ from jobs.cli import _one_line
 from jobs.embed import EmbedConfig, run
 from jobs.sync import SyncConfig
 
-pytestmark = pytest.mark.usefixtures("ray_session", "engine")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("engine")]
 log = logging.getLogger(__name__)
 ITEMS = 120
 COLUMNS = ["row_id", "caption", "image_vector", "text_vector"]

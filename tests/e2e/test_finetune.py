@@ -30,7 +30,7 @@ from jobs.finetune import FinetuneConfig, run, run_settings
 from pipelines.store.storage import TableRef
 from pipelines.train.finetuning.finetune import TrainingDivergedError, train
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from training_tools import (
 
 from jobs.finetune import FinetuneConfig, run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 _FEATURES = {"epochs": 80, "checkpoint_every": 3, "dropout": 0.1, "loss": ["memory_bank:size=64,warmup_steps=3"]}
 _PIXELS: dict[str, Any] = {

@@ -22,7 +22,7 @@ from pipelines.rows.contract import ROW_ID
 from pipelines.store.storage import TableRef
 from pipelines.tables.opening import open_dataset
 
-pytestmark = pytest.mark.usefixtures("ray_session", "engine")
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def options(corpus: Path, table: Path) -> dict[str, object]:

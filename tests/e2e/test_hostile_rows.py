@@ -19,7 +19,7 @@ from jobs.embed import run as embed
 from jobs.search import SearchConfig
 from jobs.search import run as search
 
-pytestmark = pytest.mark.usefixtures("ray_session", "engine")
+pytestmark = pytest.mark.usefixtures("engine")
 
 KEYS = {
     "nul": "a\0b",

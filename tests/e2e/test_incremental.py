@@ -29,7 +29,7 @@ from pipelines.ingest.sink.committing import TooManyRejectsError
 from pipelines.store.faults import ONCE_VARIABLE, VARIABLE, InjectedFaultError
 from pipelines.tables.provenance import METADATA_KEY
 
-pytestmark = pytest.mark.usefixtures("ray_session", "engine")
+pytestmark = pytest.mark.usefixtures("engine")
 _HEAVY = pytest.mark.heavy
 _SMALL = {"block_rows": 16, "commit_rows": 48, "fragment_rows": 32, "columns": {"key": "id"}}
 

@@ -15,6 +15,8 @@ import pytest
 from corpora import pairs, picture
 from tiny_models import tiny_blip
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 

@@ -168,6 +168,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_table_as_it_was_and_says_so(corpus: Path, small_disk: Path, tmp_path: Path) -> None:
     table = small_disk / "db" / "t"
     first = isthmus("embed", corpus, "--table", table, *ENCODER, "--columns.key", "id")

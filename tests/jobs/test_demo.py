@@ -8,6 +8,8 @@ import pytest
 
 from jobs.demo import DemoConfig, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")

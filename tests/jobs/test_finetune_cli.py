@@ -51,6 +51,7 @@ def test_help_names_every_option_and_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_corpus_trains_and_only_json_is_on_standard_output(towers: str, tmp_path: Path) -> None:
     """From pictures to an encoder in one command, with its losses and its short last batch."""
     corpus = write_parquet(tmp_path / "c.parquet", pairs(40))
@@ -100,6 +101,7 @@ def test_a_corpus_of_one_row_is_refused_in_one_line(towers: str, tmp_path: Path)
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_corpus_run_and_model_on_a_store(s3: str, towers: str, tmp_path: Path) -> None:
     """Nothing but the options given says how the store is reached, and the secret is written nowhere."""
     corpus = upload(s3, shapes_corpus(tmp_path / "corpus", 24), "shapes")

@@ -58,7 +58,14 @@ def one_of_many(rank: int, world: int, folder: str, chunked: bool) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("world", "chunked"), [(2, False), (4, False), (2, True)])
+@pytest.mark.parametrize(
+    ("world", "chunked"),
+    [
+        (2, False),
+        pytest.param(4, False, marks=pytest.mark.slow),
+        pytest.param(2, True, marks=pytest.mark.slow),
+    ],
+)
 def test_many_processes_equal_one(world: int, chunked: bool, tmp_path: Path) -> None:
     """Without gathered gradients a sharded loss trains another model, silently."""
     torch.multiprocessing.spawn(one_of_many, (world, str(tmp_path), chunked), nprocs=world)

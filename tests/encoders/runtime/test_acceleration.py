@@ -90,14 +90,16 @@ def test_each_family_has_the_same_vectors_by_either_backend(
     assert_same_vectors(spec, wanted, found)
 
 
-@pytest.mark.parametrize("spec", ["efficientnet-lite0", "efficientnet-lite0-stages+minilm"])
+@pytest.mark.parametrize(
+    "spec", ["efficientnet-lite0", pytest.param("efficientnet-lite0-stages+minilm", marks=pytest.mark.slow)]
+)
 def test_pretrained_towers_and_pairs_have_the_same_vectors(spec: str, caplog: pytest.LogCaptureFixture) -> None:
     found = load(spec, EncoderOptions(backend="openvino"))
     assert openvino_towers(caplog) == len(found.card.towers)
     assert_same_vectors(spec, load(spec, EncoderOptions(backend="torch")), found)
 
 
-@pytest.mark.parametrize("text", ["use-multilingual", "bert"])
+@pytest.mark.parametrize("text", [pytest.param("use-multilingual", marks=pytest.mark.slow), "bert"])
 def test_a_dual_tower_has_the_same_vectors(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     backbone = text if text == "use-multilingual" else str(tiny_models.tiny_bert(tmp_path / "bert"))
     model = DualTower.from_backbones("efficientnet-lite0-stages", backbone, dim=16, head="mlp", normalise=True)
@@ -196,6 +198,7 @@ def test_contradictions_are_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_a_job_writes_the_same_table_by_either_backend(tmp_path: Path) -> None:
     spec = str(tiny_models.tiny_clip(tmp_path / "clip"))
     corpus = write_parquet(tmp_path / "c.parquet", pairs(60), row_group_rows=30)

@@ -55,6 +55,7 @@ def explored(table: TableRef) -> Explored:
     return explore(table, lance.dataset(table.uri), ExploreSettings())
 
 
+@pytest.mark.slow
 def test_clusters_are_the_topics_and_bear_their_names(explored: Explored) -> None:
     topic = np.arange(N) // EACH
     assert TOPICS <= len(explored.clusters) <= 2 * TOPICS
@@ -68,6 +69,7 @@ def test_clusters_are_the_topics_and_bear_their_names(explored: Explored) -> Non
     assert [c.size for c in explored.clusters] == sorted((c.size for c in explored.clusters), reverse=True)
 
 
+@pytest.mark.slow
 def test_the_odd_ones_are_found(explored: Explored) -> None:
     assert explored.outliers(1) == [OUTLIER]
     assert explored.groups() == [[TWIN, TWIN + 1]]
@@ -80,6 +82,7 @@ def test_the_odd_ones_are_found(explored: Explored) -> None:
     assert explored.mismatched.pairs == N
 
 
+@pytest.mark.slow
 def test_outlierness_is_the_mean_distance_to_ten_others(explored: Explored) -> None:
     images, _, _ = planted()
     cosines = images @ images.T
@@ -88,6 +91,7 @@ def test_outlierness_is_the_mean_distance_to_ten_others(explored: Explored) -> N
     np.testing.assert_allclose(explored.outlierness, 1 - nearest.mean(axis=1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_draw_is_compared_with_the_whole_table_and_repeats(table: TableRef, explored: Explored) -> None:
     dataset = lance.dataset(table.uri)
     some = explore(table, dataset, ExploreSettings(rows=80, where="n >= 4", seed=3))
@@ -138,6 +142,7 @@ def test_two_spaces_have_no_mismatched_pairs_and_rubbish_is_refused(tmp_path: Pa
 HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=2">"\'&{{ 1 }}'
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     ref = make_table(tmp_path)
     lance.dataset(ref.uri).update({"caption": f"'{HOSTILE.replace(chr(39), chr(39) * 2)}'"}, where="price < 30")

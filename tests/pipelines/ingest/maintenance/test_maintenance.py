@@ -206,6 +206,7 @@ def store() -> Iterator[str]:
         yield endpoint
 
 
+@pytest.mark.slow
 def test_on_an_object_store(store: str) -> None:
     ref = TableRef.parse(f"s3://{BUCKET}/db/t", Storage.from_options(options(store)))
     fill(ref)

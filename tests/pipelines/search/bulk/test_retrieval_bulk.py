@@ -150,6 +150,7 @@ def test_a_run_that_died_goes_on_and_another_run_replaces(
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_lists_reach_the_recall_that_was_asked_for(tmp_path: Path) -> None:
     base = units(3_000, 0)
     gallery = write_table(tmp_path / "db" / "t", list(base), list(base), items=[None] * 3_000, fragments=4)

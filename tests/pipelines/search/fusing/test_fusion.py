@@ -174,6 +174,7 @@ def test_rows_that_lack_a_kind_take_the_other_and_half_precision_stays(tmp_path:
     assert fuse_table(table).outcome == "complete", "rows without either vector lack nothing"
 
 
+@pytest.mark.slow
 def test_rows_of_another_tool_have_none_until_it_runs_again_and_the_index_takes_them_in(tmp_path: Path) -> None:
     table = planted(tmp_path / "db" / "t", copies=110)
     fuse_table(table)

@@ -204,6 +204,7 @@ def test_an_index_reaches_its_target_and_search_uses_its_parameters(memory: int,
     assert len(search(table, Query(like="r100", k=700)).rows) == 700, "more rows than the list that was tuned holds"
 
 
+@pytest.mark.slow
 def test_many_workers_build_one_index(shared_ray: None, tmp_path: Path) -> None:
     table = make_table(tmp_path, 12_000, nulls=40, rows_per_file=1_700)
     for _ in range(2):
@@ -376,6 +377,7 @@ def test_an_index_is_measured_again_and_tuned_or_taken_out_of_use(tmp_path: Path
         recheck_vector_index(table, "image_vector")
 
 
+@pytest.mark.slow
 def test_maintenance_measures_again_and_says_so(tmp_path: Path) -> None:
     table = make_table(tmp_path, 12_000)
     built = build_vector_index(table, "image_vector", 0.95, 1 << 20)

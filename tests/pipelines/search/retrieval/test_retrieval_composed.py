@@ -83,6 +83,7 @@ def first_share(table: TableRef, make: Any) -> float:
     return right / len(cases)
 
 
+@pytest.mark.slow
 def test_this_but_red_needs_the_row_and_the_words(table: TableRef) -> None:
     """360 questions: a row, but in another colour."""
     both = first_share(

@@ -152,6 +152,7 @@ def is_noise(name: str) -> bool:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["clip", "dual", "dual-parts", "heads", "siglip"])
+@pytest.mark.slow
 def test_a_sharded_model_learns_as_a_whole_one(found: Found, name: str, way: str) -> None:
     """Losses, the length of the gradient, weights and Adam's state, whatever wrote the checkpoint on the way."""
     given, ranks = found
@@ -177,6 +178,7 @@ def test_a_sharded_model_learns_as_a_whole_one(found: Found, name: str, way: str
 
 
 @pytest.mark.parametrize("name", ["clip", "dual", "dual-parts", "heads", "siglip"])
+@pytest.mark.slow
 def test_each_process_holds_a_half(found: Found, name: str) -> None:
     """Parameters and Adam's moments: a model that is merely copied would pass every other test here."""
     results = [ranks[name, "there and back"] for ranks, _ in found[1]]
@@ -185,6 +187,7 @@ def test_each_process_holds_a_half(found: Found, name: str) -> None:
         assert result["local"]["ddp"] == result["local"]["auto"] == result["whole"]
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_in_one_part_stop_all(found: Found) -> None:
     """The other process would wait for ever."""
     assert [finite for _, finite in found[1]] == [False, False]

@@ -225,6 +225,7 @@ def train(folder: Path, out: Path, progress: Any = None, **more: Any) -> Finetun
     return finetune_reranker(FinetuneRerankerConfig(**{**given, "batch_rows": 32, **more}), progress)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_cut_short_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     train(folder, tmp_path / "whole", epochs=2)
 
