@@ -104,4 +104,4 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
     assert relinked("[c](../CHANGELOG.md)", "concepts.md") == "[c](changelog.md)"
     assert relinked("[f](results/embed.md)", "benchmarks.md") == "[f](benchmarks/embed.md)"
     assert relinked("[d](docs/decisions.md#x)", "contributing.md") == "[d](decisions.md#x)"
-    assert relinked("[s](search_clipart.sh)", "examples.md") == "`s`"
+    assert relinked("[s](search_clipart.sh)", "examples.md") == "s (`examples/search_clipart.sh`)"

@@ -31,28 +31,32 @@ _LINK = re.compile(r"(?<=\]\()([^)#\s:]+)((?:#[^)\s]*)?)(?=\))")
 def relinked(text: str, page: str) -> str:
     """The text of a page, its relative links to files of the repository made links to pages of the site.
 
-    A link to a file that is no page becomes the name of that file.
+    A link to a file that is no page becomes text that names the file.
     """
     source = MOUNTED.get(page, f"docs/{page}")
     pages = {file: name for name, file in MOUNTED.items()}
 
     def target(match: re.Match[str]) -> str:
-        file = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
+        file = _in_repository(source, match[1])
         name = pages.get(file, file.removeprefix("docs/") if file.startswith("docs/") else None)
         if name is None:
             return match[0]
         return posixpath.relpath(name, posixpath.dirname(page) or ".") + match[2]
 
     text = _LINK.sub(target, text)
-    # What is left points out of the site: its text says which file it is.
-    outside = re.compile(r"\[([^\]]+)\]\(([^)#\s:]+)\)")
+    # What is left points out of the site, and becomes text.
+    outside = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)\)")
 
     def plain(match: re.Match[str]) -> str:
         file = posixpath.normpath(posixpath.join(posixpath.dirname(page), match[2]))
         is_of_site = file in MOUNTED or file == CLI_PAGE or (ROOT / "docs" / file).is_file()
-        return match[0] if is_of_site else f"`{match[1].strip('`')}`"
+        return match[0] if is_of_site else f"{match[1]} (`{_in_repository(source, match[2])}`)"
 
-    return outside.sub(plain, text) if page in MOUNTED else text
+    return outside.sub(plain, text)
+
+
+def _in_repository(source: str, link: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
