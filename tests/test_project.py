@@ -78,7 +78,7 @@ def test_the_readme_and_the_how_to_pages_name_only_commands_and_targets_that_exi
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
     readme = "\n".join(page.read_text() for page in pages)
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)`?", readme):
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", readme, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     from jobs.cli import app
 

@@ -49,10 +49,14 @@ def relinked(text: str, page: str) -> str:
 
     def plain(match: re.Match[str]) -> str:
         file = posixpath.normpath(posixpath.join(posixpath.dirname(page), match[2]))
-        is_of_site = file in MOUNTED or file == CLI_PAGE or (ROOT / "docs" / file).is_file()
+        is_of_site = file in MOUNTED or file == CLI_PAGE or _is_in_docs(file)
         return match[0] if is_of_site else f"{match[1]} (`{_in_repository(source, match[2])}`)"
 
     return outside.sub(plain, text)
+
+
+def _is_in_docs(file: str) -> bool:
+    return not file.startswith("..") and (ROOT / "docs" / file).is_file()
 
 
 def _in_repository(source: str, link: str) -> str:
