@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-heavy bench lint types format check clean
+.PHONY: help demo test test-all test-heavy bench docs lint types format check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -25,6 +25,9 @@ test-heavy: $(VENV)/.dev ## Run the heavy tests: kills, many rows, a real S3 ser
 bench: $(VENV)/.dev ## The benches in small; fails on a gross regression (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks.quick
 
+docs: $(VENV)/.docs ## Build the documentation into site/; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -34,10 +37,10 @@ types: $(VENV)/.dev ## Check types
 format: $(VENV)/.dev ## Rewrite to style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-check: lint types test test-all bench ## All that CI runs
+check: lint types docs test test-all bench ## All that CI runs
 
 clean: ## Remove the virtual environment and what the demo made
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(DEMO) build site *.egg-info
 
 # The constraints hold the exact set of versions that was tried together.
 $(VENV)/bin/python:
@@ -53,3 +56,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing isthmus and what the tests need into $(VENV) …"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing what the documentation needs into $(VENV) …"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@

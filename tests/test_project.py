@@ -74,10 +74,11 @@ def test_every_pin_satisfies_its_range() -> None:
             assert requirement.specifier.contains(pin), f"{requirement} against {pin}"
 
 
-def test_the_readme_names_only_commands_and_targets_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_readme_and_the_how_to_pages_name_only_commands_and_targets_that_exist() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+    readme = "\n".join(page.read_text() for page in pages)
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)`?", readme):
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", readme, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     from jobs.cli import app
 

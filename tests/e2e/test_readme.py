@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README does what it says, in a folder such as its reader has."""
+"""Every command and every snippet of the how-to pages does what it says, in a folder such as their reader has."""
 
 from __future__ import annotations
 
@@ -17,8 +17,25 @@ from tiny_models import tiny_blip
 
 pytestmark = pytest.mark.slow
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+# The order of a reader: what a page's commands make, those of a later page use.
+PAGES = tuple(f"docs/howto/{name}.md" for name in ("embedding", "training", "search", "operations"))
+
+
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: language, text."""
+    return re.findall(r"```(\w*)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def commands_of(page: str) -> list[str]:
+    """The commands of a page, in order."""
+    lines = [line for kind, text in blocks_of(page) if not kind for line in text.splitlines()]
+    return [line for line in lines if line.startswith("isthmus ")]
+
+
+def as_words(command: str) -> str:
+    """A command without the spaces that only line it up."""
+    return " ".join(command.split())
 
 
 def assert_serves(command: str, folder: Path, environment: dict[str, str]) -> None:
@@ -32,8 +49,8 @@ def assert_serves(command: str, folder: Path, environment: dict[str, str]) -> No
     assert process.wait(30) in (0, 130)
 
 
-COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.startswith("isthmus ")]
-SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
+COMMANDS = [command for page in PAGES for command in commands_of(page)]
+SNIPPETS = [text for page in PAGES for kind, text in blocks_of(page) if kind == "python"]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +74,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_readme_has_its_commands_and_snippets() -> None:
+def test_the_pages_have_their_commands_and_snippets() -> None:
     assert len(COMMANDS) >= 33
     assert sum("--html shoes.html" in command for command in COMMANDS) == 1
     assert len(SNIPPETS) == 2
+
+
+def test_the_readme_repeats_commands_of_the_pages() -> None:
+    """A command that only the README holds would be run by nobody."""
+    repeated = commands_of("README.md")
+    assert repeated
+    assert {as_words(command) for command in repeated} <= {as_words(command) for command in COMMANDS}
+
+
+def test_no_page_is_left_out() -> None:
+    assert {f"docs/howto/{path.name}" for path in (ROOT / "docs" / "howto").glob("*.md")} == set(PAGES)
 
 
 @pytest.mark.usefixtures("shared_ray")
