@@ -91,7 +91,6 @@ def build_lists(
     Returns:
         The lists, and the recall at their number of probes.
     """
-    """
     member = np.full(len(gallery), NO_LIST, np.int32)
     best = TopLists(len(queries), depth)
     everyone, vectors = torch.arange(len(queries)), torch.from_numpy(queries)

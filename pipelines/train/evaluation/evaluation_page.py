@@ -22,8 +22,8 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class Page:
     """Contents of a report: an evaluation, another one to compare it with, further facts by heading, and a note."""
-    """What a report holds besides the evaluation."""
 
     evaluation: Evaluation
     other: Evaluation | None = None
