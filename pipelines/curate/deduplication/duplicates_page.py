@@ -1,4 +1,4 @@
-"""Groups of duplicates as a page: the row that stands for them, and some of the others."""
+"""An HTML page of groups of duplicates: the kept row, and some of its duplicates."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ def write_groups(path: str | Path, table: TableRef, groups: Sequence[Group], sto
     """Write the page.
 
     Args:
-        path: the file.
+        path: the file to write.
         table: the table.
-        groups: to show; of each the most and the least similar of its rows, where there are many.
+        groups: the groups to show; of a large group, its most and its least similar rows.
         storage: how to reach the pictures of rows that have no thumbnail in the table.
+
+    Returns:
+        The path of the file.
     """
     sections = []
     for group in groups:
