@@ -110,8 +110,9 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def model_digest(directory: Path, config: dict[str, Any]) -> str:
-    """Digest of the weights and the architecture: the same weights with another activation or another number of heads
-    give other vectors.
+    """Digest of the weights and the architecture.
+
+    The same weights with another activation or another number of heads give other vectors.
 
     Raises:
         ValueError: the directory holds no safetensors.

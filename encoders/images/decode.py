@@ -22,8 +22,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "IC
 _DRAFTED = ("JPEG", "MPO")  # MPO: a JPEG followed by further views, as many phones write it
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if the result is at least this many times larger than needed. The
 # resampling filter then still sees detail finer than the target's pixels. Least cosine between embeddings of
-# photographs
-# decoded this way and decoded in full, at 224 pixels: .9991 for 3, .996 for 2.75, .990 for 2.
+# photographs decoded this way and decoded in full, at 224 pixels: .9991 for 3, .996 for 2.75, .990 for 2.
 _DRAFT_FACTOR = 3
 _TRUNCATED_WORDS = ("truncat", "end of", "unexpected eof", "broken data stream", "incomplete", "not enough")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")

@@ -82,8 +82,7 @@ def _resized_by_rust(
     pixels = rust.ImageData(*image.size, rust.PixelType.U8x3, image.tobytes())
     algorithm = rust.ResizeAlg.convolution(rust.FilterType[_RUST_FILTERS[resample]])
     # Widths first, then heights, as in Pillow: both round to bytes in between. In the other order a quarter of all
-    # values
-    # differ by one, which changes the embeddings of grainy pictures (cosine .9995 instead of .99999).
+    # values differ by one, which changes the embeddings of grainy pictures (cosine .9995 instead of .99999).
     passes = (
         ((shape[0], image.height), rust.CropBox(left, 0, wide, image.height)),
         (shape, rust.CropBox(0, top, shape[0], tall)),

@@ -31,7 +31,7 @@ def write_groups(path: str | Path, table: TableRef, groups: Sequence[Group], sto
     for group in groups:
         pairs = list(zip(group.duplicates, group.scores, strict=True))
         shown = pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN // 2], *pairs[-(_SHOWN - _SHOWN // 2) :]]
-        scores = {group.row_id: "stays", **{row_id: f"{score:.3f}" for row_id, score in shown}}
+        scores = {group.row_id: "kept", **{row_id: f"{score:.3f}" for row_id, score in shown}}
         subtitle = f"{len(pairs):,} duplicates" + (f", {len(shown)} of them shown" if len(shown) < len(pairs) else "")
         cards = _cards(table, scores, storage)
         sections.append(CardSection(title=group.row_id, subtitle=subtitle, cards=cards))

@@ -150,7 +150,7 @@ def _sections(explored: Explored, found: int, storage: Storage) -> list[CardSect
     groups = explored.groups()
     for group in groups[:_GROUPS]:
         shown = group[:_OF_A_GROUP]
-        marks = ["stands for all", *("near-duplicate" for _ in shown[1:])]
+        marks = ["kept", *("near-duplicate" for _ in shown[1:])]
         cards = _cards(rows.take(pa.array(shown, pa.int64())), marks, storage)
         subtitle = f"{len(group)} rows; `isthmus dedup` marks those of the whole table"
         sections.append(CardSection(title=f"Near-duplicates of {cards[0].row_id}", subtitle=subtitle, cards=cards))

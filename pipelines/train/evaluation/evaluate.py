@@ -128,8 +128,7 @@ class RetrievalTask:
     """One direction before ranking: queries, gallery and positives, as places among the rows.
 
     `positive_query` and `positive_entry` (positives,) pair a query with an entry that answers it. `own_entry`
-    (queries,)
-    is the entry that a query must skip: itself.
+    (queries,) is the entry that a query must skip: itself.
     """
 
     queries: Index

@@ -102,7 +102,8 @@ class Trainer:
             seen += min(self.work.plan.batch_size, self.work.plan.rows)
             if self.step % self.settings.log_every == 0 or self.step == last:
                 self._log(value, seen / (time.perf_counter() - started))
-            # Weights that are not finite must not reach a checkpoint; in validation, too, NaN scores would mislead.
+            # Weights that are not finite must not reach a checkpoint. In validation, their vectors would compare as if
+            # every positive were found.
             if self._is_boundary(last) and not self.parallel.weights_are_finite():
                 self._say_diverged(self.step - 1, "the step left weights that are not finite")
                 return

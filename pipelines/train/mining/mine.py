@@ -2,8 +2,7 @@
 
 Exact search compares every anchor with every candidate. Above 2e10 pairs (about 140,000 rows against themselves) the
 method `auto` searches the lists of `pipelines.vectors.lists`. The table's own index cannot be used: it answers one
-query
-after another, which would take hours for a million queries.
+query after another, which would take hours for a million queries.
 """
 
 from __future__ import annotations

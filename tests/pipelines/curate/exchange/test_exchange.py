@@ -133,7 +133,7 @@ def test_an_import_that_does_not_fit_is_refused_and_leaves_nothing(table: TableR
     noise = np.random.default_rng(0).normal(size=(N, 64)).astype(np.float32)
     cases: list[tuple[str, Path, str, str | None]] = [
         ("gives vectors of 32", clip_retrieval(tmp_path / "a", images, {"image_path": paths}), "fake-32", None),
-        ("60 rows, and 59 vectors", clip_retrieval(tmp_path / "b", images[1:], {"image_path": paths}), "fake", None),
+        ("60 rows, but 59 vectors", clip_retrieval(tmp_path / "b", images[1:], {"image_path": paths}), "fake", None),
         ("values that are not finite", clip_retrieval(tmp_path / "c", nan, {"image_path": paths}), "fake", None),
         ("occurs twice", clip_retrieval(tmp_path / "d", images, {"key": ["a"] * N}), "fake", None),
         ("has no column 'sku'", clip_retrieval(tmp_path / "e", images, {"image_path": paths}), "fake", "sku"),
