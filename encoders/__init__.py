@@ -1,1 +1,1 @@
-"""Encoders: pictures and text to vectors. Knows torch and transformers; never Ray, Lance or datasets."""
+"""Encoders: pictures and text to vectors. This package uses torch and transformers; never Ray, Lance or datasets."""

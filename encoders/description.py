@@ -1,4 +1,4 @@
-"""An encoder described: what a job's driver needs to know before any weights are loaded."""
+"""The description of an encoder: what the driver of a run needs to know before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from encoders.protocol import EncoderCard
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """An encoder as data: what it is, and what its image tower wants to see (None without one)."""
+    """An encoder's card, and the transform of its image tower (None if it has no image tower)."""
 
     card: EncoderCard
     image_transform: ImageTransform | None

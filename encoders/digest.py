@@ -1,4 +1,4 @@
-"""Digests of files and of plain data: short, stable across machines and Python versions."""
+"""Digests of files and of plain data: short, and the same on every machine and Python version."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK_BYTES = 1 << 22
 
 
 def digest_bytes(*parts: bytes | memoryview, size: int = _DIGEST_BYTES) -> str:
-    """BLAKE2b over the length-prefixed parts, two hex digits for each of `size` bytes."""
+    """BLAKE2b over the parts, each prefixed with its length: `size` bytes as 2·`size` hex digits."""
     state = hashlib.blake2b(digest_size=size)
     for part in parts:
         state.update(len(part).to_bytes(8, "little"))
@@ -23,23 +23,24 @@ def digest_bytes(*parts: bytes | memoryview, size: int = _DIGEST_BYTES) -> str:
 
 
 def digest_large(data: bytes | memoryview, size: int = _DIGEST_BYTES) -> str:
-    """BLAKE3, two hex digits for each of `size` bytes: of megabytes in a fifth of BLAKE2b's time, of a line in more.
+    """BLAKE3 of `data`: `size` bytes as 2·`size` hex digits.
 
-    The hash is a tree of kilobytes, which SIMD takes several at a time (O'Connor, Aumasson, Neves and Wilcox-O'Hearn,
-    "BLAKE3: one function, fast everywhere", 2020).
+    BLAKE3 takes a fifth of BLAKE2b's time for megabytes, but longer for short strings. Its hash is a tree of 1 KiB
+    chunks, several of which SIMD processes at once (O'Connor, Aumasson, Neves and Wilcox-O'Hearn, "BLAKE3: one
+    function, fast everywhere", 2020).
     """
-    from blake3 import blake3  # A machine that only encodes or trains need not have it.
+    from blake3 import blake3  # Imported here: a machine that only encodes or trains need not have it.
 
     return blake3(data).hexdigest(length=size)
 
 
 def digest_json(data: Any, size: int = _DIGEST_BYTES) -> str:
-    """Digest of JSON-ready data, of `size` bytes, independent of the order of keys."""
+    """Digest of JSON-ready data, `size` bytes as hex digits; the order of keys does not matter."""
     return digest_bytes(json.dumps(data, sort_keys=True, separators=(",", ":")).encode(), size=size)
 
 
 def digest_files(paths: Iterable[Path]) -> str:
-    """Digest of the contents and names (not folders) of files, independent of the order given.
+    """Digest of the files' contents and names (without folders); the order of `paths` does not matter.
 
     Raises:
         FileNotFoundError: a path is missing.
@@ -55,8 +56,9 @@ def _as_it_is(path: Path) -> tuple[Path, int, int, int]:
 
 @lru_cache(maxsize=64)
 def _digest_files(files: tuple[tuple[Path, int, int, int], ...]) -> str:
-    """Of files with their size, time of change and inode: an encoder is described, checked and then loaded, and its
-    weights are read for a digest once a process.
+    """Digest of files, cached by size, modification time and inode.
+
+    An encoder is described, checked and then loaded; the cache makes each process read the weights once for all three.
     """
     state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for path, size, _, _ in files:

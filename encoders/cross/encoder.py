@@ -1,4 +1,4 @@
-"""A cross-encoder from a model directory: pairs of pictures and captions in, a number a pair out."""
+"""A cross-encoder from a model directory: pairs of pictures and captions in, one score per pair out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-# Tokenizers that were saved without a length name one beyond reason.
+# Tokenizers saved without a length report a huge number instead (transformers' VERY_LARGE_INTEGER).
 _UNBOUNDED = 100_000
 
 
@@ -29,14 +29,14 @@ class CrossEncoder:
     """A model that reads a picture and a caption together.
 
     Attributes:
-        name: a short name.
-        spec: what finds it again.
-        fingerprint: digest of its files; it changes whenever its scores can change, 16 hex digits.
-        model: the model of transformers.
+        name: model type and directory name, such as `blip:my-model`.
+        spec: path or hub id with which `load` finds the model again.
+        fingerprint: digest of the model's files, 16 hex digits; it changes whenever the scores can change.
+        model: the transformers model.
     """
 
     def __init__(self, directory: Path, options: EncoderOptions) -> None:
-        """Load it; see `load`."""
+        """Load the model; see `load`."""
         import transformers
 
         from encoders.families.loading import load_model, load_tokenizer
@@ -53,11 +53,11 @@ class CrossEncoder:
         self._max_tokens = _max_tokens(config, self._tokenizer)
 
     def score(self, pictures: Sequence[Image], texts: Sequence[str]) -> NDArray[np.float32]:
-        """How well each picture matches the caption at its place, float32 (n,): a logit, the greater the better.
+        """How well each picture matches its caption: logits, float32 (n,); a greater logit means a better match.
 
         Args:
-            pictures: n, RGB; the same object several times is prepared once.
-            texts: n captions; those too long are cut.
+            pictures: n RGB pictures; an object that occurs several times is prepared once.
+            texts: n captions; captions that are too long are truncated.
         """
         pairs = list(zip(pictures, texts, strict=True))
         if not pairs:
@@ -65,7 +65,7 @@ class CrossEncoder:
         return self._runtime.run_plain(lambda part: self.match(*zip(*part, strict=True)), pairs)
 
     def match(self, pictures: Sequence[Image], texts: Sequence[str]) -> torch.Tensor:
-        """The logits (n,) of one batch, with gradients where they are on."""
+        """Logits (n,) of one batch, with gradients if autograd is on."""
         import torch
 
         distinct = {id(picture): picture for picture in pictures}
@@ -80,25 +80,25 @@ class CrossEncoder:
         return self._family.match(self.model, images, self._runtime.tensor(which), tokens)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which it computes."""
+        """A context manager that sets the precision of the model's computation."""
         return self._runtime.autocast()
 
     def save(self, directory: Path) -> None:
-        """Write the model, its tokenizer and its processor into a directory that is there."""
+        """Write the model, its tokenizer and its image processor into an existing directory."""
         for part in (self.model, self._tokenizer, self._processor):
             part.save_pretrained(directory)
 
 
 def load(spec: str, options: EncoderOptions | None = None) -> CrossEncoder:
-    """A cross-encoder, ready to run.
+    """Load a cross-encoder.
 
     Args:
-        spec: a model directory, or a hub id.
-        options: how it runs; the policy for captions and the preprocessing do not matter here.
+        spec: a model directory or a hub id.
+        options: device, precision and batch size; the caption policy and the preprocessing mode have no effect here.
 
     Raises:
-        ValueError: no such model, or one of another kind, or its weights are incomplete.
-        FileNotFoundError: it has no tokenizer.
+        ValueError: there is no such model, it is no cross-encoder of a known family, or its weights are incomplete.
+        FileNotFoundError: the directory has no tokenizer or no image processor.
     """
     return CrossEncoder(model_directory(spec), options or EncoderOptions(batch_size=16))
 
@@ -109,13 +109,13 @@ def _recognise(directory: Path) -> tuple[ModelConfig, CrossFamily]:
     wanted = ", ".join(sorted(other.model for other in FAMILIES.values()))
     if family is None:
         raise ValueError(
-            f"cross-encoder {directory}: model type {config.model_type!r} is none; it takes one of {wanted}"
+            f"cross-encoder {directory}: unknown model type {config.model_type!r}; give a directory that holds {wanted}"
         )
     saved_as = config.raw.get("architectures") or [family.model]
     if family.model not in saved_as:
-        # Its weights lack the head, which would be made up at random.
+        # The weights lack the matching head, and transformers would initialise it at random.
         raise ValueError(
-            f"cross-encoder {directory}: holds {', '.join(saved_as)}, which has no head that matches; it takes {wanted}"
+            f"cross-encoder {directory}: holds {', '.join(saved_as)}, which has no matching head; give one of {wanted}"
         )
     return config, family
 
@@ -128,10 +128,10 @@ def _fingerprint(directory: Path, config: ModelConfig) -> str:
 
 
 def _max_tokens(config: ModelConfig, tokenizer: Any) -> int:
-    """The longest caption that the model reads, special tokens included."""
+    """The longest caption that the model reads, in tokens, special tokens included."""
     section = "text_config" if "text_config" in config.raw else None
     positions = int(config.get("max_position_embeddings", section))
-    # RoBERTa's positions count from behind its padding token.
+    # RoBERTa's positions start after the index of its padding token.
     positions -= 2 if config.model_type == "bridgetower" else 0
     said = int(tokenizer.model_max_length)
     return min(positions, said) if said < _UNBOUNDED else positions

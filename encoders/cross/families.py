@@ -1,6 +1,6 @@
-"""What the families of cross-encoders in transformers call things, and how each one's match is read.
+"""The families of cross-encoders in transformers: their class names, and how to read the match from their output.
 
-ViLT (arXiv:2102.03334), BLIP's image-text matching (2201.12086), BridgeTower (2206.08657); all descend from ViLBERT
+ViLT (arXiv:2102.03334), BLIP's image-text matching (2201.12086), BridgeTower (2206.08657). All descend from ViLBERT
 (1908.02265).
 """
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossFamily:
-    """What tells one family from another.
+    """What distinguishes one family of cross-encoders.
 
     Attributes:
-        model: name of its class in transformers.
-        processor: name of its image processor's, the one that needs Pillow alone.
-        match: the model, its picture tensors (a row a distinct picture), which row of them each pair takes (n,), and
-            its token tensors (n, length) → logits (n,), greater where a pair matches better.
+        model: name of the model class in transformers.
+        processor: name of the image processor class in transformers; the variant that needs only Pillow.
+        match: (model, picture tensors with one row per distinct picture, row (n,) of each pair's picture, token tensors
+            (n, length)) → logits (n,); a greater logit means a better match.
     """
 
     model: str
@@ -33,11 +33,11 @@ class CrossFamily:
 def _by_blip(
     model: Any, pictures: dict[str, torch.Tensor], which: torch.Tensor, tokens: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """As the model's own forward; but a picture of several pairs goes through the vision tower once."""
+    """The same computation as the model's forward, but a picture in several pairs passes the vision tower once."""
     import torch
 
     seen = model.vision_model(pixel_values=pictures["pixel_values"]).last_hidden_state[which]
-    # The model's own forward makes this mask on the CPU, wherever the model is.
+    # The model's own forward creates this mask on the CPU, whatever the model's device.
     everywhere = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
     read = model.text_encoder(**tokens, encoder_hidden_states=seen, encoder_attention_mask=everywhere)
     return _yes_over_no(model.itm_head(read.last_hidden_state[:, 0]))
@@ -56,7 +56,7 @@ def _by_bridgetower(
 
 
 def _yes_over_no(logits: torch.Tensor) -> torch.Tensor:
-    """Of two classes, no match and match, the log of the odds: (n, 2) → (n,)."""
+    """Log odds of the two classes no match and match: (n, 2) → (n,)."""
     return logits[:, 1] - logits[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""A dual tower of any vision backbone and any text backbone, with trained heads: one directory, one encoder."""
+"""Dual towers: any vision backbone and any text backbone with trained heads, saved in one directory as one encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["DualTower"]
 
 
 def __getattr__(name: str) -> Any:
-    """`DualTower`, imported on first use: reading a directory's card must not import torch."""
+    """Import `DualTower` on first use, because reading a directory's card must not import torch."""
     if name == "DualTower":
         from encoders.dual.model import DualTower
 

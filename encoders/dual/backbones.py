@@ -1,4 +1,4 @@
-"""The backbones of a dual tower: how each kind is described, built from its description, and given weights."""
+"""The backbones of a dual tower: for each kind, its description, how it is built, and how it gets its weights."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class ImageBackbone(nn.Module):
 
     @staticmethod
     def describe(spec: str) -> dict[str, Any]:
-        """The description of a backbone named by a spec, JSON-ready.
+        """The JSON-ready description of the backbone that `spec` names.
 
         Raises:
-            ValueError: not a vision model.
+            ValueError: the spec does not name a vision model.
         """
         if spec in _EFFICIENTNETS:
             from encoders.families.efficientnet_files import TRANSFORM
@@ -52,7 +52,7 @@ class ImageBackbone(nn.Module):
         directory = Path(spec)
         config = ModelConfig(directory)
         if not is_vision(config):
-            raise ValueError(f"image backbone {spec!r}: {config.model_type} is no vision model")
+            raise ValueError(f"image backbone {spec!r}: {config.model_type} is not a vision model; give one that is")
         transform = load_transform(directory).to_dict()
         return {
             "kind": "transformers",
@@ -63,7 +63,7 @@ class ImageBackbone(nn.Module):
         }
 
     def load_pretrained(self, spec: str) -> None:
-        """Take the weights of the backbone named by a spec."""
+        """Load the weights of the backbone that `spec` names."""
         if self.kind in _EFFICIENTNETS:
             from encoders.families.efficientnet_lite import load_pretrained
 
@@ -72,12 +72,15 @@ class ImageBackbone(nn.Module):
         self.model.load_state_dict(_pretrained(Path(spec)).state_dict())
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(n, 3, height, width) → (n, `dim`)."""
+        """Normalised pictures (n, 3, height, width) → features (n, `dim`)."""
         return self._features(pixel_values)
 
 
 class TextBackbone(nn.Module):
-    """A text model without its head: any of transformers, or the frozen `use-multilingual`, whose features come in."""
+    """A text model without its head: any text model of transformers, or the frozen `use-multilingual`.
+
+    The frozen model is not part of this module: `forward` takes its vectors as features.
+    """
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
@@ -94,10 +97,10 @@ class TextBackbone(nn.Module):
 
     @staticmethod
     def describe(spec: str) -> dict[str, Any]:
-        """The description of a backbone named by a spec, JSON-ready.
+        """The JSON-ready description of the backbone that `spec` names.
 
         Raises:
-            ValueError: not a text model.
+            ValueError: the spec does not name a text model.
         """
         if spec == "use-multilingual":
             from encoders.families.use_multilingual import DIM, describe
@@ -108,7 +111,7 @@ class TextBackbone(nn.Module):
         directory = _text_directory(spec)
         config = ModelConfig(directory)
         if is_vision(config):
-            raise ValueError(f"text backbone {spec!r}: {config.model_type} is no text model")
+            raise ValueError(f"text backbone {spec!r}: {config.model_type} is not a text model; give one that is")
         return {
             "kind": "transformers",
             "config": config.full.to_dict(),
@@ -118,7 +121,7 @@ class TextBackbone(nn.Module):
         }
 
     def load_pretrained(self, spec: str) -> None:
-        """Take the weights and the tokenizer of the backbone named by a spec."""
+        """Load the weights and the tokenizer of the backbone that `spec` names."""
         if self.model is None:
             return
         directory = _text_directory(spec)
@@ -126,7 +129,7 @@ class TextBackbone(nn.Module):
         self.use_tokenizer_of(directory)
 
     def use_tokenizer_of(self, directory: Path) -> None:
-        """Keep a directory's tokenizer, to save it with the model."""
+        """Load a directory's tokenizer, so that it is saved with the model."""
         if self.model is not None:
             self.tokenizer = load_tokenizer(directory)
 
@@ -136,7 +139,7 @@ class TextBackbone(nn.Module):
             self.tokenizer.save_pretrained(directory)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A token batch, or `{"features": …}` where the backbone is frozen → (n, `dim`)."""
+        """A token batch, or `{"features": (n, dim)}` if the backbone is frozen → features (n, `dim`)."""
         if self.model is None:
             return batch["features"]
         mask = batch["attention_mask"]
@@ -145,12 +148,12 @@ class TextBackbone(nn.Module):
 
 
 def _origin(spec: str, modality: Modality) -> dict[str, str]:
-    """The encoder whose vectors are this backbone's features, until the backbone is tuned."""
+    """The encoder whose vectors equal this backbone's features until the backbone is fine-tuned."""
     from encoders.registry import describe
 
     tower = describe(spec).card.tower(modality)
     if tower is None:
-        raise ValueError(f"{modality} backbone {spec!r}: has no {modality} tower")
+        raise ValueError(f"{modality} backbone {spec!r}: has no {modality} tower; give an encoder that has one")
     return {"spec": spec, "tower": tower.fingerprint}
 
 
@@ -161,12 +164,12 @@ def _text_directory(spec: str) -> Path:
 def _config(data: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    # The backbone may have been stored in half precision; a dual tower is float32, to be trained.
+    # The backbone may be stored in half precision; a dual tower is float32, so that it can be trained.
     return AutoConfig.for_model(**{**data, "dtype": "float32"})
 
 
 def _from_config(config: Any) -> nn.Module:
-    """A model with fresh weights. A pooler is left out: nothing reads it, and DDP would miss its gradients."""
+    """A model with freshly initialised weights, without pooler: nothing reads it, and DDP would miss its gradients."""
     from transformers import AutoModel
 
     return _without_pooler(AutoModel.from_config(config))

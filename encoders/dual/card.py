@@ -1,4 +1,4 @@
-"""Directories of a dual tower: their configuration and their card, read without torch."""
+"""Directories of dual towers: their configuration and their card, read without torch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class DualConfig:
     """The architecture of a dual tower.
 
     Attributes:
-        dim: length of the vectors.
-        head: a linear projection, or two layers with a GELU between.
-        image: the vision backbone: its kind, configuration and transform.
-        text: the text backbone: its kind, configuration, pooling and longest input.
-        bias: whether there is a learnable logit bias (SigLIP's loss wants one).
-        normalise: whether heads first bring their input to a length of √dim. It makes them blind to the length of
-            the backbone's features, so that normalised ones, as tables hold them, serve as well.
-        dropout: share of a head's inputs that training drops.
+        dim: dimension of the vectors.
+        head: `linear` is one linear projection; `mlp` is two linear layers with a GELU between them.
+        image: the vision backbone: its kind, configuration and transform (see `ImageBackbone.describe`).
+        text: the text backbone: its kind, configuration, pooling and longest input (see `TextBackbone.describe`).
+        bias: whether the model has a learnable logit bias, which the sigmoid loss of SigLIP needs.
+        normalise: whether the heads first scale their input to length √dim. They then ignore the length of the
+            backbone's features, so that the normalised vectors of a table can stand in for the features.
+        dropout: share of a head's inputs that is dropped in training, 0 to 1.
     """
 
     dim: int
@@ -42,15 +42,15 @@ class DualConfig:
 
     @property
     def transform(self) -> ImageTransform:
-        """What the vision backbone wants to see."""
+        """The transform of the vision backbone."""
         return ImageTransform.from_dict(self.image["transform"])
 
 
 def read_dual_config(directory: Path) -> DualConfig:
-    """The architecture in a directory.
+    """The architecture stored in a directory.
 
     Raises:
-        ValueError: it is not there or cannot be read.
+        ValueError: the directory has no such file, or it cannot be read.
     """
     try:
         return DualConfig(**json.loads((directory / DUAL_CONFIG).read_text(encoding="utf-8")))
@@ -90,7 +90,8 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
     """The encoder of a saved dual tower.
 
     Raises:
-        ValueError: the directory cannot be used, or its frozen text backbone is another one than here.
+        ValueError: the directory cannot be read, or the heads were trained on another version of the frozen text
+            backbone than the installed one.
     """
     from encoders.dual.encoder import load_dual
 

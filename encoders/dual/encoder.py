@@ -22,10 +22,11 @@ _FROZEN = "use-multilingual"
 
 
 def load_dual(directory: Path, description: Description, options: EncoderOptions) -> Encoder:
-    """The encoder of a saved dual tower whose card is known.
+    """The encoder of a saved dual tower whose description is known.
 
     Raises:
-        ValueError: the weights do not fit, or the frozen text backbone is another one than the heads were trained on.
+        ValueError: the weights do not fit the architecture, or the heads were trained on another version of the frozen
+            text backbone than the installed one.
     """
     runtime = Runtime(options)
     model = DualTower.from_directory(directory)
@@ -55,15 +56,15 @@ def load_dual(directory: Path, description: Description, options: EncoderOptions
 
 
 class FrozenTextEncoder(TowersEncoder):
-    """A dual tower whose text backbone is a frozen encoder: its vectors go through the head."""
+    """A dual tower whose text backbone is a frozen encoder: that encoder's vectors pass through the text head."""
 
     def __init__(
         self, card: EncoderCard, image: ImageTower, model: DualTower, options: EncoderOptions, runtime: Runtime
     ) -> None:
-        """Load the backbone.
+        """Load the frozen backbone.
 
         Raises:
-            ValueError: it is another one than the heads were trained on.
+            ValueError: the heads were trained on another version of the backbone than the installed one.
         """
         super().__init__(card, image=image)
         self._backbone = load_encoder(_FROZEN, options)
@@ -77,7 +78,7 @@ class FrozenTextEncoder(TowersEncoder):
             )
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Vectors (n, dim) of n captions."""
+        """Vectors (n, dim) of n captions; the vectors of rejected captions are zero."""
         found = self._backbone.encode_texts(texts)
         vectors = np.zeros((len(texts), self._model.config.dim), np.float32)
         if len(texts):

@@ -1,7 +1,7 @@
-"""The dual tower of isthmus: any vision backbone, any text backbone, a projection head on each, a logit scale.
+"""The dual tower of isthmus: any vision backbone, any text backbone, a projection head on each, and a logit scale.
 
-One directory holds it: `isthmus_dual.json` (architecture and preprocessing), `model.safetensors` (all weights), and
-the tokenizer's files. Loading needs nothing else, but for a text backbone of `use-multilingual`, whose frozen numpy
+One directory holds it: `isthmus_dual.json` (architecture and preprocessing), `model.safetensors` (all weights), and the
+tokenizer's files. Loading needs nothing else. The exception is the text backbone `use-multilingual`: its frozen numpy
 model comes from its package.
 """
 
@@ -26,7 +26,7 @@ _INITIAL_SCALE = math.log(1 / 0.07)
 
 
 class DualTower(nn.Module):
-    """Two backbones, two heads, one space. `forward` gives (image vectors, text vectors, logit scale)."""
+    """Two backbones and two heads that map to one space. `forward` gives (image vectors, text vectors, logit scale)."""
 
     def __init__(self, config: DualConfig) -> None:
         super().__init__()
@@ -50,19 +50,19 @@ class DualTower(nn.Module):
         normalise: bool = False,
         dropout: float = 0.0,
     ) -> DualTower:
-        """A dual tower on pretrained backbones, with fresh heads.
+        """A dual tower on pretrained backbones, with freshly initialised heads.
 
         Args:
-            image: `efficientnet-lite0`, or the directory of a vision model.
+            image: `efficientnet-lite0`, `efficientnet-lite0-stages`, or the directory of a vision model.
             text: `use-multilingual`, `minilm`, or the directory of a text model.
-            dim: length of the vectors.
-            head: see `DualConfig`.
-            bias: see `DualConfig`.
-            normalise: see `DualConfig`.
-            dropout: see `DualConfig`.
+            dim: dimension of the vectors.
+            head: kind of projection, `linear` or `mlp`; see `DualConfig`.
+            bias: whether there is a learnable logit bias; see `DualConfig`.
+            normalise: whether the heads scale their input to length √dim; see `DualConfig`.
+            dropout: share of a head's inputs that is dropped in training.
 
         Raises:
-            ValueError: a backbone is of the wrong modality or cannot be loaded.
+            ValueError: a backbone has the wrong modality or cannot be loaded.
         """
         config = DualConfig(
             dim=dim,
@@ -80,10 +80,10 @@ class DualTower(nn.Module):
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> DualTower:
-        """A saved dual tower.
+        """Load a saved dual tower.
 
         Raises:
-            ValueError: the directory holds none, or its weights do not fit.
+            ValueError: the directory holds no dual tower, or its weights do not fit its architecture.
         """
         folder = Path(directory)
         model = cls(read_dual_config(folder))
@@ -96,10 +96,10 @@ class DualTower(nn.Module):
         return model
 
     def save(self, directory: str | Path) -> Path:
-        """Write the model to a directory, which `isthmus embed --encoder` then takes; a former one is replaced at once.
+        """Write the model to a directory, which `isthmus embed --encoder` reads; an existing one is replaced at once.
 
         Raises:
-            OSError: it cannot be written; the former one stays.
+            OSError: the directory cannot be written; the existing one stays.
         """
         state = {name: tensor.detach().contiguous().clone() for name, tensor in self.state_dict().items()}
         with replacing(directory) as folder:
@@ -109,12 +109,14 @@ class DualTower(nn.Module):
         return Path(directory)
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Normalised pictures (n, 3, height, width) → vectors (n, dim), not normalised."""
+        """Normalised pictures (n, 3, height, width) → vectors (n, dim), not L2-normalised."""
         return self.image_head(self.image_backbone(pixel_values))
 
     def text_features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A token batch, or `{"features": (n, backbone dim)}` of a frozen backbone → vectors (n, dim), not
-        normalised."""
+        """A token batch, or `{"features": (n, backbone dim)}` with a frozen backbone → vectors (n, dim).
+
+        The vectors are not L2-normalised.
+        """
         return self.text_head(self.text_backbone(batch))
 
     def forward(
@@ -127,7 +129,7 @@ class DualTower(nn.Module):
 
 
 class Rescale(nn.Module):
-    """Vectors brought to a length of √dim, so that their entries are about 1."""
+    """Scales vectors to length √dim, so that their entries are about 1."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, dim) → (n, dim)."""
@@ -135,13 +137,13 @@ class Rescale(nn.Module):
 
 
 def _head(inputs: int, config: DualConfig) -> nn.Module:
-    """The projection. Without its options it is the bare layer, as older directories hold it."""
+    """A projection head. Without dropout and rescaling it is the bare layer, which older directories expect."""
     if config.head == "linear":
         layers: list[nn.Module] = [nn.Linear(inputs, config.dim, bias=config.normalise)]
     elif config.head == "mlp":
         layers = [nn.Linear(inputs, config.dim * 2), nn.GELU(), nn.Linear(config.dim * 2, config.dim)]
     else:
-        raise ValueError(f"head {config.head!r}: give 'linear' or 'mlp'")
+        raise ValueError(f"head: {config.head!r} is unknown; give 'linear' or 'mlp'")
     if config.dropout:
         layers.insert(0, nn.Dropout(config.dropout))
     if config.normalise:

@@ -1,1 +1,1 @@
-"""Encoders by kind: two-tower families, single towers, packaged towers, pairs."""
+"""Encoders by kind: two-tower families, single towers, packaged towers, and pairs of towers."""

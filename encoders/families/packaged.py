@@ -1,4 +1,4 @@
-"""Real pretrained towers that PyPI packages ship: EfficientNet-Lite0 for pictures, MiniLM for English captions."""
+"""Pretrained towers that PyPI packages contain: EfficientNet-Lite0 for pictures, MiniLM for English captions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def describe(spec: str) -> Description:
 
 
 def load(spec: str, options: EncoderOptions) -> Encoder:
-    """The encoder of one of these names."""
+    """The encoder `efficientnet-lite0`, `efficientnet-lite0-stages` or `minilm`."""
     description = describe(spec)
     if spec == _MINILM:
         return load_directory(minilm_directory(), description, options)

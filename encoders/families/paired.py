@@ -15,7 +15,7 @@ def describe_pair(image: Description, text: Description) -> Description:
     """The card of the pair.
 
     Raises:
-        ValueError: the first has no image tower, or the second no text tower.
+        ValueError: the first encoder has no image tower, or the second has no text tower.
     """
     return Description(card=_card(image.card, text.card), image_transform=image.image_transform)
 
@@ -43,13 +43,13 @@ class PairedEncoder:
 
     @property
     def card(self) -> EncoderCard:
-        """What this encoder is."""
+        """The pair's name, spec and towers."""
         return self._card
 
     def encode_images(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Vectors (n, image dim)."""
+        """Vectors (n, image dim) of n pictures uint8 (height, width, 3)."""
         return self._image.encode_images(pixels)
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Vectors (n, text dim)."""
+        """Vectors (n, text dim) of n captions."""
         return self._text.encode_texts(texts)

@@ -1,4 +1,4 @@
-"""How a text tower's tokens become one vector: as the sentence-transformers files of its directory say."""
+"""How the token features of a text tower become one vector, as the directory's sentence-transformers files specify."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LEGACY_KEYS = {
 
 
 def pooling_of(directory: Path) -> Pooling:
-    """The pooling that a sentence-transformers directory names, else the mean.
+    """The pooling that a sentence-transformers directory specifies; the mean if it specifies none.
 
     Raises:
-        ValueError: the directory asks for something that isthmus does not do (another pooling, a dense layer on top, a
-            prompt before each text); vectors without it would be other vectors.
+        ValueError: the directory needs something that isthmus does not do: another pooling, a dense layer on top, or a
+            prompt before each text. Without it the vectors would be different.
     """
     _check_modules(directory)
     config = _json(directory / "1_Pooling" / "config.json")
@@ -39,7 +39,7 @@ def pooling_of(directory: Path) -> Pooling:
 
 
 def pool_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """(n, tokens, dim), and the mask (n, tokens) of what is not padding → (n, dim)."""
+    """Token features (n, tokens, dim), and a mask (n, tokens) that is 0 at padding → vectors (n, dim)."""
     if pooling == "cls":
         return hidden[:, 0]
     weights = mask.unsqueeze(-1).to(hidden.dtype)

@@ -17,12 +17,12 @@ from encoders.protocol import Encoder, EncoderCard, EncoderOptions, TowerCard
 if TYPE_CHECKING:
     import torch
 
-# Their first token is a patch like any other.
 NEEDS, MODEL_NEEDS = ("encoders.runtime.text", "encoders.runtime.towers"), ("transformers.modeling_utils",)
+# Model types without a class token: their first token is an ordinary patch.
 _NO_CLASS_TOKEN = ("swin", "swinv2", "cvt", "focalnet", "ijepa", "hiera")
-# Their pooler is an attention head that was trained with the tower: it is the picture's vector.
+# Their pooler is an attention head that was trained with the tower; its output is the picture's vector.
 _ATTENTION_POOLED = ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model")
-# Masks patches at random, in inference too.
+# Model types that mask patches at random, in inference too.
 _RANDOM = ("vit_mae",)
 _VISION_KEYS = {"num_channels", "image_size", "patch_size"}
 _PADDED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
@@ -35,7 +35,7 @@ def describe(spec: str) -> Description:
 
 
 def describe_directory(directory: Path, *, name: str | None = None, spec: str | None = None) -> Description:
-    """The card of a directory with one tower, under a name of its own where it has one."""
+    """The card of a directory with one tower; `name` and `spec` replace those derived from the directory."""
     config = ModelConfig(directory)
     weights = model_digest(directory, config.raw)
     transform = load_transform(directory) if is_vision(config) else None
@@ -51,7 +51,7 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
 
 
 def load_directory(directory: Path, description: Description, options: EncoderOptions) -> Encoder:
-    """The encoder of a directory whose card is known.
+    """The encoder of a directory whose description is known.
 
     Raises:
         ValueError: weights are missing, or the options do not fit this machine.
@@ -69,7 +69,7 @@ def load_directory(directory: Path, description: Description, options: EncoderOp
         import torch
         from transformers import AutoModel
 
-        # It may be called in the middle of a batch.
+        # The load may happen in the middle of a batch, inside inference mode.
         with torch.inference_mode(False):
             return runtime.place(load_model(AutoModel, directory))
 
@@ -99,10 +99,10 @@ def load_directory(directory: Path, description: Description, options: EncoderOp
 
 
 def is_vision(config: ModelConfig) -> bool:
-    """Whether a configuration is of a vision model.
+    """Whether a configuration describes a vision model.
 
     Raises:
-        ValueError: a vision model whose vectors are not deterministic.
+        ValueError: the vision model gives vectors that are not deterministic.
     """
     if config.model_type in _RANDOM:
         raise ValueError(f"encoder {config.directory}: {config.model_type} masks patches at random; use another tower")
@@ -112,14 +112,14 @@ def is_vision(config: ModelConfig) -> bool:
 
 
 def vision_dim(config: ModelConfig) -> int:
-    """Length of a vision model's features."""
+    """Dimension of a vision model's features."""
     sizes = config.raw.get("hidden_sizes") or config.raw.get("hidden_size") or config.get("hidden_sizes")
     sizes = sizes or config.get("hidden_size")
     return int(sizes[-1] if isinstance(sizes, (list, tuple)) else sizes)
 
 
 def vision_features(model: Any, model_type: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Pixels (n, 3, height, width) → features (n, dim), pooled as the model type wants."""
+    """A function pixels (n, 3, height, width) → features (n, dim), with the pooling of the model type."""
 
     def forward(pixel_values: torch.Tensor) -> torch.Tensor:
         output = model(pixel_values=pixel_values)
@@ -135,7 +135,7 @@ def vision_features(model: Any, model_type: str) -> Callable[[torch.Tensor], tor
 
 
 def text_features(model: Any, pooling: Pooling) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
-    """Token batch → features (n, dim), pooled over the tokens that are not padding."""
+    """A function token batch → features (n, dim), pooled over the tokens that are not padding."""
 
     def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         mask = batch["attention_mask"]
@@ -146,7 +146,7 @@ def text_features(model: Any, pooling: Pooling) -> Callable[[dict[str, torch.Ten
 
 
 def max_tokens_of(config: ModelConfig) -> int:
-    """The longest input: what sentence-transformers, the tokenizer and the position table allow."""
+    """The longest input in tokens: the least of the limits of sentence-transformers, tokenizer and position table."""
     limits = [int(config.get("max_position_embeddings") or _UNBOUNDED)]
     if config.model_type in _PADDED_POSITIONS:
         limits[0] -= 2  # their position table begins after the padding index

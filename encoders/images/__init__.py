@@ -1,4 +1,4 @@
-"""Pictures: bytes to upright RGB, and RGB to what an image tower reads. PIL and numpy, and no torch."""
+"""Pictures: from bytes to upright RGB, and from RGB to the input of an image tower. Uses PIL and numpy, not torch."""
 
 from encoders.images.decode import MAX_PIXELS, open_image
 from encoders.images.errors import ImageError

@@ -1,4 +1,4 @@
-"""Augmentation of training pictures: a random crop, a flip, a little colour; seeded a picture."""
+"""Augmentation of training pictures: a random crop, a flip and slight colour changes, seeded per picture."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 Augmentation = Literal["none", "light", "strong"]
-# (smallest share of the area kept, chance of a flip, strength of the colour changes)
+# (smallest share of the area that a crop keeps, probability of a flip, strength of the colour changes)
 _STRENGTHS: dict[str, tuple[float, float, float]] = {"light": (0.75, 0.0, 0.1), "strong": (0.4, 0.5, 0.3)}
 _ASPECT = (3 / 4, 4 / 3)
 
 
 def augment(image: Image.Image, strength: Augmentation, seed: int) -> Image.Image:
-    """A picture changed at random; the same picture, strength and seed give the same result.
+    """Change a picture at random; the same picture, strength and seed give the same result.
 
     Args:
         image: RGB.
-        strength: `none` leaves it; `light` crops a little and shifts colours; `strong` crops more and flips. Flips
-        change what
-            captions such as "left" say, so only `strong` makes them.
-        seed: of this picture in this step.
+        strength: `none` changes nothing; `light` crops a little and shifts colours; `strong` crops more and also flips.
+            A flip makes captions such as "left" wrong, so only `strong` flips.
+        seed: seed of this picture in this step.
     """
     if strength == "none":
         return image
@@ -36,7 +35,7 @@ def augment(image: Image.Image, strength: Augmentation, seed: int) -> Image.Imag
 
 
 def _window(size: tuple[int, int], smallest: float, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random window (left, top, right, bottom) of at least `smallest` of the area."""
+    """A random window (left, top, right, bottom) that covers at least `smallest` of the area."""
     wide, tall = size
     area, aspect = random.uniform(smallest, 1.0), np.exp(random.uniform(*np.log(_ASPECT)))
     w = min(wide, max(1, round(wide * float(np.sqrt(area * aspect)))))

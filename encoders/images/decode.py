@@ -1,7 +1,7 @@
-"""Bytes to RGB, for what real corpora hold.
+"""Decoding a picture's bytes to RGB, for the formats and defects of real corpora.
 
-The header is read first: kind and size are known before a pixel is decoded, so that a decompression bomb costs
-nothing. Whatever the codec raises comes out as an `ImageError`.
+The header is read first. Kind and size are then known before a pixel is decoded, so a decompression bomb costs nothing.
+Every exception of a codec becomes an `ImageError`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from encoders.images.errors import ImageError, ImageReason
 from encoders.images.kinds import container, is_cut, looks_like
 
 MAX_PIXELS = 100_000_000
-# Named, because Pillow would else try everything it knows, and hand PostScript from a stranger to Ghostscript.
+# An explicit list: otherwise Pillow tries every format that it knows, and passes a stranger's PostScript to
+# Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "ICO", "PPM")
-_DRAFTED = ("JPEG", "MPO")  # MPO: a JPEG with further views behind it, as many phones write
-# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as it stays this many times larger than needed:
-# the resampling filter then still sees detail finer than the target's pixels. Least cosine of embeddings of
-# photographs to those of full decoding, at 224 pixels: .9991 for 3, .996 for 2.75, .990 for 2.
+_DRAFTED = ("JPEG", "MPO")  # MPO: a JPEG followed by further views, as many phones write it
+# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if the result is at least this many times larger than needed. The
+# resampling filter then still sees detail finer than the target's pixels. Least cosine between embeddings of
+# photographs decoded this way and decoded in full, at 224 pixels: .9991 for 3, .996 for 2.75, .990 for 2.
 _DRAFT_FACTOR = 3
 _TRUNCATED_WORDS = ("truncat", "end of", "unexpected eof", "broken data stream", "incomplete", "not enough")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112
-_SIDEWAYS = 5  # EXIF orientations from here on swap width and height
+_SIDEWAYS = 5  # EXIF orientations from 5 to 8 swap width and height
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,47 +40,48 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# The limit is checked here, on the header; PIL's own would warn at one size and raise at another.
+# `read_header` checks the limit on the header; PIL's own check would warn at one size and raise at another.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS, target: tuple[int, int] | None = None) -> Image.Image:
-    """The picture as RGB, upright; the first frame of an animation.
+    """The picture as upright RGB; the first frame of an animation.
 
-    Transparency is laid on white, because pictures cut out for the web are drawn for white pages, and what lies
-    under transparent pixels is arbitrary. A file that lacks its end mark but none of its pixels is accepted.
+    Transparent pictures are placed on white: cut-outs for the web are drawn for white pages, and the colour under
+    transparent pixels is arbitrary. A file that lacks its end marker but none of its pixels is accepted.
 
     Args:
         data: the file's bytes.
-        max_pixels: larger pictures are refused by their header.
-        target: (width, height) that will be needed, upright; a JPEG may then come back smaller than it is, never
-            smaller than three times this.
+        max_pixels: a picture whose header announces more pixels is refused.
+        target: the upright (width, height) needed later. A JPEG may then be decoded at reduced scale, but never to less
+            than three times this size.
 
     Raises:
-        ImageError: the bytes are empty, no picture, truncated, corrupt, or too large.
+        ImageError: the bytes are empty, not a picture, truncated, corrupt, or announce too many pixels.
     """
     return decode(read_header(data, max_pixels), data, target)
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture with its size and kind known and its pixels not yet decoded.
+    """The picture with its size and kind known, and its pixels not yet decoded.
 
     Raises:
-        ImageError: the bytes are empty, no picture, or the header is cut, damaged or promises too many pixels.
+        ImageError: the bytes are empty or not a picture, or the header is truncated, corrupt or announces too many
+            pixels.
     """
     if not data:
         raise ImageError("empty_image", "the picture has no bytes")
     image = _identify(data)
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError("too_many_pixels", f"{width} x {height} pixels are over the limit of {max_pixels}")
+        raise ImageError("too_many_pixels", f"{width} x {height} pixels exceed the limit of {max_pixels}")
     if width * height == 0:
         raise ImageError("corrupt_image", f"the picture is {width} x {height} pixels")
     return image
 
 
 def decode(header: Image.Image, data: bytes, target: tuple[int, int] | None = None) -> Image.Image:
-    """The pixels of what `read_header` returned, as RGB, upright; see `open_image`.
+    """Decode the result of `read_header` to upright RGB; see `open_image`.
 
     Raises:
         ImageError: the data is truncated or corrupt.
@@ -98,7 +100,7 @@ def decode(header: Image.Image, data: bytes, target: tuple[int, int] | None = No
 
 
 def drafted_size(header: Image.Image) -> tuple[int, int] | None:
-    """(width, height), upright, of a picture that can be decoded at reduced scale; None for all others."""
+    """The upright (width, height) of a picture that can be decoded at reduced scale; None for all others."""
     if header.format not in _DRAFTED:
         return None
     width, height = header.size
@@ -120,7 +122,7 @@ def _identify(data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; upright where the EXIF data is damaged, for the pixels may be whole."""
+    """EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is damaged, because the pixels may be intact."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -149,7 +151,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """16-bit and floating grey scaled to 8 bits; PIL's own conversion clips at 255, which makes a white picture."""
+    """16-bit or float grey scaled to 8 bits; PIL's own conversion clips at 255, which gives a white picture."""
     values = np.asarray(image)
     if values.dtype.kind == "u":
         grey = (values >> 8).astype(np.uint8)
@@ -159,7 +161,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _scaled_grey(values: np.ndarray, *, whole: bool) -> np.ndarray:
-    """Scaled by what the values seem to span: 16 bits where `whole`, else 0..1 or 0..255; beyond, their maximum."""
+    """Scaled by the apparent range: 16 bits if `whole`, else 0..1 or 0..255; the maximum if it exceeds these."""
     values = np.nan_to_num(values, copy=False, nan=0.0, posinf=65535.0, neginf=0.0)
     top = float(values.max(initial=0.0))
     spans = (65535.0,) if whole else (1.0, 255.0)

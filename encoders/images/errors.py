@@ -1,4 +1,4 @@
-"""Why a picture cannot be used."""
+"""The error for pictures that cannot be used, with its reason codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ImageReason = Literal[
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded, with the reason as a code."""
+    """A picture that cannot be decoded; `reason` holds the reason code."""
 
     def __init__(self, reason: ImageReason, message: str) -> None:
         super().__init__(message)

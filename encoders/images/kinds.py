@@ -1,7 +1,7 @@
-"""What a file says it is by its first bytes, and whether it ends where it says it does. Nothing is decoded.
+"""What a file's first bytes announce, and whether the file is complete. Nothing is decoded.
 
-Codecs call nearly every failure `OSError`, so the difference between a download that was cut and a file that was
-damaged, which decides whether to fetch again, is read from the container here.
+Codecs raise `OSError` for nearly every failure. Only the container tells a truncated download, which is worth fetching
+again, from a corrupt file.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _OTHERS = {
     b"8BPS": "a Photoshop document",
     b"version https://git-lfs": "a Git LFS pointer, not the file",
 }
-_STRIPS = ((273, 279), (324, 325))  # TIFF tags: where each strip or tile begins, and how long it is
-_TIFF_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes, by type
+_STRIPS = ((273, 279), (324, 325))  # TIFF tags: offset and length of each strip or tile
+_TIFF_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # field type: bytes
 
 
 def container(data: bytes) -> str | None:
-    """The kind of picture that the first bytes announce, None for anything else."""
+    """The kind of picture that the first bytes announce; None for anything else."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
@@ -40,7 +40,7 @@ def container(data: bytes) -> str | None:
 
 
 def is_cut(data: bytes) -> bool | None:
-    """Whether a picture ends before its container says so; None where the kind does not tell."""
+    """Whether a picture ends before its container does; None if the kind cannot tell."""
     match container(data):
         case "JPEG":
             return b"\xff\xd9" not in data[-_TAIL_BYTES:]
@@ -58,7 +58,7 @@ def is_cut(data: bytes) -> bool | None:
 
 
 def looks_like(data: bytes) -> str:
-    """What something that is no picture seems to be, for a message: "it looks like an HTML page"."""
+    """What a file that is not a picture seems to be, for a message: "it looks like an HTML page"."""
     if data[4:8] == b"ftyp":
         heic = data[8:12] in (b"heic", b"heix", b"mif1", b"msf1")
         return "it looks like HEIC, which Pillow does not read" if heic else "it looks like a video"
@@ -77,7 +77,7 @@ def looks_like(data: bytes) -> str:
 
 
 def _as_text(head: bytes) -> str | None:
-    """The head as text in UTF-8 or, with its mark, UTF-16; None where it is binary."""
+    """The head decoded as UTF-8, or as UTF-16 if it has a byte order mark; None if it is binary."""
     name = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         # Incremental: the head may end inside a character.
@@ -88,7 +88,7 @@ def _as_text(head: bytes) -> str | None:
 
 
 def _gif_is_cut(data: bytes) -> bool:
-    """Whether the chain of blocks runs off the end before the trailer, which is a byte that pixels hold as well."""
+    """Whether the chain of blocks ends before its trailer, whose byte also occurs in pixels."""
 
     def palette_bytes(at: int) -> int:
         flags = data[at] if at < len(data) else 0
@@ -104,14 +104,14 @@ def _gif_is_cut(data: bytes) -> bool:
 
 
 def _tiff_is_cut(data: bytes) -> bool:
-    """Whether the first directory, what it points to, or a strip or tile lies beyond the end."""
+    """Whether the first directory, a value that it points to, or a strip or tile lies beyond the end of the file."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
 
     def number(at: int, width: int) -> int:
         return int.from_bytes(data[at : at + width], order)
 
     def extent(entry: int) -> tuple[int, int, int]:
-        """(start, end, width) of an entry's values."""
+        """(start, end, width) of an entry's values, in bytes."""
         width, n = _TIFF_WIDTHS.get(number(entry + 2, 2), 1), number(entry + 4, 4)
         start = entry + 8 if n * width <= 4 else number(entry + 8, 4)
         return start, start + n * width, width
@@ -134,13 +134,13 @@ def _tiff_is_cut(data: bytes) -> bool:
 
 
 def _boxes_are_cut(data: bytes) -> bool:
-    """Whether the last box of an ISO media file (AVIF, JPEG 2000) reaches beyond the end."""
+    """Whether the last box of an ISO media file (AVIF, JPEG 2000) extends beyond the end of the file."""
     at = 0
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         if length == 1:
             length = int.from_bytes(data[at + 8 : at + 16], "big")
-        if length == 0:  # "to the end of the file"
+        if length == 0:  # the box extends to the end of the file
             return False
         if length < 8:
             return at + 8 > len(data)

@@ -1,4 +1,4 @@
-"""A picture's bytes to the uint8 pixels that an image tower reads."""
+"""From a picture's bytes to the uint8 pixels that an image tower reads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _THUMBNAIL_FACTOR = 2
 def prepare(
     data: bytes, transform: ImageTransform, mode: Preprocessing = "fast", max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3) of a picture, resized and cropped; the same shape in both modes.
+    """A picture resized and cropped, uint8 (height, width, 3); both modes give the same shape.
 
     Args:
         data: the file's bytes.
-        transform: what the model wants.
-        mode: `exact` equals the model family's own processor to 1/255; `fast` decodes large JPEGs at reduced scale,
-            shrinks large pictures in two steps and computes what the crop keeps alone.
-        max_pixels: pictures larger than this, before or after resizing, are refused before they take memory.
+        transform: the preprocessing of the model.
+        mode: `exact` agrees with the model family's own processor to 1/255; `fast` decodes large JPEGs at reduced
+            scale, shrinks large pictures in two steps and computes only what the crop keeps.
+        max_pixels: a picture larger than this, before or after resizing, is refused before it takes memory.
 
     Raises:
         ImageError: see `open_image`.
@@ -38,24 +38,24 @@ def prepare(
 def prepare_with_thumbnail(
     data: bytes, transform: ImageTransform, mode: Preprocessing, max_pixels: int, max_side: int
 ) -> tuple[NDArray[np.uint8], bytes]:
-    """`prepare` and `thumbnail` at once; the picture is decoded only once where that shows enough for both.
+    """`prepare` and `thumbnail` in one call; the picture is decoded only once if that gives enough pixels for both.
 
     Raises:
         ImageError: see `open_image`.
     """
     image, size = _decoded(data, transform, mode, max_pixels)
     pixels = _pixels(image, size, transform, mode, max_pixels)
-    # Of a picture that was decoded small a thumbnail may want more.
+    # A thumbnail may need more pixels than a picture decoded at reduced scale has.
     whole = mode == "exact" or drafted_size(read_header(data, max_pixels)) in (None, image.size)
     enough = whole or max(image.size) >= _THUMBNAIL_FACTOR * max_side
     return pixels, thumbnail_of(image, max_side) if enough else thumbnail(data, max_side, max_pixels)
 
 
 def prepare_image(image: Image.Image, transform: ImageTransform, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """`prepare` for a picture that is decoded already (and perhaps augmented).
+    """`prepare` for a picture that is already decoded (and perhaps augmented).
 
     Raises:
-        ImageError: it would be larger than `max_pixels` once resized.
+        ImageError: the resized picture would be larger than `max_pixels`.
     """
     return _pixels(image, transform.target_size(*image.size), transform, "fast", max_pixels)
 
@@ -63,10 +63,10 @@ def prepare_image(image: Image.Image, transform: ImageTransform, max_pixels: int
 def _decoded(
     data: bytes, transform: ImageTransform, mode: Preprocessing, max_pixels: int
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture, perhaps at reduced scale, and the (width, height) that it is to be resized to."""
+    """The picture, perhaps at reduced scale, and the (width, height) to resize it to."""
     header = read_header(data, max_pixels)
     whole = drafted_size(header) if mode == "fast" else None
-    # Of the whole picture, not of the reduced one, whose sides were rounded: the shape must not depend on the mode.
+    # From the full size, not from the reduced one, whose sides are rounded: the shape must not depend on the mode.
     size = transform.target_size(*whole) if whole else None
     image = decode(header, data, size)
     return image, size or transform.target_size(*image.size)
@@ -75,14 +75,14 @@ def _decoded(
 def _pixels(
     image: Image.Image, size: tuple[int, int], transform: ImageTransform, mode: Preprocessing, max_pixels: int
 ) -> NDArray[np.uint8]:
-    """What the centre crop keeps of the picture resized to `size`, as uint8 (height, width, 3), padded to the crop."""
+    """The centre crop of the picture resized to `size`, uint8 (height, width, 3), padded to the size of the crop."""
     crop = transform.crop or (size[1], size[0])
     left, wide = _kept(size[0], crop[1])
     top, tall = _kept(size[1], crop[0])
     if wide * tall > max_pixels:
-        raise ImageError("too_many_pixels", f"resized, {wide} x {tall} pixels are over the limit of {max_pixels}")
+        raise ImageError("too_many_pixels", f"{wide} x {tall} pixels after resizing exceed the limit of {max_pixels}")
     window = (left, top, left + wide, top + tall)
-    # A line of 100,000 x 1 pixels, resized whole, would take gigabytes: the window alone, in either mode.
+    # A line of 100,000 x 1 pixels would take gigabytes if resized whole, so compute only the window, in either mode.
     if mode == "fast" or size[0] * size[1] > max_pixels:
         return _padded(resized_window(image, size, window, transform.resample), transform.crop)
     whole = image if size == image.size else image.resize(size, FILTERS[transform.resample])
@@ -90,12 +90,12 @@ def _pixels(
 
 
 def _kept(length: int, crop: int) -> tuple[int, int]:
-    """(start, length) of what a centre crop keeps of a side; rounds as transformers' processors do."""
+    """(start, length) of the part of a side that a centre crop keeps, rounded as in transformers' processors."""
     return max(0, (length - crop) // 2), min(length, crop)
 
 
 def _padded(pixels: NDArray[np.uint8], crop: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """On black where the picture is smaller than the crop; an odd rest goes before, as in transformers."""
+    """Padded with black up to the crop; an odd pixel of padding goes before the picture, as in transformers."""
     height, width = pixels.shape[:2]
     if crop is None or (height, width) == crop:
         return np.ascontiguousarray(pixels)

@@ -1,4 +1,4 @@
-"""Small JPEGs for result pages."""
+"""Thumbnails: small JPEGs for result pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def thumbnail(data: bytes, max_side: int = 160, max_pixels: int = MAX_PIXELS) ->
 
 
 def thumbnail_of(image: Image.Image, max_side: int) -> bytes:
-    """`thumbnail` of an RGB picture that is decoded already, which it shrinks in place."""
+    """`thumbnail` of an RGB picture that is already decoded; the picture is shrunk in place."""
     image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)

@@ -1,4 +1,4 @@
-"""What a model wants to see: resize and crop as uint8, then scale and normalise, as plain data."""
+"""The preprocessing of an image tower as plain data: resize and crop in uint8, then scale and normalise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Kind = Literal["resize", "shortest_edge", "patches"]
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _IMAGE_KEYS = {"image_mean", "size", "max_num_patches", "image_processor_type", "feature_extractor_type"}
-# What a processor's class does where its configuration is silent; an absent mean and std are 0.5.
+# Defaults of the processor classes for absent keys; an absent mean or std is 0.5.
 _OPENAI = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 _CLIP = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_OPENAI}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Siglip": {"size": {"height": 224, "width": 224}},
     "ViT": {"resample": 2},
 }
-# Where these say `size: 224`, as the first CLIP checkpoints do, they mean the shortest edge; others mean a square.
+# In these families `size: 224`, as in the first CLIP checkpoints, means the shortest edge; in others it means a square.
 _EDGE_FAMILIES = {"CLIP", "ChineseCLIP", "Bit", "Siglip"}
 _REFUSED = (
     "do_pad",
@@ -51,16 +51,17 @@ class ImageTransform:
     """Preprocessing of an image tower.
 
     Attributes:
-        kind: `resize` to (height, width) whatever the aspect; `shortest_edge`, then a centre crop if `crop`;
-            `patches`: the aspect kept, both sides multiples of `patch_size`, at most `max_patches` patches.
-        size: (height, width); for `shortest_edge` its length twice; None leaves the size as it is.
-        crop: (height, width) of the centre crop, padded with black where the picture is smaller.
-        resample: PIL's name of the filter.
-        scale: factor from uint8 to the range in which `mean` and `std` are given.
-        mean: per channel.
-        std: per channel.
-        patch_size: side of a patch, for `patches`.
-        max_patches: for `patches`.
+        kind: `resize`: to (height, width), whatever the aspect; `shortest_edge`: the shortest edge to a length, then a
+            centre crop if `crop` is given; `patches`: keeps the aspect, both sides multiples of `patch_size`, at most
+            `max_patches` patches.
+        size: (height, width) in pixels; for `shortest_edge` the edge's length twice; None keeps the size.
+        crop: (height, width) of the centre crop in pixels; smaller pictures are padded with black.
+        resample: PIL's name of the filter, in lower case.
+        scale: factor from uint8 to the range of `mean` and `std`.
+        mean: mean of each channel (red, green, blue), subtracted after scaling.
+        std: standard deviation of each channel, the divisor after that.
+        patch_size: side of a patch in pixels, for `patches`.
+        max_patches: the most patches of a picture, for `patches`.
     """
 
     kind: Kind = "resize"
@@ -74,13 +75,13 @@ class ImageTransform:
     max_patches: int = 256
 
     def __post_init__(self) -> None:
-        """Checked here, so that a typing error is found on the driver and not by every worker."""
+        """Check the fields, so that a typing error is found on the driver and not in every worker."""
         if self.kind not in get_args(Kind):
-            raise ValueError(f"kind: {self.kind!r} is none of {', '.join(get_args(Kind))}")
+            raise ValueError(f"kind: {self.kind!r} is unknown; give one of {', '.join(get_args(Kind))}")
         if self.resample not in _RESAMPLE:
-            raise ValueError(f"resample: {self.resample!r} is none of {', '.join(_RESAMPLE)}")
+            raise ValueError(f"resample: {self.resample!r} is unknown; give one of {', '.join(_RESAMPLE)}")
         if self.kind == "shortest_edge" and (self.size is None or self.size[0] != self.size[1]):
-            raise ValueError(f"size: {self.size} must be the shortest edge twice")
+            raise ValueError(f"size: {self.size} does not fit kind 'shortest_edge'; give the edge's length twice")
 
     @property
     def digest(self) -> str:
@@ -89,12 +90,12 @@ class ImageTransform:
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
-        """(height, width) of every prepared picture, None where they vary."""
+        """(height, width) of every prepared picture; None if sizes vary."""
         return self.crop or (self.size if self.kind == "resize" else None)
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of one prepared picture (the most, where sizes vary)."""
+        """Bytes of one prepared picture; the maximum if sizes vary."""
         if self.kind == "patches":
             return self.max_patches * self.patch_size**2 * 3
         height, width = self.crop or self.size or (512, 512)
@@ -111,14 +112,14 @@ class ImageTransform:
         return cls(**fields)
 
     def normalise(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Float32 (n, 3, height, width) of n uint8 (height, width, 3) pictures of one size."""
+        """n pictures of one size, uint8 (height, width, 3) → float32 (n, 3, height, width)."""
         batch = np.stack(pixels).astype(np.float32)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         batch = (batch * np.float32(self.scale) - mean) / std
         return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
 
     def normalise_tensor(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`normalise` in torch operations, of uint8 (n, height, width, 3): the same bits, on the device of the pixels.
+        """`normalise` with torch operations on uint8 (n, height, width, 3): the same bits, on the tensor's device.
 
         Returns:
             float32 (n, 3, height, width), channels last in memory.
@@ -143,12 +144,14 @@ class ImageTransform:
 
 
 def load_transform(directory: Path) -> ImageTransform:
-    """The transform of a model directory: the image processor of `processor_config.json`, where transformers 5
-    nests it and looks first, else `preprocessor_config.json`.
+    """The transform of a model directory.
+
+    It is read from the image processor in `processor_config.json`, where transformers 5 nests it and looks first, else
+    from `preprocessor_config.json`.
 
     Raises:
-        FileNotFoundError: neither is there.
-        ValueError: the processor does something that isthmus cannot repeat.
+        FileNotFoundError: the directory has neither file.
+        ValueError: the processor does something that isthmus cannot reproduce.
     """
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (directory / name).is_file():
@@ -165,10 +168,10 @@ def load_transform(directory: Path) -> ImageTransform:
 def from_processor_config(config: dict[str, Any]) -> ImageTransform:
     """The transform that a transformers image processor's configuration describes.
 
-    Keys that are absent take the defaults of the processor's class, as in transformers.
+    Absent keys take the defaults of the processor's class, as in transformers.
 
     Raises:
-        ValueError: a rule that is not known.
+        ValueError: the configuration has a rule that isthmus does not know.
     """
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     family = next((name for name in _DEFAULTS if kind.startswith(name)), "")
@@ -214,7 +217,7 @@ def _channels(value: Any) -> tuple[float, float, float]:
 
 
 def _convnext(size: Any, crop_fraction: float, common: dict[str, Any]) -> ImageTransform:
-    """ConvNeXt's rule, ResNet's too: below 384 the shortest edge is size / crop fraction, then a crop."""
+    """The rule of ConvNeXt and ResNet: below 384 the shortest edge is size / crop fraction, followed by a crop."""
     edge = int(size["shortest_edge"]) if isinstance(size, dict) else int(size)
     if edge >= 384:
         return ImageTransform(kind="resize", size=(edge, edge), **common)
@@ -229,7 +232,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _patched_size(width: int, height: int, patch: int, max_patches: int) -> tuple[int, int]:
-    """The largest (width, height) of whole patches that keeps the aspect within the number of patches (NaFlex)."""
+    """The largest (width, height) of whole patches that keeps the aspect and stays within `max_patches` (NaFlex)."""
 
     def scaled(scale: float, length: int) -> int:
         return max(patch, math.ceil(scale * length / patch) * patch)

@@ -1,8 +1,7 @@
-"""Losses of contrastive training: one a file, pure torch, usable without the rest of isthmus.
+"""Losses of contrastive training: one per file, pure torch, usable without the rest of isthmus.
 
-Each takes a `Shard`: the pairs of the whole batch, and which of its rows this process answers for. A batch in one
-process is
-`Shard.whole(pairs)`; over many processes `gather.gather_pairs` makes the shard.
+Each loss takes a `Shard`: the pairs of the whole batch, and the range of its rows that this process computes. In one
+process the shard is `Shard.whole(pairs)`; over several processes `gather.gather_pairs` makes it.
 """
 
 from encoders.losses.pairs import Pairs, Shard

@@ -1,10 +1,10 @@
-"""Distillation of vectors: the student's, at length 1, shall lie where the teacher's do.
+"""Distillation of vectors: the student's normalised vectors move towards the teacher's.
 
     L = 1/n Σᵢ mean over towers ‖ sᵢ/‖sᵢ‖ − tᵢ/‖tᵢ‖ ‖²   ( = 2 − 2·cos )
 
-with student vectors s (n, teacher dim), after a projection where dimensions differ, and teacher vectors t (n, teacher
-dim). It is the squared length, not
-`mse_loss`, which would divide by the dimension. Feature distillation of CLIP-KD, Yang et al., arXiv:2307.12732.
+with student vectors s (n, teacher dim), projected if the dimensions differ, and teacher vectors t (n, teacher dim). It
+is the squared distance, not `mse_loss`, which would divide by the dimension. Feature distillation of CLIP-KD, Yang et
+al., arXiv:2307.12732.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from encoders.losses.pairs import Shard
 
 
 def distill_l2(shard: Shard) -> torch.Tensor:
-    """The loss, a scalar; over whichever of the towers has a teacher.
+    """The loss, a scalar, averaged over the towers that have a teacher.
 
     Raises:
-        ValueError: no teacher's vectors, or of another dimension than the student's.
+        ValueError: there are no teacher's vectors, or their dimension differs from the student's.
     """
     local = shard.local
     towers = (

@@ -1,8 +1,8 @@
-"""The pairs of all processes, with gradients: what makes a sharded contrastive loss equal to that of one process.
+"""Gathers the pairs of all processes, with gradients, so that a sharded contrastive loss equals that of one process.
 
-Each process compares its own rows with everybody's. The gradient of a vector is the sum over all processes whose rows
-were compared with it; without
-that sum the towers' gradients are wrong, not merely scaled (cosine 0.95 to the right one).
+Each process compares its own rows with the rows of all processes. The gradient of a vector is the sum over all
+processes whose rows were compared with it. Without that sum the towers' gradients are wrong, not merely scaled (cosine
+0.95 to the right one).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from encoders.losses.pairs import Pairs, Shard
 
 
 def gather_pairs(pairs: Pairs) -> Shard:
-    """This process' rows among those of all processes, in the order of ranks. Without a process group: the batch
-    itself.
+    """This process's rows within the pairs of all processes, in the order of ranks.
 
-    Processes may hold unequal numbers of rows, none included. Every process must call this.
+    Without a process group this is the batch itself. Processes may hold unequal numbers of rows, including none. Every
+    process must call this.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Shard.whole(pairs)
@@ -31,24 +31,24 @@ def gather_pairs(pairs: Pairs) -> Shard:
 
 
 def row_counts(rows: int, device: torch.device) -> list[int]:
-    """How many rows each process has."""
+    """The number of rows of each process, by rank."""
     counts = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor(rows, dtype=torch.int64, device=device))
     return [int(count) for count in counts]
 
 
 def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Rows (counts[rank], …) of each process → all rows (sum of counts, …), differentiable."""
+    """Rows (counts[rank], …) of each process → the rows of all processes (sum of counts, …); differentiable."""
     return _GatherRows.apply(rows, counts)
 
 
 class _GatherRows(torch.autograd.Function):
-    """Gather forward; backward, the sum over processes of the gradients of this process' rows."""
+    """Forward gathers the rows; backward sums the gradients of this process's rows over the processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
         ctx.counts = counts
-        # Collectives want equal shapes.
+        # Collectives need equal shapes.
         padded = rows.new_zeros((max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows
         pieces = [torch.empty_like(padded) for _ in counts]

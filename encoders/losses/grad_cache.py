@@ -1,15 +1,15 @@
 """Large contrastive batches in the memory of small ones (GradCache, Gao et al., arXiv:2101.06983), exactly.
 
-1. Forward every chunk but the last without a graph, keeping its vectors and the state of the random generators; the
-last with one.
-2. The loss of the whole batch gives the gradients of the vectors. It runs in blocks of rows, so that no (n, n) matrix
-is ever held.
-3. Push the last chunk's gradients through its graph; then forward every other chunk again, with a graph and the same
-random numbers, and push its vectors' gradients through it.
+1. Forward every chunk but the last without a graph. Keep its vectors and the state of the random generators. Forward
+   the last chunk with a graph.
+2. Compute the loss of the whole batch, which gives the gradients of the vectors. It runs in blocks of rows, so that no
+   (n, n) matrix is ever held.
+3. Push the last chunk's gradients through its graph. Then forward every other chunk again, with a graph and the same
+   random numbers, and push its vectors' gradients through that graph.
 
-Unlike plain gradient accumulation, which only knows the negatives of its chunk, this is the gradient of the full
-batch, that of the logit scale included. Of k chunks k − 1 are forwarded twice: with a backward that takes two forwards,
-(4 − 1/k)/3 of the time of a plain step.
+Plain gradient accumulation knows only the negatives within a chunk. This gives the gradient of the full batch,
+including that of the logit scale. Of k chunks, k − 1 are forwarded twice. If a backward takes the time of two forwards,
+a step takes (4 − 1/k)/3 of the time of a plain step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def plain_backward(forward: Forward, batch: Any, loss: Callable[[Shard], torch.T
     """Forward, loss and backward of a batch in one piece.
 
     Returns:
-        This process' loss, and the pairs of all processes, detached.
+        This process's loss, and the pairs of all processes, detached.
     """
     pairs = forward(batch)
     shard = gather_pairs(pairs)
@@ -49,13 +49,17 @@ def cached_backward(
     loss: Callable[[Shard], torch.Tensor],
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> tuple[float, Pairs]:
-    """As `plain_backward` of all chunks together, in the memory of one.
+    """The same result as `plain_backward` of all chunks together, in the memory of one chunk.
 
     Args:
-        forward: a chunk → its pairs. Called twice a chunk, with the same random numbers; once for the last.
-        chunks: the batch in pieces, one at least.
-        loss: of the whole batch; additive over blocks of rows, as all of `encoders.losses` are.
-        no_sync: keeps DDP from averaging gradients before the last backward.
+        forward: maps a chunk to its pairs. It is called twice per chunk with the same random numbers, but once for the
+            last chunk.
+        chunks: the batch in pieces, at least one.
+        loss: loss of the whole batch. It must be additive over blocks of rows, as all of `encoders.losses` are.
+        no_sync: context manager that keeps DDP from averaging gradients before the last backward.
+
+    Returns:
+        This process's loss, and the pairs of all processes, detached.
     """
     *others, kept = chunks
     states, pieces = [], []
@@ -63,7 +67,7 @@ def cached_backward(
         for chunk in others:
             states.append(_random_state())
             pieces.append(forward(chunk))
-    # Its graph is a chunk's memory, which the loss in blocks leaves free.
+    # Keeping the last graph takes the memory of one chunk, which the loss, computed in blocks, leaves free.
     with no_sync() if others else contextlib.nullcontext():
         graph = forward(kept)
         batch = _leaves(_concatenated([*pieces, _detached(graph)]))
@@ -81,9 +85,9 @@ def cached_backward(
 
 
 def _loss_backward(batch: Pairs, loss: Callable[[Shard], torch.Tensor]) -> tuple[float, Pairs]:
-    """Gradients of the loss on the leaves of `batch`; the loss; and the pairs of all processes, detached."""
+    """Put the loss's gradients on the leaves of `batch`; return the loss and the pairs of all processes, detached."""
     shard = gather_pairs(batch)
-    # Cut the graph between gathering and loss, so that each block can be freed as soon as it is done.
+    # Cut the graph between gathering and loss, so that each block is freed as soon as it is done.
     cut = replace(shard, pairs=_leaves(shard.pairs, keep_scalars=True))
     value = 0.0
     for block in cut.blocks(_BLOCK_ROWS):
@@ -101,13 +105,13 @@ def _loss_backward(batch: Pairs, loss: Callable[[Shard], torch.Tensor]) -> tuple
 def _surrogate(pairs: Pairs, batch: Pairs | None, rows: slice, *, scalars: bool) -> torch.Tensor:
     """A scalar whose gradient is that of the loss: ⟨outputs, their gradients⟩.
 
-    Outputs that the loss does not use take part with 0: DDP waits for every parameter, on every process.
+    Outputs that the loss does not use contribute 0, because DDP waits for every parameter on every process.
 
     Args:
         pairs: outputs with a graph.
-        batch: leaves with gradients; None for none.
-        rows: the rows of the leaves that the outputs are.
-        scalars: whether to count the gradients of the scalars too (once a batch, not once a chunk).
+        batch: leaves with gradients; None if all gradients are 0.
+        rows: the rows of the leaves that correspond to the outputs.
+        scalars: whether to include the gradients of the scalars (once per batch, not once per chunk).
     """
     total = pairs.image.new_zeros(())
     for name in (*_LEARNED, *_SCALARS):
@@ -144,7 +148,7 @@ def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 @contextlib.contextmanager
 def _replayed(state: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[None]:
-    """The random numbers of an earlier moment; afterwards those of now again."""
+    """Restore the random state of an earlier moment, and the present one on exit."""
     now = _random_state()
     _set_random_state(state)
     try:

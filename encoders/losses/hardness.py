@@ -3,9 +3,9 @@
     L = 1/2n Σᵢ −log exp(lᵢᵢ) / (exp(lᵢᵢ) + Σ_{j≠i} wᵢⱼ exp(lᵢⱼ))  in both directions,  lᵢⱼ = s·⟨imageᵢ, textⱼ⟩
     wᵢⱼ = exp(β·⟨imageᵢ, textⱼ⟩) / mean_{j≠i} exp(β·⟨imageᵢ, textⱼ⟩),  held constant
 
-with vectors (n, dim) of length 1. β = 0 is InfoNCE; a larger β looks at fewer, harder negatives. Pairs that share a
-picture or a caption
-are no negatives. Robinson et al., arXiv:2010.04592 (without its debiasing); Radenovic et al., arXiv:2301.02280.
+with vectors (n, dim) of length 1. β = 0 is InfoNCE; a larger β concentrates on fewer, harder negatives. Pairs that
+share a picture or a caption are not negatives. Robinson et al., arXiv:2010.04592 (without its debiasing); Radenovic et
+al., arXiv:2301.02280.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def hardness_weighted(beta: float) -> Callable[[Shard], torch.Tensor]:
         ValueError: `beta` is negative.
     """
     if beta < 0:
-        raise ValueError(f"hardness_weighted: beta {beta}: 0 or more")
+        raise ValueError(f"hardness_weighted: beta {beta}: give 0 or more")
 
     def loss(shard: Shard) -> torch.Tensor:
         out = not_negatives(shard)
@@ -41,7 +41,7 @@ def hardness_weighted(beta: float) -> Callable[[Shard], torch.Tensor]:
 
 
 def _log_weights(cosines: torch.Tensor, left_out: torch.Tensor, beta: float) -> torch.Tensor:
-    """log w (rows, n); the mean is over what is not left out. Zero in a row without negatives."""
+    """log w (rows, n), with the mean over the entries that are not left out; zero in a row without negatives."""
     hardness = (cosines.detach() * beta).masked_fill(left_out, float("-inf"))
     count = (~left_out).sum(dim=1, keepdim=True).clamp(min=1)
     mean = hardness.logsumexp(dim=1, keepdim=True) - count.to(hardness.dtype).log()

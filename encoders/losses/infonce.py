@@ -1,12 +1,12 @@
-"""Symmetric InfoNCE: each picture finds its caption among all captions, each caption its picture.
+"""Symmetric InfoNCE: each picture finds its caption among all captions, and each caption its picture.
 
     L = 1/2n Σᵢ [ −log softmaxⱼ(s·⟨imageᵢ, textⱼ⟩)ᵢ − log softmaxⱼ(s·⟨textᵢ, imageⱼ⟩)ᵢ ]
 
 with vectors (n, dim) of length 1 and the learnable factor s = exp(logit scale) = 1/τ. Pairs that share a picture or a
-caption are
-left out of each other's denominators. Oord et al., arXiv:1807.03748; symmetric as in CLIP, arXiv:2103.00020.
+caption are left out of each other's denominators. Oord et al., arXiv:1807.03748; symmetric as in CLIP,
+arXiv:2103.00020.
 
-Not for small batches of near-duplicates: with few negatives that differ, s runs to its clamp.
+Do not use it for small batches of near-duplicates: with few distinct negatives, s grows to its upper bound.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def sum_of_rows(shard: Shard, masked: torch.Tensor) -> torch.Tensor:
     """Cross entropy summed over the local rows and both directions.
 
     Args:
-        shard: the rows.
-        masked: bool (rows, n), what is no negative.
+        shard: the batch and its local rows.
+        masked: bool (rows, n), true for entries that are not negatives.
     """
     total = shard.pairs.image.new_zeros(())
     for cosines in both_ways(shard):

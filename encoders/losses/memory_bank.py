@@ -1,14 +1,12 @@
-"""Cross-batch memory: vectors of past batches as further negatives.
+"""Cross-batch memory: vectors of past batches as additional negatives.
 
     L = 1/2n Σᵢ −log exp(lᵢᵢ) / (Σⱼ exp(lᵢⱼ) + Σ_q exp(s·⟨imageᵢ, text_q⟩))  in both directions
 
-with vectors (n, dim) of length 1, and a queue of the last `size` pairs, detached, with their ids: whatever shares a
-picture or a caption with
-the row is masked. Wang et al., arXiv:1912.06798 (XBM). Features drift slowly after the first steps only, so the queue
-is used after a
-warm-up; it fills before.
+with vectors (n, dim) of length 1 and a queue of the last `size` pairs, detached, with their ids. Entries that share a
+picture or a caption with the row are masked. Wang et al., arXiv:1912.06798 (XBM). Features drift slowly only after the
+first steps, so the queue is used after a warm-up, during which it fills.
 
-Not with a learning rate so high that last epoch's features are another model's.
+Do not use it with a learning rate so high that the queue's features belong to a different model.
 """
 
 from __future__ import annotations
@@ -21,10 +19,10 @@ from encoders.losses.pairs import Pairs, Shard, both_ways, not_negatives, same_i
 
 
 class MemoryBank(nn.Module):
-    """The queue and the loss. Its buffers belong into the checkpoint. Call it, step, then `enqueue`.
+    """The queue and the loss. Its buffers belong in the checkpoint. In each step, call it, then step, then `enqueue`.
 
     Raises:
-        ValueError: a size below 1, or a negative warm-up.
+        ValueError: the size is below 1, or the warm-up is negative.
     """
 
     images: torch.Tensor
@@ -39,7 +37,7 @@ class MemoryBank(nn.Module):
         super().__init__()
         if size < 1 or warmup_steps < 0:
             raise ValueError(
-                f"memory_bank: size {size}, warmup_steps {warmup_steps}: a size of 1 or more, steps of 0 or more"
+                f"memory_bank: size {size}, warmup_steps {warmup_steps}: give a size of 1 or more, steps of 0 or more"
             )
         self.warmup_steps = warmup_steps
         self.register_buffer("images", torch.zeros(size, dim))
@@ -50,7 +48,7 @@ class MemoryBank(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
     def forward(self, shard: Shard) -> torch.Tensor:
-        """The loss, a scalar; InfoNCE while the queue is empty or warming up."""
+        """The loss, a scalar; it is InfoNCE while the queue is empty or warming up."""
         masked = not_negatives(shard)
         filled = int(self.filled) if int(self.steps) >= self.warmup_steps else 0
         past = same_ids(shard, self.image_ids[:filled], self.text_ids[:filled])
@@ -65,13 +63,13 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, pairs: Pairs) -> None:
-        """Put a batch's pairs, of all processes, into the queue, over the oldest; a step ends here.
+        """Put the pairs of a batch, from all processes, in place of the oldest ones in the queue. This ends a step.
 
         Raises:
-            ValueError: the pairs have no ids, so that a picture would become its own negative.
+            ValueError: the pairs have no ids, so a picture could become its own negative.
         """
         if pairs.image_ids is None or pairs.text_ids is None:
-            raise ValueError("memory_bank: the pairs have no image_ids or text_ids; the queue masks by them")
+            raise ValueError("memory_bank: the pairs lack image_ids or text_ids, which the queue masks by; give both")
         size = len(self.images)
         kept = pairs[slice(max(len(pairs) - size, 0), None)]
         assert kept.image_ids is not None

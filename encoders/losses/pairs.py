@@ -1,7 +1,7 @@
-"""What a loss sees: the pairs of the whole batch, and the rows of it that this process answers for.
+"""The input of a loss: the pairs of the whole batch, and the range of its rows that this process computes.
 
-A contrastive loss is a sum over rows, each compared with all others. So a batch that is sharded over processes, and one
-that is cut into blocks to save memory, are the same thing: a range of rows against everything.
+A contrastive loss is a sum over rows, each compared with all others. So a batch sharded over processes and a batch cut
+into blocks to save memory are the same thing: a range of rows against all rows.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ class Pairs:
     """n pictures, each with its caption.
 
     Attributes:
-        image: (n, dim), L2-normalised.
-        text: (n, dim), L2-normalised.
+        image: image vectors (n, dim), L2-normalised.
+        text: text vectors (n, dim), L2-normalised.
         scale: (), the factor of the cosines (not its logarithm).
-        bias: (), added to the scaled cosines by the sigmoid loss; None is 0.
-        image_ids: int64 (n,); equal ids are the same picture. None: all differ.
-        text_ids: int64 (n,); equal ids are the same caption. None: all differ.
-        teacher_image: (n, teacher dim), a teacher's vectors of the pictures.
-        teacher_text: (n, teacher dim), a teacher's vectors of the captions.
-        student_image: (n, teacher dim), `image` as it is compared with the teacher's; None is `image` itself.
-        student_text: (n, teacher dim), the same for `text`.
+        bias: (), added to the scaled cosines by the sigmoid loss; None means 0.
+        image_ids: int64 (n,); equal ids mean the same picture. None: all pictures differ.
+        text_ids: int64 (n,); equal ids mean the same caption. None: all captions differ.
+        teacher_image: (n, teacher dim), the teacher's vectors of the pictures.
+        teacher_text: (n, teacher dim), the teacher's vectors of the captions.
+        student_image: (n, teacher dim), `image` projected for the comparison with the teacher; None means `image`.
+        student_text: (n, teacher dim), `text` projected for the comparison with the teacher; None means `text`.
     """
 
     image: torch.Tensor
@@ -44,7 +44,7 @@ class Pairs:
         return len(self.image)
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """The fields that have a row a pair, by name; those that are None are left out."""
+        """The fields with one row per pair, by name; fields that are None are left out."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None and value.dim() > 0}
 
@@ -54,13 +54,13 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Rows `first` to `first + rows` of a batch, to be compared with all of it.
+    """Rows `first` to `first + rows` of a batch, to be compared with the whole batch.
 
     Attributes:
         pairs: the whole batch.
-        first: the first row that this shard answers for.
-        rows: how many.
-        world: processes whose losses (and gradients) are averaged.
+        first: the first row that this shard computes.
+        rows: the number of rows that it computes.
+        world: the number of processes whose losses (and gradients) are averaged.
     """
 
     pairs: Pairs
@@ -70,30 +70,29 @@ class Shard:
 
     @classmethod
     def whole(cls, pairs: Pairs) -> Shard:
-        """A batch in one process."""
+        """The shard of a batch that is in one process."""
         return cls(pairs=pairs, first=0, rows=len(pairs))
 
     @property
     def local(self) -> Pairs:
-        """The pairs that this shard answers for."""
+        """The pairs that this shard computes."""
         return self.pairs[self.first : self.first + self.rows]
 
     @property
     def targets(self) -> torch.Tensor:
-        """int64 (rows,): where each local row's own partner stands in the batch."""
+        """int64 (rows,): the place of each local row's own partner in the batch."""
         return torch.arange(self.first, self.first + self.rows, device=self.pairs.image.device)
 
     def mean(self, total: torch.Tensor) -> torch.Tensor:
-        """A sum over the local rows as a share of the batch's mean.
+        """Turn a sum over the local rows into a share of the batch's mean.
 
-        The average over processes of these shares is the mean over the batch, also where processes hold unequal
-        numbers of
-        rows; and the sum over the blocks of a shard is the shard's.
+        The average of these shares over the processes is the mean over the batch, even if processes hold unequal
+        numbers of rows. The sum over the blocks of a shard is the share of the shard.
         """
         return total * (self.world / max(len(self.pairs), 1))
 
     def blocks(self, rows: int) -> Iterator[Shard]:
-        """The shard as shards of at most `rows` rows."""
+        """This shard as shards of at most `rows` rows."""
         for start in range(0, self.rows, rows):
             yield replace(self, first=self.first + start, rows=min(rows, self.rows - start))
 
@@ -102,8 +101,10 @@ Loss = Callable[[Shard], torch.Tensor]
 
 
 def not_negatives(shard: Shard) -> torch.Tensor:
-    """bool (rows, n): pairs that must not be pushed apart. A picture is no negative of its own other captions, nor of a
-    caption that says the same as its own; a row's own partner is not marked."""
+    """bool (rows, n): pairs that must not be pushed apart. A row's own partner is not marked.
+
+    A picture's other captions are not its negatives, nor is a caption that is the same as its own.
+    """
     marked = same_ids(shard, shard.pairs.image_ids, shard.pairs.text_ids)
     marked[torch.arange(shard.rows, device=marked.device), shard.targets] = False
     return marked

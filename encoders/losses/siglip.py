@@ -1,12 +1,11 @@
-"""Pairwise sigmoid loss: every pair of a picture and a caption is a yes-or-no question of its own.
+"""Pairwise sigmoid loss: each pair of a picture and a caption is a binary classification.
 
     L = −1/n Σᵢⱼ log σ( zᵢⱼ · (s·⟨imageᵢ, textⱼ⟩ + b) ),   zᵢⱼ = 1 where i = j, else −1
 
-with vectors (n, dim) of length 1, factor s and bias b learnable (start at s = 10, b = −10: most pairs do not match).
-Pairs that share a
-picture or a caption without being partners are left out. Zhai et al., arXiv:2303.15343.
+with vectors (n, dim) of length 1, and a learnable factor s and bias b (initially s = 10, b = −10: most pairs do not
+match). Pairs that share a picture or a caption without being partners are left out. Zhai et al., arXiv:2303.15343.
 
-Not without a bias: with b = 0 the first steps only push everything apart.
+Do not use it without a bias: with b = 0 the first steps only push everything apart.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from encoders.losses.pairs import Shard, not_negatives
 
 
 def siglip(shard: Shard) -> torch.Tensor:
-    """The loss, a scalar."""
+    """The loss, a scalar; a missing bias counts as 0."""
     pairs = shard.pairs
     logits = shard.local.image @ pairs.text.T * pairs.scale
     if pairs.bias is not None:

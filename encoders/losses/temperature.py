@@ -1,5 +1,4 @@
-"""The learnable temperature: a factor kept as its logarithm, within [0, ln 100] (CLIP, arXiv:2103.00020, section
-2.5)."""
+"""The learnable temperature: a log scale within [0, ln 100] (CLIP, arXiv:2103.00020, section 2.5)."""
 
 from __future__ import annotations
 
@@ -14,6 +13,6 @@ _TOLERANCE = 1e-6
 
 @torch.no_grad()
 def clamp_log_scale(log_scale: torch.Tensor) -> bool:
-    """Put a log scale () back within its bounds, in place, after a step. True if it stands at its upper bound."""
+    """Clamp a log scale () to its bounds, in place, after a step. True if it is at its upper bound."""
     log_scale.clamp_(LOWEST_LOG_SCALE, HIGHEST_LOG_SCALE)
     return bool(log_scale >= HIGHEST_LOG_SCALE - _TOLERANCE)

@@ -1,13 +1,12 @@
-"""InfoNCE against the K hardest negatives of the batch alone.
+"""InfoNCE against only the K hardest negatives of the batch.
 
     L = 1/2n Σᵢ [ −log exp(lᵢᵢ) / (exp(lᵢᵢ) + Σ_{j ∈ top-K} exp(lᵢⱼ)) ]  in both directions,  lᵢⱼ = s·⟨imageᵢ, textⱼ⟩
 
-with vectors (n, dim) of length 1. K = n − 1 is InfoNCE. Pairs that share a picture or a caption are no negatives.
-Online hard example
-mining, Shrivastava et al., arXiv:1604.03540, in the contrastive form.
+with vectors (n, dim) of length 1. K = n − 1 is InfoNCE. Pairs that share a picture or a caption are not negatives.
+Online hard example mining, Shrivastava et al., arXiv:1604.03540, in the contrastive form.
 
-Not at the start of training, and not on captions that often fit other pictures too: the hardest negatives are then
-the false ones.
+Do not use it at the start of training, nor with captions that often fit other pictures too: the hardest negatives are
+then false negatives.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def top_k(k: int) -> Callable[[Shard], torch.Tensor]:
         ValueError: `k` is below 1.
     """
     if k < 1:
-        raise ValueError(f"top_k: k {k}: at least 1 negative")
+        raise ValueError(f"top_k: k {k}: give at least 1 negative")
 
     def loss(shard: Shard) -> torch.Tensor:
         masked = not_negatives(shard)

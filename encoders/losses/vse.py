@@ -3,11 +3,10 @@
     L = 1/n Σᵢ [ max_{j≠i} (m − ⟨imageᵢ, textᵢ⟩ + ⟨imageᵢ, textⱼ⟩)₊
               + max_{j≠i} (m − ⟨imageᵢ, textᵢ⟩ + ⟨textᵢ, imageⱼ⟩)₊ ]
 
-with vectors (n, dim) of length 1 and margin m; the logit scale plays no part. Pairs that share a picture or a caption
-are no negatives.
-Faghri et al., arXiv:1707.05612.
+with vectors (n, dim) of length 1 and margin m; the logit scale has no effect. Pairs that share a picture or a caption
+are not negatives. Faghri et al., arXiv:1707.05612.
 
-Not from random heads: the gradient of the single hardest pair is too noisy until the towers know something.
+Do not use it with randomly initialised heads: the gradient of the single hardest pair is too noisy at first.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from encoders.losses.pairs import Shard, both_ways, not_negatives
 
 
 def max_of_hinges(margin: float = 0.2) -> Callable[[Shard], torch.Tensor]:
-    """The loss for a margin, in units of cosine.
+    """The loss for a margin m, a difference of cosines.
 
     Raises:
         ValueError: the margin is not positive.
     """
     if margin <= 0:
-        raise ValueError(f"max_of_hinges: margin {margin}: more than 0")
+        raise ValueError(f"max_of_hinges: margin {margin}: give more than 0")
 
     def loss(shard: Shard) -> torch.Tensor:
         out = not_negatives(shard)

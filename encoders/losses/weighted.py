@@ -1,4 +1,4 @@
-"""A weighted sum of losses, by name, from a config: `infonce`, `top_k:weight=0.5,k=16`, `memory_bank:size=4096`."""
+"""A weighted sum of losses from a config: `infonce`, `top_k:weight=0.5,k=16`, `memory_bank:size=4096`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from encoders.losses.vse import max_of_hinges
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One loss of the sum: its name, its weight, its options."""
+    """One loss of the sum: its name (a key of `OPTIONS`), its weight (positive) and its options."""
 
     name: str
     weight: float = 1.0
@@ -30,7 +30,7 @@ class LossTerm:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it compares with a teacher."""
+        """Whether the loss compares the vectors with a teacher's."""
         return self.name.startswith("distill")
 
 
@@ -61,14 +61,14 @@ def parse_term(text: str) -> LossTerm:
     """A term from `NAME` or `NAME:weight=W,OPTION=VALUE,…`.
 
     Raises:
-        ValueError: a name or an option that is not known, a value of the wrong kind, or one that is missing.
+        ValueError: an unknown name or option, a value of the wrong type, or a required option that is missing.
 
     >>> parse_term("top_k:weight=0.5,k=16")
     LossTerm(name='top_k', weight=0.5, options={'k': 16})
     """
     name, _, rest = text.partition(":")
     if name not in OPTIONS:
-        raise ValueError(f"loss {name!r}: not known; the losses are {', '.join(OPTIONS)}")
+        raise ValueError(f"loss {name!r}: unknown; give one of {', '.join(OPTIONS)}")
     kinds = {"weight": float, **OPTIONS[name]}
     values: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
@@ -83,26 +83,26 @@ def parse_term(text: str) -> LossTerm:
         raise ValueError(f"loss {text!r}: needs {needed}=…")
     weight = values.pop("weight", 1.0)
     if weight <= 0:
-        raise ValueError(f"loss {text!r}: weight {weight}: more than 0")
+        raise ValueError(f"loss {text!r}: weight {weight}: give more than 0")
     return LossTerm(name, weight, values)
 
 
 class WeightedLoss(nn.Module):
-    """Σ weight · loss. A memory bank among the terms is a submodule, so that `state_dict` holds its queue."""
+    """Σ weight · loss. A memory bank is a submodule, so that `state_dict` holds its queue."""
 
     def __init__(self, terms: Sequence[LossTerm], dim: int) -> None:
         """Make the losses.
 
         Args:
-            terms: at least one.
-            dim: length of the vectors.
+            terms: the losses to sum, at least one.
+            dim: dimension of the vectors.
 
         Raises:
-            ValueError: no term, or options that a loss refuses.
+            ValueError: there is no term, or a loss refuses its options.
         """
         super().__init__()
         if not terms:
-            raise ValueError("losses: give at least one, infonce say")
+            raise ValueError("losses: none given; give at least one, for example infonce")
         self.terms = tuple(terms)
         self.banks = nn.ModuleDict()
         self._losses: list[Loss] = []
@@ -114,14 +114,14 @@ class WeightedLoss(nn.Module):
                 self._losses.append(_MAKERS[term.name](**term.options))
 
     def forward(self, shard: Shard) -> torch.Tensor:
-        """The sum, a scalar."""
+        """The weighted sum, a scalar."""
         total = shard.pairs.image.new_zeros(())
         for term, loss in zip(self.terms, self._losses, strict=True):
             total = total + term.weight * loss(shard)
         return total
 
     def enqueue(self, pairs: Pairs) -> None:
-        """Give the batch of all processes to the memory banks; once a step, after the loss."""
+        """Put the pairs of all processes into the memory banks; call it once per step, after the loss."""
         for bank in self.banks.values():
             assert isinstance(bank, MemoryBank)
             bank.enqueue(pairs)

@@ -1,1 +1,1 @@
-"""What turns an encoder into something that can be trained, and back into a directory: models, tuning, optimiser."""
+"""Turns an encoder into a trainable model, and back into a directory: models, tuning, optimiser."""

@@ -1,4 +1,4 @@
-"""The dual tower as a model to train."""
+"""The dual tower as a trainable model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from encoders.training.models import Batch, FrozenPart, Tower, padded_tokens, pl
 
 
 class DualModel(nn.Module):
-    """See `encoders.training.models.Model`."""
+    """Implements `encoders.training.models.Model`, which documents the methods."""
 
     def __init__(self, dual: DualTower, directory: Path | None = None) -> None:
         super().__init__()
@@ -29,40 +29,40 @@ class DualModel(nn.Module):
 
     @property
     def transform(self) -> ImageTransform:
-        """What the image tower wants to see."""
+        """The transform of the image tower."""
         return self.dual.config.transform
 
     @property
     def log_scale(self) -> nn.Parameter:
-        """The logarithm of the logit scale, ()."""
+        """The logarithm of the logit scale, shape ()."""
         return self.dual.logit_scale
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """The logit bias, ()."""
+        """The logit bias, shape (); None if there is none."""
         return self.dual.logit_bias
 
     def image(self, batch: Batch) -> torch.Tensor:
-        """Vectors (n, dim), not normalised."""
+        """Vectors (n, dim) of the pictures, not L2-normalised."""
         if "image_features" in batch:
             return self.dual.image_head(batch["image_features"])
         return self.dual.image_features(batch["pixel_values"])
 
     def text(self, batch: Batch) -> torch.Tensor:
-        """Vectors (n, dim), not normalised."""
+        """Vectors (n, dim) of the captions, not L2-normalised."""
         if "text_features" in batch:
             return self.dual.text_head(batch["text_features"])
         return self.dual.text_features(batch)
 
     def tower(self, modality: Modality) -> Tower:
-        """The parts of a tower."""
+        """The backbone and the head of a tower."""
         if modality == "image":
             return Tower(backbone=self.dual.image_backbone, heads=(self.dual.image_head,))
         outside = self.dual.text_backbone.model is None
         return Tower(backbone=None if outside else self.dual.text_backbone, heads=(self.dual.text_head,))
 
     def frozen_part(self, modality: Modality, *, head_trains: bool) -> FrozenPart | None:
-        """The backbone's own vectors, where the head starts by normalising and the backbone is as it came."""
+        """The pretrained backbone's own vectors, if the head normalises its input and the backbone is untuned."""
         config = self.dual.config
         origin = (config.image if modality == "image" else config.text).get("origin")
         if origin is None or not config.normalise:
@@ -70,21 +70,21 @@ class DualModel(nn.Module):
         return FrozenPart(fingerprint=origin["tower"], spec=origin["spec"], final=False)
 
     def mark_tuned(self, modality: Modality) -> None:
-        """The backbone's origin is forgotten."""
+        """Forget the origin of the backbone, whose vectors no longer equal its features."""
         config = self.dual.config
         part: dict[str, Any] = config.image if modality == "image" else config.text
         forgotten = {**part, "origin": None}
         self.dual.config = replace(config, image=forgotten) if modality == "image" else replace(config, text=forgotten)
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """Captions as tokens.
+        """Token ids and mask of captions, each int64 (n, tokens).
 
         Raises:
-            ValueError: the text backbone runs outside torch, so that its features must come in.
+            ValueError: the text backbone runs outside torch, so the batch must hold its features.
         """
         backbone = self.dual.text_backbone
         if backbone.tokenizer is None:
-            raise ValueError(f"text backbone {backbone.kind!r}: takes no tokens; its features come from a table")
+            raise ValueError(f"text backbone {backbone.kind!r}: takes no tokens; read its features from a table")
         return padded_tokens(backbone.tokenizer, captions, int(self.dual.config.text["max_tokens"]), to_max=False)
 
     def pixels(self, pictures: Sequence[NDArray[np.uint8]]) -> Batch:
@@ -92,5 +92,5 @@ class DualModel(nn.Module):
         return plain_pixels(pictures, self.transform)
 
     def save(self, directory: Path) -> Path:
-        """Write the dual tower."""
+        """Write the dual tower to a directory; returns the directory."""
         return self.dual.save(directory)

@@ -1,4 +1,4 @@
-"""A two-tower family of transformers (CLIP, SigLIP, …) as a model to train."""
+"""A two-tower family of transformers (CLIP, SigLIP, …) as a trainable model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BACKBONES: dict[Modality, str] = {"image": "vision_model", "text": "text_model"
 
 
 class FamilyModel(nn.Module):
-    """See `encoders.training.models.Model`."""
+    """Implements `encoders.training.models.Model`, which documents the methods."""
 
     def __init__(self, directory: Path) -> None:
-        """Load it.
+        """Load the model.
 
         Raises:
-            ValueError: its directory cannot be used.
+            ValueError: the directory cannot be used.
         """
         import transformers
 
@@ -50,16 +50,16 @@ class FamilyModel(nn.Module):
 
     @property
     def log_scale(self) -> nn.Parameter:
-        """The logarithm of the logit scale, () or (1,)."""
+        """The logarithm of the logit scale, shape () or (1,)."""
         return self.network.logit_scale
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """SigLIP's logit bias."""
+        """SigLIP's logit bias; None in other families."""
         return getattr(self.network, "logit_bias", None)
 
     def image(self, batch: Batch) -> torch.Tensor:
-        """Vectors (n, dim), not normalised."""
+        """Vectors (n, dim) of the pictures, not L2-normalised."""
         if "image_features" in batch:
             return batch["image_features"]
         names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
@@ -67,7 +67,7 @@ class FamilyModel(nn.Module):
         return self.network.get_image_features(**inputs).pooler_output
 
     def text(self, batch: Batch) -> torch.Tensor:
-        """Vectors (n, dim), not normalised."""
+        """Vectors (n, dim) of the captions, not L2-normalised."""
         if "text_features" in batch:
             return batch["text_features"]
         inputs = {"input_ids": batch["input_ids"]}
@@ -76,30 +76,30 @@ class FamilyModel(nn.Module):
         return self.network.get_text_features(**inputs).pooler_output
 
     def tower(self, modality: Modality) -> Tower:
-        """The parts of a tower."""
+        """The backbone and the projections of a tower."""
         heads = tuple(getattr(self.network, name) for name in _HEADS[modality] if hasattr(self.network, name))
         return Tower(backbone=getattr(self.network, _BACKBONES[modality]), heads=heads)
 
     def frozen_part(self, modality: Modality, *, head_trains: bool) -> FrozenPart | None:
-        """The vectors of a wholly frozen tower; its projection wants features that no table holds."""
+        """The vectors of a wholly frozen tower. A head that trains would need features, which no table holds."""
         tower = self._card.tower(modality)
         if head_trains or tower is None:
             return None
         return FrozenPart(fingerprint=tower.fingerprint, spec=str(self.directory), final=True)
 
     def mark_tuned(self, modality: Modality) -> None:
-        """Nothing to do: the card is of the directory that is loaded."""
+        """Nothing to do: the card describes the directory that was loaded."""
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """Captions as tokens."""
+        """Token ids and mask of captions, each int64 (n, tokens)."""
         return padded_tokens(self._tokenizer, captions, self._max_tokens, to_max=self.family.pad_to_max)
 
     def pixels(self, pictures: Sequence[NDArray[np.uint8]]) -> Batch:
-        """Prepared pictures as the family takes them."""
+        """Prepared pictures as the family's image tower takes them."""
         return plain_pixels(pictures, self.transform)
 
     def save(self, directory: Path) -> Path:
-        """Write the model, the tokenizer and the processor's configuration, as transformers loads them."""
+        """Write the model, the tokenizer and the processor's configuration, in the format of transformers."""
         with replacing(directory) as folder:
             self.network.save_pretrained(folder)
             self._tokenizer.save_pretrained(folder)

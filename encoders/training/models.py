@@ -1,8 +1,8 @@
-"""Models that can be trained: the dual tower, and every two-tower family, behind one face.
+"""Trainable models: the dual tower and every two-tower family, behind one interface.
 
-A batch is a flat dictionary of tensors with a row a pair, so that it can be cut anywhere. Each modality comes raw
-(`pixel_values`;
-`input_ids` and `attention_mask`) or as what its frozen part made of it (`image_features`, `text_features`).
+A batch is a flat dictionary of tensors with one row per pair, so that it can be cut anywhere. Each modality comes raw
+(`pixel_values`; `input_ids` and `attention_mask`) or as the output of its frozen part (`image_features`,
+`text_features`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Tower:
     """The parts of one tower.
 
     Attributes:
-        backbone: the pretrained network; None where it runs elsewhere (`use-multilingual`).
-        heads: projections on top of it.
+        backbone: the pretrained network; None if it runs outside torch (`use-multilingual`).
+        heads: the projections on top of the backbone.
     """
 
     backbone: nn.Module | None
@@ -41,12 +41,12 @@ class Tower:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenPart:
-    """Which vectors can stand in for the part of a tower that does not train.
+    """Which stored vectors can replace the part of a tower that does not train.
 
     Attributes:
-        fingerprint: of the tower that makes them, as tables record it.
+        fingerprint: fingerprint of the tower that makes these vectors, as tables record it.
         spec: the encoder that makes them.
-        final: whether they are the tower's own vectors, or what its head takes.
+        final: true if they are the tower's final vectors; false if they are the input of its head.
     """
 
     fingerprint: str
@@ -63,23 +63,23 @@ class Model(Protocol):
     bias: nn.Parameter | None
 
     def image(self, batch: Batch) -> torch.Tensor:
-        """Vectors (n, dim) of the pictures, not normalised."""
+        """Vectors (n, dim) of the pictures, not L2-normalised."""
         ...
 
     def text(self, batch: Batch) -> torch.Tensor:
-        """Vectors (n, dim) of the captions, not normalised."""
+        """Vectors (n, dim) of the captions, not L2-normalised."""
         ...
 
     def tower(self, modality: Modality) -> Tower:
-        """The parts of a tower."""
+        """The backbone and the heads of a tower."""
         ...
 
     def frozen_part(self, modality: Modality, *, head_trains: bool) -> FrozenPart | None:
-        """Which vectors can stand in for a tower that is frozen, or frozen but for its head; None if there are none."""
+        """Which vectors can replace a tower that is frozen, or frozen except for its head; None if there are none."""
         ...
 
     def mark_tuned(self, modality: Modality) -> None:
-        """Say that a backbone is no longer the one that it came from."""
+        """Record that a backbone no longer equals the pretrained one."""
         ...
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, NDArray[np.int64]]:
@@ -87,30 +87,30 @@ class Model(Protocol):
         ...
 
     def pixels(self, pictures: Sequence[NDArray[np.uint8]]) -> Batch:
-        """Prepared pictures uint8 (height, width, 3) as the image tower takes them."""
+        """Prepared pictures uint8 (height, width, 3) as the input of the image tower."""
         ...
 
     def save(self, directory: Path) -> Path:
-        """Write a directory that `isthmus embed --encoder` takes. The former one is replaced when all is written."""
+        """Write a directory that `isthmus embed --encoder` reads; it replaces an existing one once it is complete."""
         ...
 
 
 def open_model(spec: str, *, dim: int = 256, head: Head = "linear", dropout: float = 0.0, bias: bool = False) -> Any:
-    """A model to train.
+    """Open a model for training.
 
     Args:
-        spec: a directory or hub id of a dual tower or of a two-tower family; or `IMAGE+TEXT`, two backbones that get
-        fresh heads.
-        dim: of fresh heads.
-        head: of fresh heads, `linear` or `mlp`.
-        dropout: of fresh heads.
+        spec: directory or hub id of a dual tower or of a two-tower family; or `IMAGE+TEXT`, two backbones that get
+            freshly initialised heads.
+        dim: dimension of the vectors of fresh heads.
+        head: kind of fresh heads, `linear` or `mlp`.
+        dropout: dropout of fresh heads, 0 to 1.
         bias: whether a fresh dual tower gets a logit bias.
 
     Returns:
         A `Model` that is also an `nn.Module`.
 
     Raises:
-        ValueError: nothing with two towers.
+        ValueError: the spec names nothing with two trainable towers.
     """
     from encoders.dual.model import DualTower
     from encoders.registry import resolve
@@ -145,7 +145,7 @@ def open_model(spec: str, *, dim: int = 256, head: Head = "linear", dropout: flo
 
 
 def plain_pixels(pictures: Sequence[NDArray[np.uint8]], transform: ImageTransform) -> Batch:
-    """Prepared pictures, as `pixel_values` (n, 3, height, width), or as patches with their mask and shapes."""
+    """Prepared pictures as `pixel_values` (n, 3, height, width), or as patches with their mask and shapes."""
     from encoders.families.two_tower import patchify
 
     if not pictures:
@@ -162,7 +162,7 @@ def plain_pixels(pictures: Sequence[NDArray[np.uint8]], transform: ImageTransfor
 def padded_tokens(
     tokenizer: Any, captions: Sequence[str], max_tokens: int, *, to_max: bool
 ) -> dict[str, NDArray[np.int64]]:
-    """Token ids and mask of captions, cut at `max_tokens`."""
+    """Token ids and mask of captions, each int64 (n, tokens), truncated to `max_tokens`."""
     if not captions:
         return {name: array[:0] for name, array in padded_tokens(tokenizer, ["a"], max_tokens, to_max=to_max).items()}
     found = tokenizer(

@@ -1,4 +1,4 @@
-"""AdamW without decay where decay makes no sense, and a cosine schedule with warm-up."""
+"""AdamW without weight decay on biases, norms and scalars, and a cosine schedule with warm-up."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import nn
 def parameter_groups(
     model: nn.Module, *, learning_rate: float, weight_decay: float, head_factor: float = 1.0
 ) -> list[dict[str, object]]:
-    """Groups for AdamW: matrices decay; biases, norms and scalars (the logit scale) do not.
+    """Parameter groups for AdamW: matrices decay; biases, norms and scalars (the logit scale) do not.
 
     Args:
-        model: parameters that do not require a gradient are left out.
-        learning_rate: of the backbones.
-        weight_decay: of the matrices.
-        head_factor: how much faster projections learn than backbones.
+        model: the model; parameters that do not require a gradient are left out.
+        learning_rate: learning rate of the backbones.
+        weight_decay: weight decay of the matrices.
+        head_factor: factor of the projections' learning rate over the backbones'.
 
     Raises:
-        ValueError: nothing trains.
+        ValueError: no matrix trains.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -42,7 +42,7 @@ def parameter_groups(
 
 
 def cosine_with_warmup(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """The factor of the learning rate at a step counted from 0: linear up to 1, then a half cosine down to 0.
+    """Factor of the learning rate at a step counted from 0: a linear warm-up to 1, then a half cosine down to 0.
 
     >>> [round(cosine_with_warmup(s, warmup_steps=2, total_steps=6), 3) for s in range(6)]
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
@@ -56,8 +56,8 @@ def cosine_with_warmup(step: int, *, warmup_steps: int, total_steps: int) -> flo
 def make_optimiser(groups: list[dict[str, object]]) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101) with CLIP's betas.
 
-    All in one kernel, which on a CPU takes a quarter of the time, but where parameters are sharded (FSDP2): its lists
-    may not mix these with whole ones.
+    It is fused into one kernel, which takes a quarter of the time on a CPU, unless parameters are sharded (FSDP2): the
+    kernel's lists may not mix sharded and whole parameters.
     """
     parameters = [p for group in groups for p in cast("list[nn.Parameter]", group["params"])]
     whole = all(type(p) is nn.Parameter for p in parameters)
@@ -65,19 +65,19 @@ def make_optimiser(groups: list[dict[str, object]]) -> torch.optim.AdamW:
 
 
 def state_of(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its state dict, but for how the steps are computed, which is no part of a run's course."""
+    """The optimiser's state dict without `fused`, which does not affect the course of a run."""
     state = optimiser.state_dict()
     return {**state, "param_groups": [{**group, "fused": None} for group in state["param_groups"]]}
 
 
 def load_state(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take up a state dict; the steps are computed as this optimiser does it."""
+    """Load a state dict, but keep this optimiser's `fused`."""
     pairs = zip(state["param_groups"], optimiser.param_groups, strict=True)
     groups = [{**group, "fused": mine["fused"]} for group, mine in pairs]
     optimiser.load_state_dict({**state, "param_groups": groups})
 
 
 def global_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The length of all gradients together."""
+    """L2 norm of all gradients together."""
     squares = [p.grad.detach().float().square().sum() for p in parameters if p.grad is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

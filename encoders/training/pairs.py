@@ -1,4 +1,4 @@
-"""From a batch to the pairs that a loss takes: the model, its scale, and projections onto a teacher."""
+"""From a batch to the pairs that a loss takes: the model, its logit scale, and projections to a teacher's dimension."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from encoders.training.models import Batch
 
 
 class PairsModel(nn.Module):
-    """What DDP and FSDP wrap. Every parameter that trains is used in each forward, through the outputs."""
+    """The module that DDP and FSDP wrap. Every parameter that trains contributes to the outputs of each forward."""
 
     def __init__(
         self, model: Any, *, teacher_image_dim: int | None = None, teacher_text_dim: int | None = None
     ) -> None:
-        """Add projections where a teacher's vectors are of another length.
+        """Add a projection for each modality in which the teacher's dimension differs from the model's.
 
         Args:
             model: a `Model`.
-            teacher_image_dim: length of the teacher's image vectors, None without.
-            teacher_text_dim: the same for captions.
+            teacher_image_dim: dimension of the teacher's image vectors; None if it gives none.
+            teacher_text_dim: dimension of the teacher's text vectors; None if it gives none.
         """
         super().__init__()
         self.model = model
@@ -32,10 +32,13 @@ class PairsModel(nn.Module):
         self.project_text = _projection(model.dim, teacher_text_dim)
 
     def forward(self, batch: Batch) -> Pairs:
-        """The pairs of a batch. Without a row, networks still run, on one that is cut off again: most cannot take none,
-        and DDP wants every parameter's gradient from every process."""
+        """The pairs of a batch.
+
+        An empty batch is run with one row, which is then cut off: most networks cannot take an empty batch, and DDP
+        needs every parameter's gradient from every process.
+        """
         if not len(next(iter(batch.values()))):
-            # Not by a call of itself, whose hooks would gather sharded weights within the gathering.
+            # Call `forward`, not the module: the module's hooks would gather sharded weights a second time.
             return self.forward({name: tensor.new_ones((1, *tensor.shape[1:])) for name, tensor in batch.items()})[:0]
         image = normalize(self.model.image(batch).float(), dim=1)
         text = normalize(self.model.text(batch).float(), dim=1)
@@ -63,12 +66,12 @@ def _projection(dim: int, teacher_dim: int | None) -> nn.Linear | None:
 
 
 def cut_batch(batch: Batch, rows: int) -> list[Batch]:
-    """A batch in pieces of at most `rows` pairs; one empty piece of an empty batch."""
+    """Cut a batch into pieces of at most `rows` pairs; an empty batch gives one empty piece."""
     count = len(next(iter(batch.values())))
     starts = range(0, count, rows) if count else [0]
     return [{name: tensor[start : start + rows] for name, tensor in batch.items()} for start in starts]
 
 
 def scale_of(model: PairsModel) -> torch.Tensor:
-    """The log scale, as a parameter."""
+    """The log scale of the model, a parameter."""
     return model.model.log_scale

@@ -1,4 +1,4 @@
-"""How much of a tower trains: nothing, its head, its last blocks, low-rank adapters, or all of it."""
+"""How much of a tower trains: nothing, its head, its last blocks, low-rank adapters, or everything."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ADAPTED = (nn.Linear, nn.Conv2d)
 
 @dataclass(frozen=True)
 class Tuning:
-    """What trains of one tower. Layer-wise freezing of an image tower is LiT, Zhai et al., arXiv:2111.07991.
+    """What trains in one tower. Training only the text tower is LiT, Zhai et al., arXiv:2111.07991.
 
     Attributes:
-        mode: `frozen`; `head`: the projection alone; `last`: the last `amount` blocks, what follows them, and the head;
-            `lora`: adapters of rank `amount` in every block (Hu et al., arXiv:2106.09685), and the head; `full`.
-        amount: blocks, or rank.
+        mode: `frozen`; `head`: only the projection; `last`: the last `amount` blocks, everything after them, and the
+            head; `lora`: adapters of rank `amount` in every block (Hu et al., arXiv:2106.09685), and the head; `full`.
+        amount: number of blocks, or rank of the adapters.
     """
 
     mode: Mode
@@ -31,11 +31,10 @@ class Tuning:
 
     @classmethod
     def parse(cls, text: str) -> Tuning:
-        """From `frozen`, `head`, `full`, `last:N` or `lora:RANK`.
+        """Parse `frozen`, `head`, `full`, `last:N` or `lora:RANK`.
 
         Raises:
-            ValueError: anything else.
-
+            ValueError: the text is none of these.
         >>> Tuning.parse("last:2")
         Tuning(mode='last', amount=2)
         """
@@ -46,23 +45,23 @@ class Tuning:
 
     @property
     def touches_backbone(self) -> bool:
-        """Whether the backbone changes."""
+        """Whether training changes the backbone."""
         return self.mode in ("last", "lora", "full")
 
     @property
     def trains_head(self) -> bool:
-        """Whether the projection changes."""
+        """Whether training changes the projection."""
         return self.mode != "frozen"
 
 
 def apply_tuning(model: Model, modality: Modality, tuning: Tuning) -> None:
-    """Set which parameters of a tower train, before DDP and the optimiser see them. Batch norms are frozen always.
+    """Set which parameters of a tower train, before DDP and the optimiser see them. Batch norms always stay frozen.
 
-    What does not train computes as it was pretrained, without dropout: a frozen tower gives the vectors that a table
-    holds of it, whether they are read or made anew.
+    Frozen parts stay in evaluation mode, without dropout. A frozen tower therefore gives the vectors that a table
+    holds, whether they are read from the table or computed again.
 
     Raises:
-        ValueError: the tower has no such part: a backbone outside torch, or fewer blocks.
+        ValueError: the tower lacks the part: its backbone runs outside torch, or it has fewer blocks.
     """
     tower = model.tower(modality)
     _require(tower.heads, tuning.trains_head)
@@ -87,7 +86,7 @@ def apply_tuning(model: Model, modality: Modality, tuning: Tuning) -> None:
 
 
 def merge_adapters(tower: Tower) -> None:
-    """Fold low-rank adapters into the weights that they adapt, so that the model is plain again."""
+    """Fold low-rank adapters into the weights that they adapt, so that the model has no adapters left."""
     if tower.backbone is None:
         return
     from peft.tuners.lora import LoraLayer
@@ -102,7 +101,7 @@ def merge_adapters(tower: Tower) -> None:
 def freeze_batch_norm(module: nn.Module) -> None:
     """Keep batch norms at their pretrained statistics, in training too.
 
-    Statistics of the batch would leak its other pictures into a vector, and make cached gradients inexact.
+    Batch statistics would leak the batch's other pictures into a vector, and make cached gradients inexact.
     """
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -111,11 +110,12 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 def blocks_of(backbone: nn.Module) -> tuple[str, Any]:
-    """Name and list of the blocks of a backbone: its longest list of modules; of a network of stages (ConvNeXt, Swin),
-    the stages and not the layers of one of them.
+    """Name and list of a backbone's blocks: its longest list of modules.
+
+    In a network of stages (ConvNeXt, Swin) these are the stages, not the layers of one of them.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the backbone has no list of modules.
     """
     lists = [
         (name, child)
@@ -123,7 +123,7 @@ def blocks_of(backbone: nn.Module) -> tuple[str, Any]:
         if isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and name.endswith("blocks"))
     ]
     if not lists:
-        raise ValueError("the backbone has no list of blocks; tune it in full, or its head alone")
+        raise ValueError("the backbone has no list of blocks; tune it in full, or only its head")
     names = {name for name, _ in lists}
     lists = [item for item in lists if not any(item[0].startswith(f"{name}.") for name in names)]
     return max(lists, key=lambda item: (len(item[1]), -item[0].count(".")))
@@ -132,7 +132,7 @@ def blocks_of(backbone: nn.Module) -> tuple[str, Any]:
 def _train_last_blocks(backbone: nn.Module, modality: Modality, amount: int) -> None:
     name, blocks = blocks_of(backbone)
     if amount > len(blocks):
-        raise ValueError(f"{modality} tower: last:{amount}, but it has {len(blocks)} blocks")
+        raise ValueError(f"{modality} tower: last:{amount}, but it has {len(blocks)} blocks; give at most that many")
     first = f"{name}.{len(blocks) - amount}."
     reached = False
     # What is defined after the blocks (final norms, poolers) is computed after them too.

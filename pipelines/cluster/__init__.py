@@ -1,1 +1,1 @@
-"""Starting Ray, and what this machine or a cluster offers."""
+"""Starting Ray, and the resources of this machine or a cluster."""

@@ -1,4 +1,4 @@
-"""This machine, and whether a run needs no Ray on it. Nothing heavy is imported here."""
+"""This machine, and whether a run on it needs Ray. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _CLUSTER = "/tmp/ray/ray_current_cluster"
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def needs_no_ray(engine: str, device: str, *, asks: bool) -> bool:
-    """Whether a run goes in processes: there is no cluster, and no GPU to share out.
+    """Whether a run uses worker processes: without a cluster, and without GPUs to share out.
 
     Args:
-        engine: `auto`, `ray` or `process`.
+        engine: `auto`, `ray` or `process`; `auto` decides by the rest.
         device: `auto`, `cpu` or `cuda`.
-        asks: whether actors, GPUs or their memory were asked for: they are Ray's.
+        asks: whether the run asks for actors, GPUs or their memory, which only Ray provides.
     """
     if engine != "auto":
         return engine == "process"
@@ -29,7 +29,7 @@ def needs_no_ray(engine: str, device: str, *, asks: bool) -> bool:
 
 
 def _has_ray() -> bool:
-    """Whether Ray runs already, or a cluster's is meant; looked up without importing it, which takes a second."""
+    """Whether Ray is running or a cluster is configured; found without importing Ray, which takes a second."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return True

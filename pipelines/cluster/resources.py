@@ -1,4 +1,4 @@
-"""What a cluster or this machine offers to a run."""
+"""The resources that a cluster or this machine offers to a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the cluster offers."""
+    """Numbers of logical CPUs and GPUs of all nodes."""
 
     cpus: float
     gpus: float

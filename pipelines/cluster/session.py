@@ -1,4 +1,4 @@
-"""Ray, started quietly where nobody started it, and what it offers."""
+"""Starts Ray quietly unless it is already running, and tells what it offers."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from ray.data import DataContext
 
 from pipelines.cluster.resources import Resources
 
-# Ray's loggers that speak at each start or execution of things that a job's own report says better.
+# Ray's loggers that report at each start or execution what the run's own report says better.
 _CHATTY = ("ray.data", "ray._private.authentication.authentication_token_setup", "ray.data._internal.execution")
 
-# Ray's own setting, of a node when it starts: milliseconds after which idle workers beyond the free cores end.
+# Ray's own setting, read when a node starts: milliseconds after which idle workers beyond the free cores end.
 IDLE_VARIABLE, IDLE_MS = "RAY_idle_worker_killing_time_threshold_ms", 30_000
 
 
 def ensure_ray() -> None:
-    """Use the Ray of this process, of RAY_ADDRESS, or of a running cluster's job; else start one here."""
-    # Ray forks and executes; Lance is not used in between.
+    """Connect to the Ray of this process, of RAY_ADDRESS, or of a running cluster's job; else start one here."""
+    # Ray forks and then executes another program; Lance is not used in between.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
-    # A small corpus has fewer blocks than the pool has actors; that is no mistake.
+    # A small corpus has fewer blocks than the pool has actors, which is fine.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
-        # Ray Data's actors make its C++ side print an error that is none.
+        # Ray Data's actors make its C++ side print an error although nothing is wrong.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # When one staging task fails the job ends with its error; its siblings' say the same again.
+        # When a staging task fails, the run ends with its error; the errors of its siblings would only repeat it.
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-        # Actors hold all cores, so Ray would end each worker that waits a second for its next group to stage, and start
-        # another one for that: a second of a core.
+        # Actors hold all cores, so Ray would end each worker that waits a second for its next group to stage, and then
+        # start another, which takes a second of a core.
         os.environ.setdefault(IDLE_VARIABLE, str(IDLE_MS))
         with quietly():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -44,7 +44,7 @@ def ensure_ray() -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Ray talks on both standard streams while it starts and ends; show it, on standard error, only if that fails."""
+    """Capture both standard streams while Ray starts or ends; show them, on standard error, only on failure."""
     _flush()
     kept = [os.dup(1), os.dup(2)]
     with tempfile.TemporaryFile() as said:
@@ -71,10 +71,10 @@ def _flush() -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """A store's error as the task raised it, in one line: Ray hangs lines of its own advice on the message.
+    """Raise a store's error as the task raised it, in one line; Ray appends lines of its own advice to the message.
 
     Raises:
-        OSError: the task's, of the very same type.
+        OSError: the task's error, with its exact type.
     """
     try:
         yield
@@ -94,20 +94,23 @@ def cluster_resources() -> Resources:
 
 
 def configure_data_context(*, progress: bool) -> None:
-    """Settings of Ray Data that the pipeline leans on.
+    """Set the options of Ray Data that the pipeline relies on.
 
-    Blocks are cut by the read stage and travel in envelopes, one at a time. A row that fails is
-    a reject, never an errored block. Ray's own checkpointing would skip rows that no commit holds.
+    The read stage cuts the blocks, and they travel in envelopes, one at a time. A row that fails is a reject, never an
+    errored block. Ray's own checkpointing would skip rows that no commit holds.
+
+    Args:
+        progress: whether Ray Data shows progress bars.
 
     Raises:
-        RuntimeError: Ray Data's checkpointing is switched on.
+        RuntimeError: Ray Data's checkpointing is on.
     """
     context = DataContext.get_current()
     if getattr(context, "checkpoint_config", None) is not None:
         raise RuntimeError(
             "Ray Data's CheckpointConfig loses rows with a Lance table; unset it: isthmus keeps a ledger"
         )
-    # An envelope is a row: with a target of one byte Ray makes each its own block and never waits for another.
+    # An envelope is a row: with a target of one byte, Ray makes each its own block and never waits for another.
     context.target_max_block_size = 1
     context.max_errored_blocks = 0
     context.enable_progress_bars = progress

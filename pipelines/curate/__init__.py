@@ -1,1 +1,1 @@
-"""Looking after what a table holds: duplicates, exploration, exchange with other tools."""
+"""Curation of tables: duplicates, exploration, exchange with other tools."""

@@ -1,1 +1,1 @@
-"""What a row is: its columns, the blocks it travels in, the pace at which rows are made."""
+"""Rows: their columns, the blocks that they travel in, and the pace at which they are made."""

@@ -1,11 +1,11 @@
 """The blocks that flow between the stages: the table's columns plus internal ones that the sink consumes.
 
 Ray Data merges and splits its blocks by bytes. Ours must stay whole, so each travels in an envelope: a Ray row that
-holds one of our blocks as Arrow IPC, which Ray can neither cut nor see into.
+holds one of our blocks as Arrow IPC, which Ray can neither split nor read.
 
-A block is about `block_rows` rows. Rows of one picture in one block carry its bytes (later its pixels) once,
-on the first of them; `PICTURE` (a digest of the bytes) joins the others to it. A rejected row stays in its block
-with `REASON` set, so that the sink can claim its record.
+A block has about `block_rows` rows. Rows of one picture in one block carry its bytes (later its pixels) once, on the
+first of them; `PICTURE` (a digest of the bytes) joins the others to it. A rejected row stays in its block with `REASON`
+set, so that the sink can claim its record.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ _ENVELOPE = "block"
 
 
 def wrap(block: pa.Table) -> pa.Table:
-    """The envelope of a block: a table of one row."""
-    # Its size is found out first: a buffer that grows is copied time and again, and its pages are new each time.
+    """Put a block into an envelope: a table of one row."""
+    # Compute the size first: a growing buffer is copied repeatedly, each time into new pages.
     sizing = pa.MockOutputStream()
     _write(block, sizing)
     payload = pa.allocate_buffer(sizing.size())
@@ -78,7 +78,7 @@ def wrap(block: pa.Table) -> pa.Table:
 
 
 def unwrap(envelopes: pa.Table) -> list[pa.Table]:
-    """The blocks of some envelopes, as views of their bytes."""
+    """The blocks in some envelopes, as views of their bytes."""
     return [pa.ipc.open_stream(_aligned(payload)).read_all() for payload in views(envelopes[_ENVELOPE])]
 
 
@@ -88,15 +88,15 @@ def _write(block: pa.Table, stream: pa.NativeFile) -> None:
 
 
 def _aligned(payload: pa.Buffer) -> pa.Buffer:
-    """The buffer, copied where it begins off a word, as an envelope behind another may."""
+    """The buffer, copied if it is not aligned to 8 bytes, as may happen to an envelope behind another."""
     return payload if payload.address % 8 == 0 else pa.py_buffer(payload.to_pybytes())
 
 
 def views(column: pa.ChunkedArray) -> Iterator[pa.Buffer]:
-    """The bytes of each valid row of a column of large binary, as views; a scalar's buffer would be a copy."""
+    """The bytes of each valid row of a large binary column, as views; the buffer of a scalar would be a copy."""
     for chunk in filter(len, column.chunks):
         valid, offsets, data = chunk.buffers()
-        data = pa.py_buffer(b"") if data is None else data  # where all of them are empty
+        data = pa.py_buffer(b"") if data is None else data  # None if all rows are empty
         ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
         is_there = np.ones(len(chunk), bool) if valid is None else chunk.is_valid().to_numpy(zero_copy_only=False)
         for start, stop in zip(ends[:-1][is_there].tolist(), ends[1:][is_there].tolist(), strict=True):
@@ -104,12 +104,12 @@ def views(column: pa.ChunkedArray) -> Iterator[pa.Buffer]:
 
 
 def valid_rows(column: pa.ChunkedArray) -> list[int]:
-    """The rows of `views`."""
+    """The row numbers of the values that `views` yields."""
     return list(np.flatnonzero(column.is_valid().to_numpy()).tolist())
 
 
 def as_binary(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.Array:
-    """The bytes of each array as large binary, null where there is none: copied once, into memory of the right size."""
+    """The bytes of each array as large binary, null for None; copied once, into memory of the right size."""
     ends = np.cumsum([0, *(0 if a is None else a.size for a in arrays)], dtype=np.int64)
     flat = [a.reshape(-1) for a in arrays if a is not None]
     data = np.concatenate(flat) if flat else np.zeros(0, np.uint8)
@@ -126,23 +126,23 @@ def unwrap_one(envelopes: pa.Table) -> pa.Table:
 
 
 def read_schema(passthrough: pa.Schema) -> pa.Schema:
-    """The schema of a block as the read stage makes it: identity, pass-through columns, internal columns."""
+    """The schema of the blocks that the read stage makes: identity, pass-through columns, internal columns."""
     return pa.schema([*_IDENTITY, *passthrough, *_INTERNAL])
 
 
 def timing_columns(schema: pa.Schema) -> dict[str, str]:
-    """Stage name → the column that holds each row's share of that stage's seconds."""
+    """Stage name → name of the column that holds each row's share of that stage's seconds."""
     return {name.removeprefix(SECONDS_PREFIX): name for name in schema.names if name.startswith(SECONDS_PREFIX)}
 
 
 def with_seconds(block: pa.Table, stage: str, seconds: float) -> pa.Table:
-    """The block with the seconds that a stage spent on it, spread over its rows."""
+    """The block with a stage's seconds in a new column, spread evenly over its rows."""
     share = pa.array([seconds / max(block.num_rows, 1)] * block.num_rows, pa.float64())
     return block.append_column(SECONDS_PREFIX + stage, share)
 
 
 def set_column(block: pa.Table, name: str, values: pa.Array | Sequence[Any]) -> pa.Table:
-    """The block with one of its columns replaced, its type kept."""
+    """The block with one of its columns replaced; the column keeps its type."""
     index = block.schema.get_field_index(name)
     kind = block.schema.field(index).type
     array = values if isinstance(values, pa.Array) else pa.array(values, kind)
@@ -150,7 +150,7 @@ def set_column(block: pa.Table, name: str, values: pa.Array | Sequence[Any]) -> 
 
 
 class Rejections:
-    """Rejects of one stage, collected row by row and written into the block at the end."""
+    """The rejects of one stage, collected row by row and written into the block at the end."""
 
     def __init__(self, block: pa.Table, stage: Stage) -> None:
         self._block = block
@@ -163,7 +163,7 @@ class Rejections:
         return self._reasons[row] is not None
 
     def add(self, row: int, reason: Reason | str, message: str) -> None:
-        """Reject a row; the first reason stays."""
+        """Reject a row; if it is already rejected, its first reason stays."""
         if self._reasons[row] is None:
             self._reasons[row] = Reason(reason).value
             self._messages[row] = shorten(message)
@@ -177,6 +177,6 @@ class Rejections:
 
 
 def shorten(message: str) -> str:
-    """A message that fits a table's cell: no NUL bytes, bounded."""
+    """A message that fits a table's cell: at most 500 characters, without NUL bytes."""
     text = message.replace("\0", "\\0")
     return text if len(text) <= _MESSAGE_CHARS else text[: _MESSAGE_CHARS - 1] + "…"

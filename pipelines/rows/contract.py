@@ -1,9 +1,9 @@
-"""The names that every stage and every table agree on: columns, reject reasons, table references.
+"""The names that every stage and every table share: columns, reject reasons, table references.
 
-`row_id` and `item_id` identify; `image_vector` and `text_vector` are what was embedded, and `fused_vector` is made of
-both where that was asked for; `isthmus_shard` and `isthmus_position` say from which record of which shard a row came,
-so that the ledger can be rebuilt from the rows alone; `isthmus_picture` and `isthmus_text` are digests of what was
-embedded, by which vectors are found again.
+`row_id` and `item_id` identify a row and its item. `image_vector` and `text_vector` hold the vectors, and
+`fused_vector` combines both if the run asks for it. `isthmus_shard` and `isthmus_position` tell from which record of
+which shard a row came, so that the ledger can be rebuilt from the rows alone. `isthmus_picture` and `isthmus_text` are
+digests of what was embedded, by which stored vectors are found for reuse.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *VECTORS, THUMBNAIL, 
 VECTOR_COLUMNS = {"image": IMAGE_VECTOR, "text": TEXT_VECTOR}
 MODALITIES: dict[str, Modality] = {IMAGE_VECTOR: "image", TEXT_VECTOR: "text"}
 
-# What a source yields, one row a record of the corpus, before captions are spread over rows. Pass-through
-# columns follow these; the prefix keeps the two apart. `@reason` is set where the source itself could not read the
-# record.
+# What a source yields: one row per record of the corpus, before captions are spread over rows. Pass-through columns
+# follow; the prefix keeps the two apart. `@reason` is set if the source itself could not read the record.
 RECORD_PREFIX = "@"
 RECORD_SCHEMA = pa.schema(
     [
@@ -54,7 +53,7 @@ RECORD_FIELDS = tuple(name.removeprefix(RECORD_PREFIX) for name in RECORD_SCHEMA
 
 
 class Reason(StrEnum):
-    """Why a row was rejected: a closed set, so that reports can be compared and retries can name it."""
+    """Why a row was rejected: a closed set, so that reports can be compared and retries can name reasons."""
 
     MISSING_IMAGE = "missing_image"
     MISSING_CAPTION = "missing_caption"
@@ -74,7 +73,7 @@ class Reason(StrEnum):
 
 
 class Stage(StrEnum):
-    """Where a row was rejected."""
+    """The stage in which a row was rejected."""
 
     READ = "read"
     DECODE = "decode"
@@ -83,7 +82,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column (or field of the format) plays which role; None lets the source look for the usual names."""
+    """Which column (or field of the format) has which role; for None the source looks for the usual names."""
 
     key: str | None = None
     image: str | None = None
@@ -93,10 +92,10 @@ class Columns:
 
     @classmethod
     def from_mapping(cls, mapping: dict[str, str]) -> Columns:
-        """Columns from `{"image": "jpg", …}`.
+        """Columns from a mapping of roles to names, such as `{"image": "jpg"}`.
 
         Raises:
-            ValueError: a role that does not exist.
+            ValueError: the mapping has an unknown role.
         """
         roles = set(cls.__dataclass_fields__)
         if unknown := sorted(set(mapping) - roles):

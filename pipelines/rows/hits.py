@@ -1,4 +1,4 @@
-"""What a search found: rows with their scores, in whatever form they are wanted."""
+"""The result of a search: rows with their scores, in several formats."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SCORE, MATCH, RERANK = "score", "match", "rerank"
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """What was found, best first.
+    """The rows that a search found, best first.
 
     Attributes:
-        rows: `row_id`, `score` (cosine; BM25 for full text; the fused one of several rankings), `match` (its
-            probability, where the table is calibrated for such a query), `rerank` (what a cross-encoder says, by
-            which the rows are then ordered), the columns asked for.
-        column: the column that was searched; several joined by " + ".
+        rows: `row_id`, `score` (cosine; BM25 for full text; the fused score of several rankings), `match` (probability
+            of a match, if the table is calibrated for such a query), `rerank` (score of a cross-encoder; if present,
+            the rows are ordered by it), and the columns that were asked for.
+        column: the column that was searched; several are joined by " + ".
         exact: whether every row was compared.
-        read_pictures: gives `pictures`.
+        read_pictures: reads the rows of `pictures` from the store.
     """
 
     rows: pa.Table
@@ -38,7 +38,7 @@ class Hits:
 
     @cached_property
     def pictures(self) -> pa.Table:
-        """`caption`, `image_uri` and, where there are any, `thumbnail` of the same rows, read now, for a page.
+        """`caption`, `image_uri` and, if the table has it, `thumbnail` of the same rows, read on first use.
 
         Raises:
             OSError: the store cannot be read.
@@ -50,7 +50,7 @@ class Hits:
         return self.rows
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The rows as a pandas frame.
+        """The rows as a pandas DataFrame.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -58,7 +58,7 @@ class Hits:
         return self.rows.to_pandas()
 
     def to_polars(self) -> polars.DataFrame:
-        """The rows as a polars frame.
+        """The rows as a polars DataFrame.
 
         Raises:
             ModuleNotFoundError: polars is not installed.
@@ -83,7 +83,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it, at any depth; bytes, and floats that are no numbers, become null."""
+    """A value as JSON allows it, at any depth; bytes, NaN and infinities become null."""
     if isinstance(value, dict):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list):

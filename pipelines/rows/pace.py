@@ -1,8 +1,8 @@
-"""How fast a run goes and how fast it could: from when each block was ready, and what it took to decode and encode it.
+"""How fast a run goes, and how fast it could go: from the time each block was ready, decoded and encoded.
 
-The *ceiling* is what the same workers would do if they did nothing but decode and encode, by what the first blocks took
-them, or the last, where encoders found a faster way meanwhile. The *steady* pace is that of the rows after the first
-blocks, so that no start counts.
+The *ceiling* is the pace of the same workers if they did nothing but decode and encode. It uses the costs of the first
+blocks, or of the last if those are lower because encoders found a faster way meanwhile. The *steady* pace is that of
+the rows after the first blocks, so that start-up does not count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# The blocks by which the ceiling is measured, at each end, and the fewest that make a pace.
+# Number of blocks at each end from which the ceiling is measured, and the fewest blocks that give a pace.
 _WINDOW, _FEWEST = 16, 4
 
 
@@ -28,13 +28,13 @@ class BlockTime:
 
 @dataclass
 class Pace:
-    """The blocks of a run, of which only the first and the last are kept.
+    """The blocks of a run; only the first and the last ones are kept.
 
     Attributes:
-        first: those that were ready first.
-        latest: those that were ready last.
-        rows: of all blocks.
-        last: when the last one was ready, Unix seconds.
+        first: the blocks that were ready first, at most 16.
+        latest: the blocks that were ready last, at most 16.
+        rows: number of rows of all blocks.
+        last: when the last block was ready, Unix seconds.
     """
 
     first: list[BlockTime] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Pace:
     last: float = 0.0
 
     def add(self, blocks: Iterable[BlockTime]) -> None:
-        """Count blocks in, in whatever order."""
+        """Add blocks, in any order."""
         for block in blocks:
             self.first = sorted([*self.first, block])[:_WINDOW]
             self.latest = sorted([*self.latest, block])[-_WINDOW:]
@@ -51,14 +51,16 @@ class Pace:
             self.last = max(self.last, block.ready)
 
     def costs(self) -> tuple[float, float] | None:
-        """Worker seconds that a row takes to decode and to encode: medians over the first blocks, or over the last,
-        whichever took less. None before there are enough."""
+        """(decode, encode) worker seconds per row: medians over the first blocks or over the last, whichever is less.
+
+        None if there are too few blocks.
+        """
         if len(self.first) < _FEWEST:
             return None
         return min(_medians(self.first), _medians(self.latest), key=sum)
 
     def steady_rows_per_s(self, workers: int) -> float | None:
-        """Rows per second from when each encode worker has given a block until the end; None if that is too short."""
+        """Rows per second after each encode worker has made one block; None if too few blocks follow."""
         start = self.first[: max(workers, 1)]
         if len(self.first) < len(start) + _FEWEST or self.last <= start[-1].ready:
             return None
@@ -72,12 +74,12 @@ def _medians(blocks: list[BlockTime]) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageWorkers:
-    """Who decodes and who encodes.
+    """The workers that decode and encode.
 
     Attributes:
-        encoders: actors or processes that encode.
-        decoders: CPUs that decode beside them; 0 where those that encode also decode.
-        gpus: GPUs of all encoders, 0 on the CPU.
+        encoders: number of encode actors or worker processes.
+        decoders: number of CPUs that only decode; 0 if the encoders also decode.
+        gpus: number of GPUs of all encoders; 0 on the CPU.
     """
 
     encoders: int
@@ -85,7 +87,7 @@ class StageWorkers:
     gpus: float = 0.0
 
     def ceiling(self, decode_s: float, encode_s: float) -> float:
-        """Rows per second that they could decode and encode, by the seconds that a row takes.
+        """Rows per second that these workers could decode and encode, given the seconds per row of each.
 
         >>> StageWorkers(encoders=2).ceiling(0.004, 0.006)
         200.0
@@ -97,14 +99,14 @@ class StageWorkers:
         return min(self.decoders / max(decode_s, 1e-9), self.encoders / max(encode_s, 1e-9))
 
     def wanting(self, decode_s: float, encode_s: float) -> str:
-        """What to add, in words.
+        """The bottleneck, and what to add, as a message.
 
         >>> StageWorkers(encoders=1, decoders=4, gpus=1).wanting(0.010, 0.001)
         'decode-bound: +6 CPU per GPU'
         >>> StageWorkers(encoders=2, decoders=40, gpus=2).wanting(0.010, 0.001)
         'encode-bound: GPUs are the limit; 10 CPU per GPU keep them busy, there are 20'
         >>> StageWorkers(encoders=2).wanting(0.001, 0.003)
-        'encode-bound: of a core, 25 % decodes and 75 % encodes; more cores, a GPU, or a smaller model'
+        'encode-bound: 25 % of a core decodes and 75 % encodes; add cores or a GPU, or use a smaller model'
         """
         if self.decoders:
             there = self.decoders / self.gpus
@@ -113,6 +115,8 @@ class StageWorkers:
                 return f"decode-bound: +{math.ceil(each - there)} CPU per GPU"
             return f"encode-bound: GPUs are the limit; {each} CPU per GPU keep them busy, there are {there:g}"
         share = decode_s / max(decode_s + encode_s, 1e-9)
-        remedy = "--preprocessing fast, or more cores" if share > 0.5 else "more cores, a GPU, or a smaller model"
+        remedy = (
+            "use --preprocessing fast or add cores" if share > 0.5 else "add cores or a GPU, or use a smaller model"
+        )
         bound = "decode" if share > 0.5 else "encode"
-        return f"{bound}-bound: of a core, {share:.0%} decodes and {1 - share:.0%} encodes; {remedy}".replace("%", " %")
+        return f"{bound}-bound: {share:.0%} of a core decodes and {1 - share:.0%} encodes; {remedy}".replace("%", " %")

@@ -1,1 +1,1 @@
-"""Learning from tables: mining, fine-tuning, evaluation, cross-encoders."""
+"""Training from tables: mining, fine-tuning, evaluation, cross-encoders."""

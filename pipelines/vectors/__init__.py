@@ -1,1 +1,1 @@
-"""Exact nearest-neighbour search over a table's vector columns, and digests of what rows hold."""
+"""Exact nearest-neighbour search over a table's vector columns, and digests of the rows' contents."""

@@ -1,6 +1,6 @@
-"""Candidates of a block of anchors, and which of them resemble the anchor's own row: two passes over the gallery.
+"""Exact and list-based search of many anchors over a gallery, and checks of candidates against the anchor's own row.
 
-Memory: the anchors' vectors, their lists, and one block of the gallery.
+Memory holds the anchors' vectors, their lists of candidates, and one block of the gallery.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.vectors.scan import Block
 from pipelines.vectors.toplists import TopLists
 
 _PAIRS = 8_192
-SAMPLE = 128  # queries that choose the probes, and as many others that measure them
+SAMPLE = 128  # queries that choose the number of probes; as many others measure the recall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class Check:
         modality: `image` or `text`.
         own: float32 (anchors, dim), the anchors' vectors of that modality.
         anchor: int32 (m,), index into `own`.
-        place: int32 (m,), place of the row.
-        threshold: cosine from which on the two count as the same.
+        place: int32 (m,), place of the row in the scan.
+        threshold: least cosine at which the two count as the same.
     """
 
     modality: Modality
@@ -46,14 +46,14 @@ def search_all(
     """The exact best rows of the gallery for each query.
 
     Args:
-        blocks: the table.
-        modality: whose vectors are searched.
-        gallery: bool (rows,), which rows are candidates.
-        queries: float32 (a, dim).
-        depth: how many.
+        blocks: blocks of the table, in the order of the scan.
+        modality: the modality whose vectors are searched.
+        gallery: bool (rows,), true for candidate rows.
+        queries: float32 (a, dim), L2-normalised.
+        depth: number of rows to find per query.
 
     Returns:
-        Scores float32 (a, depth), best first, and places int64 (a, depth); −inf and −1 where there are fewer.
+        Scores float32 (a, depth), best first, and places int64 (a, depth); −inf and −1 if there are fewer rows.
     """
     best = TopLists(len(queries), depth)
     anchors, vectors = torch.arange(len(queries)), torch.from_numpy(queries)
@@ -76,20 +76,20 @@ def build_lists(
     goal: float,
     probes: int | None = None,
 ) -> tuple[Lists, float]:
-    """Lists over a gallery in one pass, which also searches exactly for some queries: so recall is measured.
+    """Assign a gallery to lists in one pass, which also searches exactly for some queries, to measure recall.
 
     Args:
-        blocks: the table.
-        modality: whose vectors are searched.
-        gallery: bool (rows,), which rows are candidates.
-        centroids: float32 (lists, dim).
-        queries: float32 (q, dim); every other one chooses the probes, the others measure them.
-        depth: how many candidates count.
-        goal: recall that the fewest probes are chosen for.
-        probes: as many instead.
+        blocks: blocks of the table, in the order of the scan.
+        modality: the modality whose vectors are searched.
+        gallery: bool (rows,), true for candidate rows.
+        centroids: float32 (lists, dim), L2-normalised.
+        queries: float32 (q, dim); every other query helps choose the number of probes, the others measure the recall.
+        depth: number of candidates per query that count.
+        goal: the recall that the number of probes must reach.
+        probes: use this number of probes instead.
 
     Returns:
-        The lists, and the recall at their probes.
+        The lists, and the recall at their number of probes.
     """
     member = np.full(len(gallery), NO_LIST, np.int32)
     best = TopLists(len(queries), depth)
@@ -109,7 +109,7 @@ def build_lists(
 def search_lists(
     blocks: Iterable[Block], modality: Modality, lists: Lists, queries: NDArray[np.float32], depth: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The best rows among the lists that each query probes; as `search_all` otherwise."""
+    """The best rows within the lists that each query probes; shapes as in `search_all`."""
     best = TopLists(len(queries), depth)
     vectors = torch.from_numpy(queries)
     probes = nearest_lists(queries, lists.centroids, lists.probes)
@@ -126,7 +126,7 @@ def search_lists(
 
 
 def resembling(blocks: Iterable[Block], checks: list[Check]) -> list[NDArray[np.bool_]]:
-    """For each check, which of its pairs reach its threshold (bool (m,)); a row without a vector resembles none."""
+    """For each check, bool (m,): which pairs reach its threshold; a pair with a missing vector does not."""
     orders = [np.argsort(check.place, kind="stable") for check in checks]
     sorted_places = [check.place[order] for check, order in zip(checks, orders, strict=True)]
     found = [np.zeros(len(check.place), bool) for check in checks]
@@ -148,7 +148,7 @@ def _resembles(block: Block, check: Check, chosen: NDArray[np.int64]) -> NDArray
 
 
 def _lists_of(members: NDArray[np.int32]) -> Iterable[tuple[int, NDArray[np.int64]]]:
-    """(list, rows of the block in it, ascending) for the lists that a block has rows of."""
+    """(list, its rows in the block, ascending) for each list that has rows in the block."""
     order = np.argsort(members, kind="stable")
     order = order[np.searchsorted(members[order], 0) :]
     numbers, starts = np.unique(members[order], return_index=True)
@@ -156,5 +156,5 @@ def _lists_of(members: NDArray[np.int32]) -> Iterable[tuple[int, NDArray[np.int6
 
 
 def _subset(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Some rows; no copy where they are all."""
+    """Some rows of `vectors`; no copy if these are all rows."""
     return vectors if len(rows) == len(vectors) else vectors[rows]

@@ -10,13 +10,13 @@ from pipelines.rows.contract import FUSED_VECTOR, IMAGE_VECTOR, TEXT_VECTOR
 from pipelines.tables.fusion_recipe import FusionRecipe
 from pipelines.vectors.scan import normalise
 
-# Vectors that lie this close around their mean say nothing, and have no spread to level by.
+# Vectors this close to their mean are all the same, and their spread is too small to divide by.
 _LEAST_SPREAD = 1e-3
 _SMALLEST_NORM = 1e-6
 
 
 def spread(vectors: NDArray[np.floating]) -> float:
-    """Root mean square distance of unit vectors (n, dim) from their mean; 0 of fewer than two.
+    """Root mean square distance of unit vectors (n, dim) from their mean; 0 for fewer than two vectors.
 
     >>> spread(np.eye(2))
     0.7071067811865476
@@ -28,11 +28,11 @@ def spread(vectors: NDArray[np.floating]) -> float:
 
 
 def levels(image_vectors: NDArray[np.floating], text_vectors: NDArray[np.floating]) -> tuple[float, float]:
-    """The spreads by which the two kinds are levelled; both 1 where one of them is too small to divide by.
+    """The spreads by which image and text vectors are divided; both 1 if either is too small to divide by.
 
     Args:
-        image_vectors: (n, dim) unit vectors of some rows.
-        text_vectors: (m, dim) the same of captions.
+        image_vectors: (n, dim), unit vectors of pictures.
+        text_vectors: (m, dim), unit vectors of captions.
     """
     found = spread(image_vectors), spread(text_vectors)
     return found if min(found) > _LEAST_SPREAD else (1.0, 1.0)
@@ -43,16 +43,16 @@ def fuse(
 ) -> NDArray[np.float32]:
     """unit(w · image / image_spread + (1 - w) · text / text_spread), row by row.
 
-    A row that lacks one of the two gets the other as it is. Where the two cancel each other out it gets the one with
-    the greater say.
+    If a row has only one of the two vectors, the result is that vector. If the two cancel out, it is the one with the
+    greater weight.
 
     Args:
-        image_vectors: (n, dim) unit vectors, 0 where a row has none.
-        text_vectors: (n, dim) the same.
-        recipe: weights and spreads.
+        image_vectors: (n, dim), unit vectors; 0 for rows without one.
+        text_vectors: (n, dim), unit vectors; 0 for rows without one.
+        recipe: the image weight w and the two spreads.
 
     Returns:
-        (n, dim) unit vectors, 0 where a row has neither.
+        (n, dim), unit vectors; 0 for rows without either vector.
     """
     images = image_vectors * np.float32(recipe.image_weight / recipe.image_spread)
     texts = text_vectors * np.float32((1 - recipe.image_weight) / recipe.text_spread)
@@ -66,12 +66,12 @@ def fuse(
 
 
 def fused_column(rows: pa.Table, recipe: FusionRecipe, kind: pa.DataType) -> pa.FixedSizeListArray:
-    """The fused column of some rows; null where a row has neither vector.
+    """The fused vectors of some rows; null for rows without either vector.
 
     Args:
-        rows: with `image_vector` and `text_vector`.
-        recipe: weights and spreads.
-        kind: of the column, FixedSizeList<float16 | float32>[dim].
+        rows: rows with the columns `image_vector` and `text_vector`.
+        recipe: the image weight and the two spreads.
+        kind: Arrow type of the result, FixedSizeList<float16 | float32>[dim].
     """
     (images, has_image), (texts, has_text) = normalise(rows[IMAGE_VECTOR]), normalise(rows[TEXT_VECTOR])
     dtype = np.float16 if pa.types.is_float16(kind.value_type) else np.float32
@@ -80,11 +80,11 @@ def fused_column(rows: pa.Table, recipe: FusionRecipe, kind: pa.DataType) -> pa.
 
 
 def with_fused(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows that are to be written, with their fused vectors where the table has such a column.
+    """Rows to be written, with their fused vectors if the table has such a column.
 
     Args:
-        rows: in the columns of `schema`.
-        schema: of the table.
+        rows: rows with the columns of `schema`.
+        schema: schema of the table, whose metadata holds the recipe.
     """
     recipe = FusionRecipe.from_schema(schema)
     if recipe is None:

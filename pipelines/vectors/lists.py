@@ -1,9 +1,9 @@
-"""Approximate search for many anchors at once: k-means lists over the gallery, products of whole lists.
+"""Approximate search for many anchors at once: k-means lists over the gallery, and products of whole lists.
 
-An index answers one query at a time, some hundred a second; here all anchors that probe a list are compared with it in
-one product, and the gallery is streamed as it lies in the table, without a copy of it. Within the lists that an anchor
-probes the search is exact, so recall is a matter of the number of probes alone: it is measured on a sample before
-anything is mined, and a second sample is the one that is reported.
+An index answers one query at a time, a few hundred per second. Here all anchors that probe a list are compared with it
+in one product, and the gallery is streamed from the table without a copy. Within the probed lists the search is exact,
+so recall depends only on the number of probes. One sample of queries chooses that number before anything is mined, and
+a second sample measures the recall that is reported.
 
 Inverted lists: Jégou, Douze, Schmid, "Product quantization for nearest neighbor search" (2011).
 """
@@ -21,18 +21,18 @@ _ROUNDS = 8
 _SAMPLES_PER_LIST = 40
 _FEWEST_ROWS = 8
 _SAMPLE_BYTES = 128 << 20
-_CELLS = 1 << 23  # similarities to centroids at a time: 32 MiB
+_CELLS = 1 << 23  # similarities to centroids per product: 32 MiB
 NO_LIST = -1
 
 
 @dataclass(frozen=True)
 class Lists:
-    """A gallery cut into lists.
+    """A gallery partitioned into lists.
 
     Attributes:
         centroids: float32 (lists, dim), L2-normalised.
         member: int32 (rows,), each row's list; −1 for rows outside the gallery.
-        probes: lists that an anchor searches.
+        probes: number of lists that an anchor searches.
     """
 
     centroids: NDArray[np.float32]
@@ -41,22 +41,22 @@ class Lists:
 
 
 def plan_lists(gallery: int) -> int:
-    """How many lists: four times the square root of the rows, some rows each at least."""
+    """Number of lists for a gallery: four times the square root of its rows, but at least 8 rows per list."""
     return max(1, min(round(4 * math.sqrt(gallery)), gallery // _FEWEST_ROWS))
 
 
 def plan_sample(lists: int, gallery: int, dim: int) -> int:
-    """How many vectors k-means is trained on: within a fixed memory, but never fewer than lists."""
+    """Number of vectors to train k-means on: within a fixed memory, but never fewer than lists."""
     return min(gallery, max(lists, min(lists * _SAMPLES_PER_LIST, _SAMPLE_BYTES // (4 * dim))))
 
 
 def train_centroids(sample: NDArray[np.float32], lists: int, seed: int) -> NDArray[np.float32]:
-    """Spherical k-means; a centroid that lost all its vectors is put on one drawn anew.
+    """Spherical k-means, float32 (lists, dim); a centroid without vectors moves to a randomly drawn vector.
 
     Args:
         sample: float32 (n, dim), n >= lists.
-        lists: how many centroids.
-        seed: of the starting points.
+        lists: number of centroids.
+        seed: seed of the starting points and of redrawn centroids.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.from_numpy(sample)
@@ -86,7 +86,7 @@ def nearest_lists(vectors: NDArray[np.float32], centroids: NDArray[np.float32], 
 def ranks_of_lists(
     queries: NDArray[np.float32], centroids: NDArray[np.float32], wanted: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """At which probe an anchor would reach given lists: int64 of the shape of `wanted` (n, k), 0 for the first."""
+    """The probe at which each query reaches the wanted lists (n, k): int64 (n, k), 0 for the first probe."""
     order = nearest_lists(queries, centroids, len(centroids))
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(order.shape[1], dtype=np.int32)[None, :], axis=1)
@@ -94,7 +94,7 @@ def ranks_of_lists(
 
 
 def recall_at(ranks: NDArray[np.int64], places: NDArray[np.int64], probes: int) -> float:
-    """The share of the exact candidates that lie in the lists probed; empty places (−1) do not count.
+    """The share of the exact candidates that lie in the probed lists; empty places (−1) do not count.
 
     >>> recall_at(np.array([[0, 5], [1, 9]]), np.array([[3, 4], [7, -1]]), 2)
     0.6666666666666666

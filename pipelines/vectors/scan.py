@@ -1,4 +1,4 @@
-"""A table's vectors as blocks of float32 arrays, in the order of the scan: bounded memory, both modalities at once."""
+"""A table's vectors as blocks of float32 arrays, in the order of the scan, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 96 << 20
 _SMALLEST_NORM = 1e-12
-_ROUNDING = 1e-6  # of the length of a float32 unit vector
+_ROUNDING = 1e-6  # rounding error of the length of a float32 unit vector
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of the scan; a row without a vector has zeros, which `has` tells.
+    """Consecutive rows of the scan; the vector of a row without one is zero, and `has` is false.
 
     Attributes:
         start: place of the first row.
-        vectors: of each modality read, float32 (n, dim), L2-normalised.
-        has: of each modality read, bool (n,).
-        rows: the other columns asked for.
-        size: n.
+        vectors: for each modality read, float32 (n, dim), L2-normalised.
+        has: for each modality read, bool (n,), true for rows with a vector.
+        rows: the further columns that were asked for.
+        size: n, the number of rows.
     """
 
     start: int
@@ -44,12 +44,12 @@ class Block:
 
 
 def block_rows(dim: int, modalities: int) -> int:
-    """Rows of a block: a fixed number of bytes for all modalities read."""
+    """Rows of a block, so that the vectors of all modalities read take a fixed number of bytes."""
     return max(1, _BLOCK_BYTES // (4 * dim * modalities))
 
 
 def dimension(dataset: lance.LanceDataset, modality: Modality = "image") -> int:
-    """Length of the vectors."""
+    """Dimension of the vectors of a modality."""
     return int(dataset.schema.field(VECTOR_COLUMNS[modality]).type.list_size)
 
 
@@ -59,13 +59,13 @@ def scan_blocks(
     columns: Sequence[str] = (),
     modalities: Sequence[Modality] = ("image", "text"),
 ) -> Iterator[Block]:
-    """The table (where a filter holds) in blocks of equal length, but for the last.
+    """The rows of a table (those that match a filter) in blocks of equal length, except for the last.
 
     Args:
-        dataset: at the version that is mined.
-        where: SQL filter or None.
+        dataset: the table, at the version to read.
+        where: SQL filter; None reads all rows.
         columns: further columns for `Block.rows`.
-        modalities: whose vectors to read.
+        modalities: the modalities whose vectors are read.
     """
     size = block_rows(max(dimension(dataset, modality) for modality in modalities), len(modalities))
     scanner = dataset.scanner(
@@ -95,14 +95,14 @@ def scan_blocks(
 def take_vectors(
     dataset: lance.LanceDataset, offsets: NDArray[np.int64], modalities: Sequence[Modality] = ("image", "text")
 ) -> tuple[NDArray[np.float32], ...]:
-    """The vectors of each modality, each float32 (n, dim), of rows by their offset in the dataset, in that order."""
+    """The vectors of the rows at some offsets in the dataset, in that order: float32 (n, dim) for each modality."""
     names = [VECTOR_COLUMNS[modality] for modality in modalities]
     rows = dataset.take(offsets.tolist(), columns=names)
     return tuple(normalise(rows[name])[0] for name in names)
 
 
 def normalise(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Unit vectors of a fixed-size-list column and which rows have one; nulls, zeros and NaNs have none.
+    """Unit vectors of a fixed-size-list column, and which rows have one; nulls, zeros and NaNs do not count as one.
 
     Returns:
         float32 (n, dim) and bool (n,).
@@ -120,7 +120,7 @@ def normalise(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 def _dense(chunk: pa.FixedSizeListArray) -> NDArray[np.float32]:
-    """A view or copy (n, dim) of a chunk, with whatever stands under its nulls."""
+    """A view or copy (n, dim) of a chunk; the values under its nulls are arbitrary."""
     dim = chunk.type.list_size
     values = chunk.values.slice(chunk.offset * dim, len(chunk) * dim)
     if values.null_count:

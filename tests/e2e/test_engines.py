@@ -96,7 +96,7 @@ def test_both_engines_make_the_same_table(more: dict[str, Any], tmp_path: Path) 
         assert report.ceiling_rows_per_s > 0
         assert report.hint is not None
         if report.bottleneck in ("decode", "encode"):
-            assert "-bound: of a core, " in report.hint
+            assert " of a core decodes and " in report.hint
 
 
 def test_one_machine_never_imports_ray(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_another_config_is_refused_and_the_same_does_nothing(table: str, towers:
     }
     with pytest.raises(ValueError) as caught:
         run(heads_config(table, towers, out, epochs=3, batch_size=16, seed=1))
-    for entry in ("epochs: 2 then, 3 now", "batch_size: 32 then, 16 now", "train.model.seed: 0 then, 1 now"):
+    for entry in ("epochs: was 2, now 3", "batch_size: was 32, now 16", "train.model.seed: was 0, now 1"):
         assert entry in str(caught.value)
     assert "learning_rate" not in str(caught.value)
 
@@ -254,7 +254,7 @@ def test_steps_that_are_too_long_leave_no_spoilt_checkpoint(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"loss": ["nce"]}, "loss 'nce': not known; the losses are infonce"),
+        ({"loss": ["nce"]}, "loss 'nce': unknown; give one of infonce"),
         ({"loss": ["memory_bank"]}, "needs size"),
         ({"loss": ["top_k:k=many"]}, "not a int"),
         ({"train_image": "half"}, "give frozen, head"),

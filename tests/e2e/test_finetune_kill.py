@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(table: str, towers: str, tmp_p
     thread = threading.Thread(target=fill)
     thread.start()
     try:
-        with pytest.raises(OSError, match=r"latest\.pt: cannot be written \(.*\); the former checkpoint is still") as e:
+        with pytest.raises(OSError, match=r"latest\.pt: cannot be written \(.*\); the previous checkpoint") as e:
             run(heads_config(table, towers, tmp_path / "out", epochs=2_000, checkpoint_every=3))
     finally:
         ended.set()

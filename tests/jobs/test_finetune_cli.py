@@ -69,7 +69,7 @@ def test_a_corpus_trains_and_only_json_is_on_standard_output(towers: str, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--loss", "nce"], "loss 'nce': not known; the losses are infonce"),
+        (["--loss", "nce"], "loss 'nce': unknown; give one of infonce"),
         (["--encoder", "/no/such/model"], "/no/such/model"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Rows that say again what another row of the table says: found by content and by vectors, marked, never deleted."""
+"""Deduplication: rows that repeat another row, found by content and by vectors; marked, never deleted."""

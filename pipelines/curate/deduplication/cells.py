@@ -1,7 +1,7 @@
-"""Comparison within cells of k-means, for tables too large to compare all with all; a Ray task takes some cells.
+"""Comparison within k-means cells, for tables too large to compare all pairs; each Ray task takes some cells.
 
-Near-duplicates almost always share their nearest centroid (Abbas et al., "SemDeDup", 2023, which compares so too). A
-pair that a border divides is missed; how many are is measured on a sample, against all.
+Near-duplicates almost always share their nearest centroid (Abbas et al., "SemDeDup", 2023, which compares this way
+too). A pair on two sides of a border is missed. The share of missed pairs is measured on a sample, against all rows.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Table:
 
     Attributes:
         ref: the table.
-        version: of it.
-        modalities: what is compared.
+        version: version of the table.
+        modalities: the modalities that are compared.
     """
 
     ref: TableRef
@@ -49,12 +49,12 @@ class Table:
 
 
 def plan_cells(contents: int) -> int:
-    """How many cells."""
+    """Number of cells for a number of contents: about 1,000 contents per cell."""
     return max(1, round(contents / _CONTENTS_PER_CELL))
 
 
 def plan_tasks(sizes: Sequence[int], most: int = _CONTENTS_PER_TASK) -> list[list[int]]:
-    """Which cells each task takes, in order; a cell larger than a task is a task of its own.
+    """The cells of each task, in order; a cell larger than a task gets a task alone.
 
     >>> plan_tasks([3, 4, 9, 1, 1], most=7)
     [[0, 1], [2], [3, 4]]
@@ -71,7 +71,7 @@ def plan_tasks(sizes: Sequence[int], most: int = _CONTENTS_PER_TASK) -> list[lis
 
 
 def leaders_by_cells(table: Table, contents: Contents, threshold: float, seed: int) -> Leaders:
-    """`find_leaders` over all contents, each compared with those of its cell."""
+    """`find_leaders` over all contents, each compared only with the contents of its cell."""
     import ray
 
     member = _assign(table, contents, seed)
@@ -92,13 +92,13 @@ def leaders_by_cells(table: Table, contents: Contents, threshold: float, seed: i
 
 
 def leaders_of_cells(table: Table, cells: Sequence[NDArray[np.int64]], threshold: float) -> list[Leaders]:
-    """The leaders within each cell, given as offsets of its contents' first rows; a Ray task."""
+    """Ray task: the leaders within each cell; a cell is given as the offsets of its contents' first rows."""
     dataset = table.open()
     return [find_leaders(take_vectors(dataset, cell, table.modalities), threshold) for cell in cells]
 
 
 def share_missed(table: Table, contents: Contents, leaders: Leaders, threshold: float, sample: int, seed: int) -> float:
-    """The share of some kept contents that a kept content before them resembles, found by one pass over all."""
+    """The share of a sample of kept contents that resemble an earlier kept content, found in one pass over all rows."""
     kept = np.flatnonzero(leaders.leader == KEPT)
     if len(kept) < 2:
         return 0.0
@@ -121,7 +121,7 @@ def share_missed(table: Table, contents: Contents, leaders: Leaders, threshold: 
 
 
 def _assign(table: Table, contents: Contents, seed: int) -> NDArray[np.int32]:
-    """Each content's cell, int32 (contents,)."""
+    """The cell of each content, int32 (contents,)."""
     count = plan_cells(len(contents))
     rng = np.random.default_rng(seed)
     modality = table.modalities[0]

@@ -1,4 +1,4 @@
-"""What a table's rows show or say, each content once, and which rows have it: some 40 bytes a row, made in one pass."""
+"""The distinct contents of a table, and which rows have them: about 40 bytes per row, made in one pass."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _OFFSET = "_rowoffset"
 
 @dataclass(frozen=True)
 class Contents:
-    """Rows by their place in the scan, and the distinct contents in the order in which they first occur.
+    """Rows by their place in the scan, and the distinct contents in the order of their first occurrence.
 
     Attributes:
         offset: int64 (rows,), the row's offset in the dataset.
-        item: uint64 (rows,), digest of the item id; a row without one is an item of its own.
-        caption: uint64 (rows,), digest of the normalised caption; 0 without one.
-        content: int64 (rows,), which content the row has; −1 for a row without a vector to compare.
-        first: int64 (contents,), place of the first row that has it.
-        vectors: of each modality, float32 (contents, dim); None where they were not to be held.
+        item: uint64 (rows,), digest of the item id; a row without one is an item by itself.
+        caption: uint64 (rows,), digest of the normalised caption; 0 without a caption.
+        content: int64 (rows,), number of the row's content; −1 for a row without a vector to compare.
+        first: int64 (contents,), place of the first row with the content.
+        vectors: for each modality, float32 (contents, dim); None if they are not held.
     """
 
     offset: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Contents:
         return len(self.first)
 
     def repeats(self) -> NDArray[np.bool_]:
-        """bool (rows,): rows that have item, content and caption of a row before them, and so add nothing to it."""
+        """bool (rows,): rows with the same item, content and caption as an earlier row, which therefore add nothing."""
         keys = np.stack([self.item, self.content.astype(np.uint64), self.caption], axis=1)
         _, first = np.unique(keys, axis=0, return_index=True)
         repeats = np.ones(len(self.offset), bool)
@@ -56,12 +56,12 @@ class Contents:
 
 
 def read_contents(dataset: lance.LanceDataset, by: By, *, hold: bool) -> Contents:
-    """The contents of a table.
+    """Read the contents of a table.
 
     Args:
-        dataset: at the version that is looked at.
-        by: what is compared: pictures, captions, or both of a row.
-        hold: whether to keep the vectors of all contents.
+        dataset: the table, at the version to read.
+        by: what is compared: pictures (`image`), captions (`text`), or both of a row.
+        hold: whether to hold the vectors of all contents in memory.
     """
     has_digest = PICTURE in dataset.schema.names
     columns = [ITEM_ID, CAPTION, _OFFSET, *([PICTURE] if has_digest else [])]
@@ -85,7 +85,7 @@ def read_contents(dataset: lance.LanceDataset, by: By, *, hold: bool) -> Content
 
 
 def _number(digest: NDArray[np.uint64], there: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each row's content, numbered in the order of first occurrence, and where each content occurs first."""
+    """Each row's content, numbered in the order of first occurrence, and the place where each content first occurs."""
     places = np.flatnonzero(there)
     _, first, which = np.unique(digest[places], return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -97,7 +97,7 @@ def _number(digest: NDArray[np.uint64], there: NDArray[np.bool_]) -> tuple[NDArr
 
 
 def _digests(block: Block, captions: NDArray[np.uint64], by: By, *, has_digest: bool) -> NDArray[np.uint64]:
-    """Equal for rows of the same content."""
+    """Digests uint64 (rows,), equal for rows with the same content."""
     if by == "text":
         return captions
     pictures = digest_vectors(block.vectors["image"])
@@ -107,7 +107,7 @@ def _digests(block: Block, captions: NDArray[np.uint64], by: By, *, has_digest: 
 
 
 def _pictures(column: pa.ChunkedArray, otherwise: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Half of each picture's own digest (hexadecimal, 128 bits); what is given where a row has none."""
+    """The first half of each picture's own digest (hexadecimal, 128 bits); `otherwise` for rows without one."""
     texts = column.to_pylist()
     return np.array(
         [int(text[:16], 16) if text else other for text, other in zip(texts, otherwise.tolist(), strict=True)],

@@ -1,4 +1,4 @@
-"""Find the rows of a table that add nothing to an earlier row, and mark them."""
+"""Finds the rows of a table that add nothing to an earlier row, and marks them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     import lance
 
 Method = Literal["auto", "exact", "cells"]
-# Half the pairs of these are compared in minutes, and their vectors fit a worker.
+# Comparing all pairs of this many rows takes minutes, and their vectors fit in a worker.
 _EXACT_UP_TO_ROWS = 140_000
 _SAMPLE = 256
 
 
 @dataclass(frozen=True)
 class Group:
-    """A row, and those that say it again.
+    """A row and its duplicates.
 
     Attributes:
-        row_id: the row that stands for all.
-        duplicates: the others' ids, the most similar first.
-        scores: how similar each is.
+        row_id: the row that is kept.
+        duplicates: ids of its duplicates, the most similar first.
+        scores: similarity of each duplicate to the kept row, a cosine.
     """
 
     row_id: str
@@ -45,18 +45,18 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Deduplicated:
-    """What was found.
+    """The results of deduplication.
 
     Attributes:
         table: the table.
-        version: the version that holds the marks; the one looked at where nothing was written.
-        rows: that were looked at.
-        kept: rows that are no duplicates.
-        exact: duplicates with the very same content.
-        near: duplicates by their vectors.
-        groups: rows that stand for others.
+        version: the version that holds the marks; without marks, the version that was read.
+        rows: number of rows that were compared.
+        kept: number of rows that are not duplicates.
+        exact: number of duplicates with equal content.
+        near: number of duplicates by their vectors.
+        groups: number of kept rows that have duplicates.
         method: `exact` or `cells`.
-        recall: the share of near-duplicates that were found, measured on a sample; 1 where all were compared.
+        recall: share of the near-duplicates that were found, measured on a sample; 1 if all pairs were compared.
         largest: the largest groups.
     """
 
@@ -82,25 +82,26 @@ def deduplicate(
     groups: int = 10,
     seed: int = 0,
 ) -> Deduplicated:
-    """Mark the rows that add nothing to an earlier row: `duplicate_of` names it, `duplicate_score` says how near.
+    """Mark the rows that add nothing to an earlier row: `duplicate_of` names that row, `duplicate_score` the cosine.
 
-    A row is kept if its content is not near that of a kept row before it. Further captions of a kept picture are kept
-    too: they say something new. Rows without the vectors that are compared are not looked at.
+    A row is kept if its content is not near that of an earlier kept row. Further captions of a kept picture are also
+    kept, because they add information. Rows without the compared vectors are ignored.
 
     Args:
         table: the table.
-        by: pictures, captions, or both at once.
-        threshold: cosine from which on two contents count as the same; above 1 for the very same alone.
-        method: `exact` compares all with all; `cells` those that k-means puts together; `auto` goes by the rows.
+        by: what to compare: pictures (`image`), captions (`text`), or `both`.
+        threshold: least cosine at which two contents count as the same; above 1, only equal contents do.
+        method: `exact` compares all pairs; `cells` only pairs in one k-means cell; `auto` decides by the number of
+            rows.
         mark: whether to write the marks.
-        groups: how many of the largest groups to tell.
-        seed: of samples.
+        groups: number of the largest groups to report.
+        seed: seed of the samples.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: it has no such vectors, or columns of its own with the marks' names.
-        LeaseHeldError: a job writes to the table.
-        TableMovedError: it changed meanwhile. Nothing was marked.
+        FileNotFoundError: the table does not exist.
+        ValueError: the table lacks the vectors, or has columns of its own with the names of the marks.
+        LeaseHeldError: a job is writing to the table.
+        TableMovedError: the table changed meanwhile. Nothing was marked.
     """
     dataset = open_dataset(table)
     check_comparable(dataset, table, by)
@@ -133,10 +134,10 @@ def deduplicate(
 
 
 def check_comparable(dataset: lance.LanceDataset, table: TableRef, by: By) -> None:
-    """Refuse a table without the vectors that are to be compared.
+    """Refuse a table that lacks the vectors to compare.
 
     Raises:
-        ValueError: names the column.
+        ValueError: a vector column is missing; the message names it.
     """
     there = Provenance.from_schema(dataset.schema, str(table)).vector_columns()
     for modality in MODALITIES[by]:
@@ -147,19 +148,19 @@ def check_comparable(dataset: lance.LanceDataset, table: TableRef, by: By) -> No
 
 
 def plan_method(rows: int) -> Literal["exact", "cells"]:
-    """How a table of so many rows is compared."""
+    """The method for a table of `rows` rows."""
     return "exact" if rows <= _EXACT_UP_TO_ROWS else "cells"
 
 
 def originals(contents: Contents, leaders: Leaders) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The row that stands for each row, and how near the two are.
+    """The kept row that each duplicate repeats, and their similarity.
 
     Args:
-        contents: of the rows.
-        leaders: of the contents.
+        contents: the contents of the rows.
+        leaders: the leaders of the contents.
 
     Returns:
-        int64 (rows,), a place, −1 for a row that is kept or was not looked at; and float32 (rows,).
+        int64 (rows,), place of the kept row, −1 for a row that is kept or was not compared; and float32 (rows,).
     """
     content = contents.content
     there = content != NOTHING

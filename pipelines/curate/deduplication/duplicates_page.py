@@ -1,4 +1,4 @@
-"""Groups of duplicates as a page: the row that stands for them, and some of the others."""
+"""An HTML page of groups of duplicates: the kept row, and some of its duplicates."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ def write_groups(path: str | Path, table: TableRef, groups: Sequence[Group], sto
     """Write the page.
 
     Args:
-        path: the file.
+        path: the file to write.
         table: the table.
-        groups: to show; of each the most and the least similar of its rows, where there are many.
+        groups: the groups to show; of a large group, its most and its least similar rows.
         storage: how to reach the pictures of rows that have no thumbnail in the table.
+
+    Returns:
+        The path of the file.
     """
     sections = []
     for group in groups:
         pairs = list(zip(group.duplicates, group.scores, strict=True))
         shown = pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN // 2], *pairs[-(_SHOWN - _SHOWN // 2) :]]
-        scores = {group.row_id: "stays", **{row_id: f"{score:.3f}" for row_id, score in shown}}
+        scores = {group.row_id: "kept", **{row_id: f"{score:.3f}" for row_id, score in shown}}
         subtitle = f"{len(pairs):,} duplicates" + (f", {len(shown)} of them shown" if len(shown) < len(pairs) else "")
         cards = _cards(table, scores, storage)
         sections.append(CardSection(title=group.row_id, subtitle=subtitle, cards=cards))

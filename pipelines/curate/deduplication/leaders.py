@@ -1,9 +1,9 @@
-"""Which vectors are near-duplicates of an earlier one: each points to a vector that itself is kept.
+"""Leaders: each vector is kept, or points to an earlier kept vector of which it is a near-duplicate.
 
-A vector is kept if no kept vector before it is as near as the threshold; else it is a duplicate of the nearest of
-those. Groups so made do not chain: whatever is called a duplicate is within the threshold of what stays, and no two
-that stay are. (Connected components, the other usual definition, join a to z by way of b, c, … though the two are
-unlike.)
+A vector is kept if no earlier kept vector is within the threshold. Otherwise it is a duplicate of the nearest of these.
+Groups made this way do not chain: every duplicate is within the threshold of its kept vector, and no two kept vectors
+are within it. (Connected components, the other usual definition, join a to z by way of b, c, … although the two are
+dissimilar.)
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from numpy.typing import NDArray
 
 _BLOCK = 1_024
-_CELLS = 1 << 24  # similarities at a time: 64 MiB
+_CELLS = 1 << 24  # similarities per product: 64 MiB
 KEPT = -1
 
 
 @dataclass(frozen=True)
 class Leaders:
-    """What stands for each vector.
+    """The leader of each vector.
 
     Attributes:
-        leader: int64 (n,), the kept vector that it is a duplicate of; −1 where it is kept itself.
-        score: float32 (n,), their similarity; 1 where it is kept itself.
+        leader: int64 (n,), the kept vector of which this one is a duplicate; −1 if it is kept itself.
+        score: float32 (n,), their similarity; 1 if it is kept itself.
     """
 
     leader: NDArray[np.int64]
@@ -34,12 +34,12 @@ class Leaders:
 
 
 def find_leaders(vectors: Sequence[NDArray[np.float32]], threshold: float) -> Leaders:
-    """Keep each vector that no kept one before it resembles.
+    """Keep each vector that resembles no earlier kept one.
 
     Args:
-        vectors: of each modality, float32 (n, dim), L2-normalised. Two rows are as similar as in the modality in which
-            they are least so.
-        threshold: cosine from which on two count as the same.
+        vectors: for each modality, float32 (n, dim), L2-normalised. The similarity of two rows is the least of their
+            cosines over the modalities.
+        threshold: least similarity at which two rows count as the same.
     """
     tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in vectors]
     count = len(tensors[0])
@@ -59,7 +59,7 @@ def find_leaders(vectors: Sequence[NDArray[np.float32]], threshold: float) -> Le
 def _nearest(
     tensors: Sequence[torch.Tensor], block: NDArray[np.int64], kept: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The kept vector that is nearest to each of a block, and how near."""
+    """The nearest kept vector of each vector in a block, and their similarity."""
     nearest = np.full(len(block), KEPT, np.int64)
     best = np.full(len(block), -np.inf, np.float32)
     step = max(1, _CELLS // len(block))
@@ -78,7 +78,7 @@ def _settle(
     best: NDArray[np.float32],
     threshold: float,
 ) -> NDArray[np.int64]:
-    """Compare a block with itself, in order; change `nearest` and `best` in place, and return those that are kept."""
+    """Compare a block with itself, in order; updates `nearest` and `best` in place, and returns the newly kept ones."""
     within = _similarities(tensors, block, block).numpy()
     kept: list[int] = []
     for row in range(len(block)):
@@ -93,7 +93,7 @@ def _settle(
 
 
 def _similarities(tensors: Sequence[torch.Tensor], rows: NDArray[np.int64], others: NDArray[np.int64]) -> torch.Tensor:
-    """float32 (rows, others): the least of the modalities' cosines."""
+    """The least of the modalities' cosines, float32 (rows, others)."""
     found: torch.Tensor | None = None
     for tensor in tensors:
         own = tensor[torch.from_numpy(rows)] @ tensor[torch.from_numpy(others)].T

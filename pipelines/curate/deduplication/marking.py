@@ -1,4 +1,4 @@
-"""The marks in the table: two columns, written in one commit under the table's lease. No row is touched otherwise."""
+"""The marks in the table: two columns, written in one commit under the table's lease; other columns do not change."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _KEY = "isthmus.deduplicated"
 
 @dataclass(frozen=True)
 class Marks:
-    """What is to be written, for the rows of one version of a table.
+    """The marks to write, for the rows of one version of a table.
 
     Attributes:
-        version: the version.
-        address: uint64 (m,), Lance's address of each row that is a duplicate, ascending.
-        original: the row id that stands for it.
-        score: float32 (m,), how similar the two are.
+        version: version of the table.
+        address: uint64 (m,), Lance's address of each duplicate row, ascending.
+        original: (m,), id of the kept row that it repeats.
+        score: float32 (m,), similarity of the two.
     """
 
     version: int
@@ -43,10 +43,10 @@ class Marks:
 
 
 def check_markable(dataset: lance.LanceDataset, table: TableRef) -> None:
-    """Refuse a table whose own columns have the marks' names.
+    """Refuse a table whose own columns have the names of the marks.
 
     Raises:
-        ValueError: names the column.
+        ValueError: such a column exists; the message names it.
     """
     if _KEY in dataset.config():
         return
@@ -59,23 +59,23 @@ def check_markable(dataset: lance.LanceDataset, table: TableRef) -> None:
 
 
 def last_run(dataset: lance.LanceDataset) -> dict[str, Any] | None:
-    """What the last run that marked this table was asked, and found; None if there was none."""
+    """The settings of the last run that marked this table; None if there was none."""
     raw = dataset.config().get(_KEY)
     return json.loads(raw) if raw else None
 
 
 def write_marks(table: TableRef, marks: Marks, settings: Mapping[str, Any]) -> int:
-    """Put the marks in place of those that are there; return the table's new version.
+    """Replace the marks in the table; returns its new version.
 
     Args:
         table: the table.
-        marks: of one of its versions.
-        settings: what to remember of the run.
+        marks: marks for one of its versions.
+        settings: record of the run, stored in the table's config.
 
     Raises:
-        LeaseHeldError: a job writes to the table.
-        TableMovedError: rows came or went since the version of the marks. Nothing was marked.
-        OSError: the store fails.
+        LeaseHeldError: a job is writing to the table.
+        TableMovedError: rows were added or removed since the version of the marks. Nothing was marked.
+        OSError: the store cannot be read or written.
     """
     lease = Lease.acquire(table)
     try:
@@ -83,13 +83,13 @@ def write_marks(table: TableRef, marks: Marks, settings: Mapping[str, Any]) -> i
         check_markable(dataset, table)
         _check_unmoved(dataset, marks.version, table)
         if any(field.name not in dataset.schema.names for field in MARKS):
-            # Named before they are there: a run that dies in between finds columns that it knows as its own.
+            # Record the columns before adding them: after a crash in between, the next run knows them as its own.
             dataset.update_config({_KEY: json.dumps(dict(settings))})
             dataset = open_dataset(table)
             dataset.add_columns([field for field in MARKS if field.name not in dataset.schema.names])
             dataset = open_dataset(table)
         _commit(table, dataset, marks)
-        # By itself: Lance has no commit that changes both columns and config.
+        # A separate commit, because no commit of Lance changes both columns and config.
         open_dataset(table).update_config({_KEY: json.dumps(dict(settings))})
         return int(open_dataset(table).version)
     except OSError as error:
@@ -99,10 +99,10 @@ def write_marks(table: TableRef, marks: Marks, settings: Mapping[str, Any]) -> i
 
 
 def _check_unmoved(dataset: lance.LanceDataset, version: int, table: TableRef) -> None:
-    """Fragments and what is deleted of them are as they were.
+    """Check that the fragments and their deletions have not changed.
 
     Raises:
-        TableMovedError: they are not.
+        TableMovedError: they have changed.
     """
     then = open_at(table, version)
     if _rows_of(then) != _rows_of(dataset):
@@ -117,7 +117,7 @@ def _rows_of(dataset: lance.LanceDataset) -> list[tuple[int, int, int]]:
 
 
 def _commit(table: TableRef, dataset: lance.LanceDataset, marks: Marks) -> None:
-    """Write both columns of all fragments whose marks change, and land them on this very version."""
+    """Write both columns of all fragments whose marks change, and commit them on exactly this version."""
     rewritten: list[Rewritten] = []
     for fragment in dataset.get_fragments():
         rows = fragment.scanner(columns=MARKS.names, with_row_id=True, with_row_address=True).to_table()
@@ -129,7 +129,7 @@ def _commit(table: TableRef, dataset: lance.LanceDataset, marks: Marks) -> None:
 
 
 def _marks_of(addresses: NDArray[np.uint64], marks: Marks) -> pa.Table:
-    """The two columns of some rows."""
+    """The two columns of marks for some rows."""
     at = np.searchsorted(marks.address, addresses)
     at[at == len(marks.address)] = 0
     found = marks.address[at] == addresses if len(marks.address) else np.zeros(len(addresses), bool)
@@ -140,7 +140,7 @@ def _marks_of(addresses: NDArray[np.uint64], marks: Marks) -> pa.Table:
 
 @retried
 def addresses_of(dataset: lance.LanceDataset) -> NDArray[np.uint64]:
-    """uint64 (rows,): Lance's address of each row, in the order of the scan."""
+    """Lance's address of each row, uint64 (rows,), in the order of the scan."""
     scanner = dataset.scanner(columns=[], with_row_address=True, scan_in_order=True)
     found: NDArray[np.uint64] = scanner.to_table()["_rowaddr"].to_numpy()
     return found

@@ -1,1 +1,1 @@
-"""Tables out to other tools, and embeddings that other tools made into tables."""
+"""Exchange: tables exported for other tools, and embeddings of other tools imported as tables."""

@@ -1,4 +1,4 @@
-"""Vectors of a table as arrays."""
+"""Vector columns as arrays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ import pyarrow as pa
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """Vectors of a column without nulls as (rows, dim), in their own type."""
+    """The vectors of a column without nulls, (rows, dim), in their own dtype."""
     whole = column.combine_chunks()
     return np.asarray(whole.flatten()).reshape(len(whole), column.type.list_size)

@@ -1,4 +1,7 @@
-"""A table as files: vectors as arrays beside their metadata, or all in Parquet. Streamed, one file's rows in memory."""
+"""Exports a table to files: vectors as arrays beside their metadata, or all in Parquet.
+
+The rows are streamed; memory holds the rows of one file.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +32,24 @@ ExportFormat = Literal["npy", "parquet", "huggingface", "fiftyone"]
 _WITH_PICTURES = ("huggingface", "fiftyone")
 _BATCH_ROWS = 4_096
 _ROWS_OF_A_FILE = 100_000
-# Of photographs as cameras take them that is a gigabyte; Arrow's arrays end at two.
+# With photographs as cameras take them this is a gigabyte; an Arrow array holds at most two.
 _PICTURES_OF_A_FILE = 250
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written.
+    """The results of an export.
 
     Attributes:
         out: the folder.
-        version: of the table.
-        rows: written.
-        skipped: rows that lack one of the vectors; arrays have no nulls. `fiftyone` has, and takes all rows.
-        files: written.
+        version: version of the table.
+        rows: number of rows written.
+        skipped: number of rows without one of the vectors, because arrays have no nulls. `fiftyone` has nulls, and
+            takes all rows.
+        files: number of files written.
         vectors: the vector columns, with their dimensions.
-        missing: rows whose picture could not be read, where that was tried.
-        renamed: column → name in the files, where the format has another use for the column's name.
+        missing: number of rows whose picture could not be read, if pictures are exported.
+        renamed: column → name in the files, for columns whose name the format uses for something else.
         left_out: columns that the format cannot hold.
     """
 
@@ -74,27 +78,27 @@ def export_table(
     """Write a table's rows into an empty folder.
 
     Args:
-        table: the table; one that was promoted to its place is exported.
-        out: the folder, local or on S3; files of an earlier export may not be in it.
-        format: `npy` (the layout of clip-retrieval), `parquet`, `huggingface` (what `datasets.load_dataset` reads), or
-            `fiftyone` (what `fiftyone.Dataset.from_dir` reads).
+        table: the table; if another table was promoted to its place, that one is exported.
+        out: the folder, local or on S3; it must not hold files of an earlier export.
+        format: `npy` (the layout of clip-retrieval), `parquet`, `huggingface` (which `datasets.load_dataset` reads), or
+            `fiftyone` (which `fiftyone.Dataset.from_dir` reads).
         storage: how to reach `out`.
-        vectors: vector columns; if none is named, all but the fused one, which is made again of the others.
-        where: an SQL filter.
-        rows_per_file: rows of a file, which are in memory together; by default 100,000, with pictures 250. `fiftyone`
-            has one file, which is written as rows come.
-        pictures: for `huggingface` and `fiftyone`, how to reach the corpus, whose pictures then come along; None leaves
-            them out, and has `fiftyone` find them where they are.
+        vectors: vector columns; if none is named, all except the fused one, which can be made again from the others.
+        where: SQL filter; None exports all rows.
+        rows_per_file: rows per file, which are in memory together; by default 100,000, or 250 with pictures. `fiftyone`
+            has one file, which is written row by row.
+        pictures: for `huggingface` and `fiftyone`, how to reach the corpus's pictures, which are then exported too.
+            With None they are not; `fiftyone` then opens them where they are.
 
     Raises:
-        FileNotFoundError: there is no such table.
+        FileNotFoundError: the table does not exist.
         ModuleNotFoundError: the extra `huggingface` is not installed.
-        ValueError: a column is not there, the filter is none, the folder is not empty, or `fiftyone` could not open a
-            picture where it is.
-        OSError: a store fails.
+        ValueError: a column does not exist, the filter is invalid, the folder is not empty, or `fiftyone` could not
+            open a picture where it is.
+        OSError: a store cannot be read or written.
     """
     if pictures is not None and format not in _WITH_PICTURES:
-        raise ValueError(f"pictures: go with format {' and '.join(_WITH_PICTURES)} alone, not with {format}")
+        raise ValueError(f"pictures: not possible with format {format}; give {' or '.join(_WITH_PICTURES)}")
     if rows_per_file is not None and format == "fiftyone":
         raise ValueError(f"rows_per_file {rows_per_file}: format fiftyone has one file; leave it out")
     found, dataset = answering(table)
@@ -113,7 +117,7 @@ def export_table(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """What is exported."""
+    """The rows to export: a table at its version, its vector columns, and a filter."""
 
     name: str
     dataset: lance.LanceDataset
@@ -136,7 +140,7 @@ class _Rows:
 def _export_files(
     source: _Rows, folder: OutputFolder, format: ExportFormat, rows_per_file: int, pictures: Storage | None
 ) -> Exported:
-    """Write the rows into files of equal size."""
+    """Write the rows into files of equal numbers of rows."""
     total = source.count()
     rows = files = missing = 0
     for number, part in enumerate(_parts(source, rows_per_file)):
@@ -161,7 +165,7 @@ def _export_files(
 
 
 def _export_samples(source: _Rows, folder: OutputFolder, pictures: Storage | None) -> Exported:
-    """Write the rows as FiftyOne's samples."""
+    """Write the rows as samples of FiftyOne."""
     written = write_dataset(
         _parts(source, _BATCH_ROWS, nulls=True),
         folder,
@@ -184,16 +188,16 @@ def _export_samples(source: _Rows, folder: OutputFolder, pictures: Storage | Non
 
 
 def _choose(vectors: Sequence[str], there: list[str], table: TableRef) -> list[str]:
-    """The vector columns asked for, all where none is.
+    """The vector columns asked for; all of them if none is named.
 
     Raises:
-        ValueError: one is not there.
+        ValueError: a column does not exist, or is the fused one.
     """
     for name in vectors:
         if name == FUSED_VECTOR:
             raise ValueError(
-                f"table {table}: {FUSED_VECTOR} is made of the others and is not exported; isthmus fuse makes it "
-                "again of a table that was imported"
+                f"table {table}: {FUSED_VECTOR} is made from the others and is not exported; make it again with "
+                "isthmus fuse after the import"
             )
         if name not in there:
             raise ValueError(f"table {table}: has no vector column {name!r}; it has {', '.join(there)}")
@@ -201,12 +205,12 @@ def _choose(vectors: Sequence[str], there: list[str], table: TableRef) -> list[s
 
 
 def _parts(source: _Rows, rows: int, *, nulls: bool = False) -> Iterator[pa.Table]:
-    """Tables of `rows` rows, the last one smaller; of an empty table one that is empty.
+    """Tables of `rows` rows, the last one smaller; an empty table gives one empty part.
 
     Args:
-        source: the rows.
-        rows: of a table.
-        nulls: also take rows that lack a vector.
+        source: the rows to export.
+        rows: rows per part.
+        nulls: whether to include rows that lack a vector.
     """
     schema, vectors = source.dataset.schema, source.vectors
     names = [name for name in schema.names if name not in INTERNAL]
@@ -234,7 +238,7 @@ def _parts(source: _Rows, rows: int, *, nulls: bool = False) -> Iterator[pa.Tabl
 
 
 def _write(folder: OutputFolder, number: int, part: pa.Table, vectors: Sequence[str], format: ExportFormat) -> int:
-    """Write one part; how many files."""
+    """Write one part; returns the number of files."""
     if format == "parquet":
         folder.write(f"{PARQUET_PREFIX}_{number:04d}.parquet", _parquet(part))
         return 1
@@ -245,7 +249,7 @@ def _write(folder: OutputFolder, number: int, part: pa.Table, vectors: Sequence[
         buffer = io.BytesIO()
         np.save(buffer, matrix(part[name]))
         folder.write(array_name(name, number), buffer.getvalue())
-    # The names that clip-retrieval knows; ours stay beside them.
+    # Add the names that clip-retrieval knows, and keep ours.
     metadata = part.drop_columns(list(vectors))
     if IMAGE_URI in metadata.column_names and IMAGE_PATH not in metadata.column_names:
         metadata = metadata.append_column(IMAGE_PATH, metadata[IMAGE_URI])

@@ -1,4 +1,4 @@
-"""The folder that an export is written to, local or remote."""
+"""The folder of an export, local or remote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class OutputFolder:
     """A folder to write to.
 
     Args:
-        uri: local or on S3.
+        uri: path or `s3://` URI of the folder.
         storage: how to reach it.
     """
 
@@ -25,11 +25,11 @@ class OutputFolder:
         self._files = storage.filesystem(self.uri)
 
     def check_empty(self) -> None:
-        """Refuse a folder that holds something.
+        """Refuse a folder that is not empty.
 
         Raises:
-            ValueError: it does.
-            OSError: a store fails.
+            ValueError: the folder holds files.
+            OSError: the store cannot be read.
         """
         found = retry(lambda: self._files.find(self.uri, maxdepth=2), self.uri)
         if found:
@@ -39,7 +39,7 @@ class OutputFolder:
         """Write a file.
 
         Raises:
-            OSError: a store fails.
+            OSError: the store cannot be written.
         """
         path = f"{self.uri}/{name}"
         if not is_remote(self.uri):
@@ -48,14 +48,14 @@ class OutputFolder:
 
     @contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
-        """A file to write bit by bit; it has its name once the block has ended without an error, and else is gone.
+        """A file to write piece by piece. It gets its name when the block ends; after an error it is removed.
 
         Raises:
-            OSError: a store fails.
+            OSError: the store cannot be written.
         """
         remote = is_remote(self.uri)
         with ExitStack() as stack:
-            # Whole on a disk first: half an upload cannot be tried again.
+            # Write the whole file to a disk first, because half an upload cannot be retried.
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()) if remote else self.uri)
             place.mkdir(parents=True, exist_ok=True)
             held = place / f"{name}.part"

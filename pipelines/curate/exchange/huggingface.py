@@ -1,4 +1,4 @@
-"""A table as a folder that `datasets.load_dataset` reads, and that the Hugging Face hub shows as it is."""
+"""Exports a table as a folder that `datasets.load_dataset` reads and that the Hugging Face hub shows directly."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def file_name(number: int) -> str:
 
 
 def add_pictures(part: pa.Table, storage: Storage) -> tuple[pa.Table, int]:
-    """Rows with a column `image` of their pictures' bytes, and how many pictures could not be had.
+    """Rows with their pictures' bytes in a column `image`, and the number of pictures that could not be read.
 
     Args:
         part: rows with `image_uri`.
         storage: how to reach the corpus.
 
     Raises:
-        ValueError: the rows have a column `image` already.
+        ValueError: the rows already have a column `image`.
     """
     if PICTURE_COLUMN in part.column_names:
-        raise ValueError(f"pictures: the table has a column {PICTURE_COLUMN!r} already; export it without --pictures")
+        raise ValueError(f"pictures: the table already has a column {PICTURE_COLUMN!r}; export it without --pictures")
     uris = part[IMAGE_URI].to_pylist()
     wanted = list(dict.fromkeys(uri for uri in uris if uri))
-    # What is no picture stays where it is: a table's rows may name any file of this machine.
+    # Read only pictures: a table's rows may name any file of this machine.
     read = {
         uri: found
         for uri, found in zip(wanted, read_images(wanted, storage), strict=True)
@@ -51,7 +51,7 @@ def add_pictures(part: pa.Table, storage: Storage) -> tuple[pa.Table, int]:
 
 
 def with_features(part: pa.Table) -> pa.Table:
-    """Rows whose schema says to `datasets` what is a picture.
+    """Rows whose schema tells `datasets` which column holds pictures.
 
     Raises:
         ModuleNotFoundError: the extra `huggingface` is not installed.
@@ -68,7 +68,7 @@ def _features(schema: pa.Schema) -> Features:
         raise ModuleNotFoundError(
             "export --format huggingface needs more packages: pip install 'isthmus[huggingface]'"
         ) from None
-    # Without its metadata: that of another export would be taken for these columns'.
+    # Drop the schema's metadata: `datasets` would apply the metadata of another export to these columns.
     features = Features.from_arrow_schema(schema.remove_metadata())
     if schema.get_field_index(PICTURE_COLUMN) >= 0 and schema.field(PICTURE_COLUMN).type == _BYTES:
         features[PICTURE_COLUMN] = Image()
@@ -76,14 +76,14 @@ def _features(schema: pa.Schema) -> Features:
 
 
 def card(name: str, provenance: Provenance, version: int, rows: int, vectors: dict[str, int]) -> str:
-    """The dataset's card, which also says to `datasets` where its files are.
+    """The dataset's card, which also tells `datasets` where its files are.
 
     Args:
-        name: of the table.
-        provenance: of its vectors.
-        version: of the table.
-        rows: exported.
-        vectors: vector columns with their dimensions.
+        name: name of the table.
+        provenance: provenance of its vectors.
+        version: version of the table.
+        rows: number of exported rows.
+        vectors: the vector columns, with their dimensions.
     """
     columns = "\n".join(f"* `{column}`: {dim} dimensions, of length 1" for column, dim in vectors.items())
     return f"""---

@@ -1,4 +1,4 @@
-"""Embeddings that another tool wrote, as a table that is searched like any other; whose vectors they are is checked."""
+"""Imports embeddings of another tool as a table that can be searched, after checking which encoder made them."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from pipelines.tables.opening import open_dataset, translate
 from pipelines.tables.provenance import Provenance, library_versions
 
 _CHECKED = 8
-# Other preprocessing, other precision: less than this, and it is another model.
+# Other preprocessing or precision keeps the cosine above this; below it, the encoder is another one.
 _SAME_COSINE = 0.9
 
 
 class ForeignVectorsError(ValueError):
-    """The vectors are not those of the encoder that was named."""
+    """The vectors were not made by the encoder that was named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What was read.
+    """The results of an import.
 
     Attributes:
         table: the new table.
-        rows: of it.
+        rows: number of its rows.
         vectors: the vector columns, with their dimensions.
-        checked: for each of them, the median cosine of some vectors to those that the encoder gives for the same
-            captions and pictures; None where none could be read.
+        checked: for each column, the median cosine of some vectors to those that the encoder gives for the same
+            captions or pictures; None if none of them could be read.
     """
 
     table: str
@@ -62,7 +62,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Part:
-    """The files that hold the same rows: arrays by vector column, and metadata; or one Parquet file for all."""
+    """Files that hold the same rows: arrays by vector column, and metadata; or one Parquet file with everything."""
 
     arrays: dict[str, str]
     metadata: str
@@ -71,28 +71,28 @@ class _Part:
 def import_folder(
     folder: str, table: TableRef, encoder: str, *, storage: Storage, key: str | None = None, check: bool = True
 ) -> Imported:
-    """Make a table of a folder that clip-retrieval or `isthmus export` wrote.
+    """Make a table from a folder that clip-retrieval or `isthmus export` wrote.
 
     Args:
-        folder: with `img_emb` and/or `text_emb` beside `metadata`, or with Parquet files; local or on S3.
+        folder: a folder with `img_emb` and/or `text_emb` beside `metadata`, or with Parquet files; local or on S3.
         table: the new table.
-        encoder: the spec of the encoder that made the vectors; queries are encoded by it.
+        encoder: the spec of the encoder that made the vectors; it also encodes queries to the table.
         storage: how to reach the folder.
-        key: the metadata's column of row ids; None takes `row_id` or `key` where one is there, else numbers the rows.
-        check: encode a few captions and pictures and compare.
+        key: the metadata's column of row ids; None takes `row_id` or `key` if there is one, else numbers the rows.
+        check: whether to encode a few captions and pictures and compare the vectors.
 
     Raises:
-        FileNotFoundError: the folder holds nothing of the kind.
-        ForeignVectorsError: the vectors have another length than the encoder's, or point elsewhere.
-        ValueError: arrays and metadata differ in length, a vector is no numbers, an id is null or comes twice, or the
-            table is there already.
+        FileNotFoundError: the folder holds no such files.
+        ForeignVectorsError: the vectors differ from the encoder's in dimension or direction.
+        ValueError: arrays and metadata differ in length, a vector has values that are not finite, an id is null or
+            occurs twice, or the table already exists.
     """
     import lance
 
     from encoders.registry import describe
 
     if open_dataset(table, missing_ok=True) is not None:
-        raise ValueError(f"table {table}: is there already; give another name")
+        raise ValueError(f"table {table}: already exists; give another name")
     root = absolute(folder)
     parts = _find_parts(root, storage)
     card = describe(encoder).card
@@ -124,7 +124,7 @@ def import_folder(
 
 
 class _Batches:
-    """Batches, and what went wrong with them: what passes through Lance's own code comes out as a text."""
+    """Batches, and the error that they raised, which Lance's own code would turn into text."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches
@@ -139,7 +139,7 @@ class _Batches:
 
 
 def _clear(table: TableRef) -> None:
-    """Take the files away that a table left which did not come about."""
+    """Remove the files of a table whose creation failed."""
     files = table.storage.filesystem(table.uri)
     if files.exists(table.uri):
         files.rm(table.uri, recursive=True)
@@ -172,7 +172,7 @@ def _find_parts(root: str, storage: Storage) -> list[_Part]:
 
 
 def _vector_columns(part: _Part, root: str, storage: Storage) -> dict[str, int]:
-    """The vector columns with their dimensions."""
+    """The vector columns, with their dimensions."""
     if part.arrays:
         return {column: _load(path, storage).shape[1] for column, path in part.arrays.items()}
     schema = _metadata(part.metadata, storage).schema
@@ -181,7 +181,7 @@ def _vector_columns(part: _Part, root: str, storage: Storage) -> dict[str, int]:
         if column in schema.names:
             kind = schema.field(column).type
             if not pa.types.is_fixed_size_list(kind):
-                raise ValueError(f"{root}: column {column} is {kind}; needs lists of one length")
+                raise ValueError(f"{root}: column {column} is {kind}; give lists of one fixed length")
             sizes[column] = kind.list_size
     if not sizes:
         raise ValueError(f"{root}: has no column {' or '.join(FOLDERS)}; columns are {', '.join(schema.names)}")
@@ -205,7 +205,7 @@ def _load(path: str, storage: Storage) -> NDArray[Any]:
     except ValueError as error:
         raise ValueError(f"{path}: not an array of numbers ({error})") from None
     if array.ndim != 2 or array.dtype.kind != "f":
-        raise ValueError(f"{path}: {array.dtype} of shape {array.shape}; needs rows of floats")
+        raise ValueError(f"{path}: {array.dtype} of shape {array.shape}; give rows of floats")
     return np.asarray(array)
 
 
@@ -214,18 +214,18 @@ def _metadata(path: str, storage: Storage) -> pa.Table:
 
 
 def _read(part: _Part, offset: int, columns: dict[str, int], key: str | None, storage: Storage, root: str) -> pa.Table:
-    """The rows of a part as those of a table."""
+    """The rows of a part in the columns of a table."""
     found = _metadata(part.metadata, storage)
     vectors = {
         column: _load(part.arrays[column], storage) if part.arrays else matrix(found[column]) for column in columns
     }
     for column, array in vectors.items():
         if len(array) != found.num_rows:
-            raise ValueError(f"{part.metadata}: {found.num_rows} rows, and {len(array)} vectors of {column}")
+            raise ValueError(f"{part.metadata}: {found.num_rows} rows, but {len(array)} vectors of {column}")
         if array.shape[1] != columns[column]:
             raise ValueError(f"{part.arrays[column]}: vectors of {array.shape[1]}, others have {columns[column]}")
         if not np.isfinite(array).all():
-            raise ValueError(f"{part.metadata}: {column} holds values that are no numbers")
+            raise ValueError(f"{part.metadata}: {column} holds values that are not finite")
     count = found.num_rows
     ids = _ids(found, offset, key, root)
     uri = IMAGE_URI if IMAGE_URI in found.column_names else IMAGE_PATH
@@ -268,7 +268,7 @@ def _batches(
         table = _read(part, offset, columns, key, storage, root)
         for row_id in table[ROW_ID].to_pylist():
             if row_id in seen:
-                raise ValueError(f"{part.metadata}: row id {row_id!r} comes twice; name another column with --key")
+                raise ValueError(f"{part.metadata}: row id {row_id!r} occurs twice; name another column with --key")
             seen.add(row_id)
         offset += table.num_rows
         yield from table.cast(schema.remove_metadata()).replace_schema_metadata(schema.metadata).to_batches()
@@ -278,7 +278,7 @@ def _check_sample(rows: pa.Table, columns: dict[str, int], encoder: str, storage
     """The median cosine of some rows' vectors to the encoder's own, by column.
 
     Raises:
-        ForeignVectorsError: they point elsewhere.
+        ForeignVectorsError: the median is too low.
     """
     from encoders.images import ImageError, prepare
     from encoders.registry import describe, load

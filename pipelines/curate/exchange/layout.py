@@ -1,8 +1,8 @@
-"""The folder layout of clip-retrieval, which embedding-reader reads: arrays of vectors beside Parquet of all else.
+"""The folder layout of clip-retrieval, which embedding-reader reads: arrays of vectors, and Parquet files of the rest.
 
 OUT/img_emb/img_emb_0000.npy        float16 or float32 (rows, dim)
 OUT/text_emb/text_emb_0000.npy
-OUT/metadata/metadata_0000.parquet  image_path, caption, and whatever else, row by row
+OUT/metadata/metadata_0000.parquet  image_path, caption and all other columns, row by row
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pipelines.rows.contract import IMAGE_VECTOR, TEXT_VECTOR
 FOLDERS = {IMAGE_VECTOR: "img_emb", TEXT_VECTOR: "text_emb"}
 METADATA = "metadata"
 IMAGE_PATH = "image_path"
-# Of a plain Parquet export; what reads it back knows by this whose vectors they are.
+# Prefix of the files of a plain Parquet export, by which an import recognises them.
 PARQUET_PREFIX = "part"
 
 

@@ -1,1 +1,1 @@
-"""What a table holds, seen from its vectors: a map, clusters, duplicates, outliers, pairs that do not match."""
+"""Exploration of a table by its vectors: a map, clusters, duplicates, outliers, pairs that do not match."""

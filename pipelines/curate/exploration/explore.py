@@ -1,4 +1,4 @@
-"""Look over a table: what lies together, what lies apart, what is there twice, which pairs do not match."""
+"""Explores a table: clusters, outliers, near-duplicates, and pairs that do not match."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExploreSettings:
-    """What is looked at.
+    """What to explore.
 
     Attributes:
-        modality: by whose vectors; None takes pictures where the table has any.
-        where: SQL filter.
-        rows: how many rows the map shows; they are drawn by `seed`.
-        found: how many outliers and mismatched pairs to tell.
-        threshold: cosine from which on two rows of the map are near-duplicates.
-        seed: of the draw and of the map.
+        modality: the modality whose vectors are used; None takes pictures if the table has any.
+        where: SQL filter; None takes all rows.
+        rows: number of rows that the map shows, sampled by `seed`.
+        found: number of outliers and of mismatched pairs to report.
+        threshold: least cosine at which two rows of the map are near-duplicates.
+        seed: seed of the sample and of the map.
     """
 
     modality: Modality | None = None
@@ -45,19 +45,19 @@ class ExploreSettings:
 
 @dataclass(frozen=True)
 class Explored:
-    """What was seen.
+    """The results of exploring a table.
 
     Attributes:
-        table: that was looked at.
-        version: of it.
-        modality: by whose vectors.
-        sample: the rows of the map.
-        points: float32 (n, 2).
-        cluster: int64 (n,), −1 for none.
-        clusters: the largest first.
-        leader: int64 (n,), which row of the sample each one is a near-duplicate of; −1 for none.
-        outlierness: float32 (n,), mean cosine distance to the nearest others of the whole table.
-        mismatched: of the whole table; None where pictures and captions cannot be compared.
+        table: the table.
+        version: version of the table.
+        modality: the modality whose vectors were used.
+        sample: the n rows of the map.
+        points: float32 (n, 2), the rows' points on the map.
+        cluster: int64 (n,), number of each row's cluster, −1 for none.
+        clusters: the clusters, the largest first.
+        leader: int64 (n,), the row of the sample of which each row is a near-duplicate; −1 for none.
+        outlierness: float32 (n,), mean cosine distance to the nearest other rows of the whole table.
+        mismatched: mismatched pairs of the whole table; None if pictures and captions cannot be compared.
     """
 
     table: TableRef
@@ -72,18 +72,18 @@ class Explored:
     mismatched: Mismatched | None
 
     def outliers(self, count: int) -> list[int]:
-        """Indexes of the rows that lie farthest from all others, the farthest first."""
+        """Indices of the `count` rows that are farthest from all others, the farthest first."""
         return np.argsort(-self.outlierness, kind="stable")[:count].tolist()
 
     def groups(self) -> list[list[int]]:
-        """Near-duplicates: indexes, the row that stands for them first; the largest group first."""
+        """Groups of near-duplicates as indices, the kept row first; the largest group first."""
         found: dict[int, list[int]] = {}
         for row in np.flatnonzero(self.leader != KEPT).tolist():
             found.setdefault(int(self.leader[row]), [int(self.leader[row])]).append(row)
         return sorted(found.values(), key=len, reverse=True)
 
     def rows(self) -> pa.Table:
-        """The rows of the map with all that was found of each, without pictures."""
+        """The rows of the map with all results per row, without pictures."""
         names = {cluster.number: cluster.name for cluster in self.clusters}
         ids = self.sample.rows["row_id"].combine_chunks()
         duplicate = pa.array(np.maximum(self.leader, 0), mask=self.leader == KEPT)
@@ -101,16 +101,16 @@ class Explored:
 
 
 def explore(table: TableRef, dataset: lance.LanceDataset, settings: ExploreSettings) -> Explored:
-    """Look over a table.
+    """Explore a table.
 
     Args:
-        table: by name.
-        dataset: of it.
-        settings: what is looked at.
+        table: reference to the table.
+        dataset: the opened table.
+        settings: what to explore.
 
     Raises:
         ModuleNotFoundError: the extra `explore` is not installed.
-        ValueError: the table has no such vectors, the filter is none, or no row is left.
+        ValueError: the table has no such vectors, the filter is invalid, or no row is selected.
     """
     columns = Provenance.from_schema(dataset.schema, str(table)).vector_columns()
     modality = settings.modality or ("image" if VECTOR_COLUMNS["image"] in columns else "text")

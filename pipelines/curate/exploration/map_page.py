@@ -1,4 +1,4 @@
-"""What was seen, as one self-contained page: a map with pictures on hover, clusters, and galleries of what is odd."""
+"""The exploration as a self-contained HTML page: a map with pictures on hover, clusters, and galleries of oddities."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ def write_map(path: str | Path, explored: Explored, found: int, storage: Storage
     """Write the page.
 
     Args:
-        path: the file.
-        explored: what was seen.
-        found: how many outliers to show.
+        path: the file to write.
+        explored: the results to show.
+        found: number of outliers to show.
         storage: how to reach the pictures of rows that have no thumbnail in the table.
+
+    Returns:
+        The path of the file.
 
     Raises:
         ModuleNotFoundError: the extra `explore` is not installed.
@@ -115,7 +118,7 @@ def _figure(explored: Explored, storage: Storage) -> Any:
 
 
 def _small_pictures(rows: pa.Table, storage: Storage) -> list[str]:
-    """A data URI of each row's picture; empty where it has none that can be read."""
+    """A data URI of each row's picture; an empty string if there is none or it cannot be read."""
     kept = rows[THUMBNAIL].to_pylist() if THUMBNAIL in rows.column_names else [None] * rows.num_rows
     uris = rows[IMAGE_URI].to_pylist()
     wanted = list(dict.fromkeys(uri for uri, data in zip(uris, kept, strict=True) if data is None and uri))
@@ -147,7 +150,7 @@ def _sections(explored: Explored, found: int, storage: Storage) -> list[CardSect
     groups = explored.groups()
     for group in groups[:_GROUPS]:
         shown = group[:_OF_A_GROUP]
-        marks = ["stands for all", *("near-duplicate" for _ in shown[1:])]
+        marks = ["kept", *("near-duplicate" for _ in shown[1:])]
         cards = _cards(rows.take(pa.array(shown, pa.int64())), marks, storage)
         subtitle = f"{len(group)} rows; `isthmus dedup` marks those of the whole table"
         sections.append(CardSection(title=f"Near-duplicates of {cards[0].row_id}", subtitle=subtitle, cards=cards))

@@ -1,4 +1,4 @@
-"""Vectors as points of a plane, the clusters they fall into, and what these are called."""
+"""Vectors as points of a plane, their clusters, and the clusters' names."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from pipelines.vectors.digests import normalised_caption
 
 NOISE = -1
-_FEWEST = 16  # below, a map has no neighbourhoods to keep
+_FEWEST = 16  # with fewer rows, a map has no neighbourhoods to preserve
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Rows that lie together.
+    """A cluster of rows.
 
     Attributes:
-        number: of it; the largest cluster is 0.
-        size: its rows.
-        captions: of its most typical rows, the most typical first.
-        members: indexes of its rows, the most typical first.
+        number: number of the cluster; the largest is 0.
+        size: number of its rows.
+        captions: captions of its most typical rows, the most typical first.
+        members: indices of its rows, the most typical first.
     """
 
     number: int
@@ -33,18 +33,19 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        """Its captions in one line."""
+        """The captions in one line; `cluster N` if there are none."""
         return " · ".join(self.captions) or f"cluster {self.number}"
 
 
 def project(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """Points of a plane, float32 (n, 2), near each other where the vectors are.
+    """Points of a plane, float32 (n, 2), that are near each other if the vectors are.
 
-    UMAP (McInnes, Healy, Melville, 2018) by cosine; of a few vectors the two first principal components.
+    Uses UMAP (McInnes, Healy, Melville, 2018) with cosine distance; for fewer than 16 vectors, the first two principal
+    components.
 
     Args:
         vectors: float32 (n, dim).
-        seed: the same one gives the same map.
+        seed: equal seeds give equal maps.
 
     Raises:
         ModuleNotFoundError: the extra `explore` is not installed.
@@ -66,9 +67,9 @@ def project(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 
 def find_clusters(points: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Each point's cluster, int64 (n,), the largest 0; −1 for points between clusters.
+    """The cluster of each point, int64 (n,), numbered from the largest, 0; −1 for points between clusters.
 
-    HDBSCAN (Campello, Moulavi, Sander, 2013): as many clusters as there are dense regions.
+    Uses HDBSCAN (Campello, Moulavi, Sander, 2013), which finds as many clusters as there are dense regions.
 
     Args:
         points: float32 (n, 2).
@@ -77,7 +78,7 @@ def find_clusters(points: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.full(len(points), NOISE, np.int64)
     from sklearn.cluster import HDBSCAN
 
-    # Leaves of the tree: by default one cluster of nearly all rows wins over the many within it.
+    # Take the leaves of the tree: by default, one cluster of nearly all rows wins over the many within it.
     smallest = max(5, math.isqrt(len(points)))
     found = HDBSCAN(min_cluster_size=smallest, cluster_selection_method="leaf", copy=True).fit_predict(points)
     numbers, sizes = np.unique(found[found >= 0], return_counts=True)
@@ -89,13 +90,13 @@ def find_clusters(points: NDArray[np.float32]) -> NDArray[np.int64]:
 def describe_clusters(
     vectors: NDArray[np.float32], cluster: NDArray[np.int64], captions: Sequence[str | None], names: int = 3
 ) -> list[Cluster]:
-    """What each cluster is called: the captions of the rows that are nearest to its middle.
+    """The clusters, each named by the captions of the rows nearest to its centre.
 
     Args:
         vectors: float32 (n, dim), L2-normalised.
-        cluster: int64 (n,), −1 for none.
-        captions: of the rows.
-        names: captions of a cluster, no two of them the same.
+        cluster: int64 (n,), number of each row's cluster, −1 for none.
+        captions: the captions of the n rows.
+        names: number of distinct captions per cluster.
     """
     found = []
     for number in range(int(cluster.max(initial=NOISE)) + 1):

@@ -1,4 +1,4 @@
-"""What exploration reads: some rows with their vectors, and one pass over all of them for what is odd."""
+"""Reading for exploration: a sample of rows with their vectors, and passes over all rows to find oddities."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _OFFSET = "_rowoffset"
 
 @dataclass(frozen=True)
 class VectorSample:
-    """Some rows of a table.
+    """A sample of a table's rows.
 
     Attributes:
-        rows: `row_id`, `item_id`, `caption`, `image_uri` and, where there are any, `thumbnail`.
+        rows: `row_id`, `item_id`, `caption`, `image_uri` and, if the table has it, `thumbnail`.
         vectors: float32 (n, dim), L2-normalised.
-        total: rows with a vector that it was drawn from, a picture that several name being one.
+        total: number of rows with a vector from which the sample was drawn; a picture of several rows counts once.
     """
 
     rows: pa.Table
@@ -44,16 +44,16 @@ def shown_columns(dataset: lance.LanceDataset) -> list[str]:
 
 
 def draw(dataset: lance.LanceDataset, modality: Modality, where: str | None, count: int, seed: int) -> VectorSample:
-    """At most `count` rows that have a vector, drawn without favour, in the table's order.
+    """A uniform sample of at most `count` rows that have a vector, in the table's order.
 
-    By pictures, a picture that several rows name is drawn once, with the caption of the first.
+    With image vectors, a picture of several rows is drawn once, with the caption of the first row.
 
     Args:
-        dataset: at the version that is looked at.
-        modality: whose vectors.
-        where: SQL filter or None.
-        count: how many.
-        seed: of the draw.
+        dataset: the table, at the version to read.
+        modality: the modality whose vectors are read.
+        where: SQL filter; None takes all rows.
+        count: the most rows to draw.
+        seed: seed of the sample.
     """
     column, condition = VECTOR_COLUMNS[modality], _has_vector(modality, where)
     found = dataset.scanner(columns=[_OFFSET, IMAGE_URI], filter=condition, scan_in_order=True).to_table()
@@ -71,7 +71,7 @@ def draw(dataset: lance.LanceDataset, modality: Modality, where: str | None, cou
 
 
 def _first_of_pictures(uris: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Whether each row is the first that names its picture, bool (n,); one without a name is of its own."""
+    """Whether each row is the first with its picture, bool (n,); a row without a URI has a picture by itself."""
     codes = uris.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
     first = np.zeros(len(codes), bool)
     first[np.unique(codes, return_index=True)[1]] = True
@@ -81,14 +81,14 @@ def _first_of_pictures(uris: pa.ChunkedArray) -> NDArray[np.bool_]:
 def outlierness(
     dataset: lance.LanceDataset, modality: Modality, where: str | None, sample: VectorSample, neighbours: int = 10
 ) -> NDArray[np.float32]:
-    """float32 (n,): how far each row of the sample is from its nearest others in the whole table, on average.
+    """Mean cosine distance of each row of the sample to its nearest other rows in the whole table, float32 (n,).
 
     Args:
         dataset: the table.
-        modality: whose vectors.
-        where: SQL filter or None.
-        sample: drawn from it.
-        neighbours: how many; a row's own vector, and pictures that are the very same, do not count.
+        modality: the modality whose vectors are compared.
+        where: SQL filter; None takes all rows.
+        sample: a sample of the table.
+        neighbours: number of nearest rows; the row's own vector and equal pictures do not count.
     """
     condition = _has_vector(modality, where)
     blocks = scan_blocks(dataset, condition, modalities=[modality])
@@ -105,12 +105,12 @@ def _has_vector(modality: Modality, where: str | None) -> str:
 
 @dataclass(frozen=True)
 class Mismatched:
-    """The pairs of a table whose picture and caption are least alike.
+    """The pairs of a table with the lowest cosine of picture and caption.
 
     Attributes:
-        rows: of them, the worst first, with their `score`.
-        mean: cosine of picture and caption over all pairs.
-        pairs: how many there are.
+        rows: the rows of these pairs, the worst first, with their cosine as `score`.
+        mean: mean cosine of picture and caption over all pairs.
+        pairs: number of all pairs.
     """
 
     rows: pa.Table
@@ -119,12 +119,12 @@ class Mismatched:
 
 
 def least_alike(dataset: lance.LanceDataset, where: str | None, count: int) -> Mismatched:
-    """The rows whose own picture and caption have the lowest cosine, in one pass over the table.
+    """The rows with the lowest cosine of their own picture and caption, found in one pass over the table.
 
     Args:
         dataset: the table, with both vectors in one space.
-        where: SQL filter or None.
-        count: how many.
+        where: SQL filter; None takes all rows.
+        count: number of rows to find.
     """
     offsets, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
     total, pairs = 0.0, 0

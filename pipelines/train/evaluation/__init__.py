@@ -1,1 +1,1 @@
-"""Retrieval measured: exact ranks, metrics with intervals, paired comparison, leakage, zero-shot, reports."""
+"""Measures of retrieval: exact ranks, metrics with intervals, paired comparison, leakage, zero-shot, reports."""

@@ -1,7 +1,7 @@
-"""How sure a mean over queries is: percentile bootstrap over clusters, and the paired test of two systems.
+"""Uncertainty of a mean over queries: percentile bootstrap over clusters, and the paired test of two systems.
 
-Captions of one picture succeed and fail together, so pictures are drawn, with all their captions. Efron & Tibshirani,
-1993.
+Captions of one picture succeed and fail together, so the bootstrap draws pictures with all their captions. Efron &
+Tibshirani, 1993.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Difference:
     """A difference of means with its 95 % interval.
 
     Attributes:
-        mean: second minus first.
-        low: lower bound.
-        high: upper bound.
-        p_value: two-sided, of the sign-flip test: how often chance alone gives as large a difference.
+        mean: mean of the second system minus that of the first.
+        low: lower bound of the interval.
+        high: upper bound of the interval.
+        p_value: two-sided p-value of the sign-flip test: the probability of a difference this large by chance alone.
     """
 
     mean: float
@@ -33,25 +33,25 @@ class Difference:
     p_value: float
 
     def to_dict(self) -> dict[str, float]:
-        """JSON-ready data."""
+        """The fields as JSON-ready data."""
         return asdict(self)
 
 
 def interval(values: Values, clusters: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of `values` (n,), whose rows of equal `clusters` (n,) are drawn together."""
+    """The 95 % interval of the mean of `values` (n,); rows with equal `clusters` (n,) are drawn together."""
     means = _resampled_means(*_by_cluster(values, clusters), seed)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
 def paired_difference(first: Values, second: Values, clusters: NDArray[np.int64], seed: int = 0) -> Difference:
-    """Second minus first on the same queries.
+    """Mean of the second system minus that of the first, on the same queries.
 
     Args:
-        first: (n,).
-        second: (n,), row by row the same queries.
-        clusters: (n,), queries that stand or fall together.
-        seed: of the draws.
+        first: (n,), the first system's values, one per query.
+        second: (n,), the second system's values of the same queries.
+        clusters: (n,), codes; queries with equal codes are drawn together.
+        seed: seed of the draws.
     """
     change = second - first
     sums, counts = _by_cluster(change, clusters)
@@ -67,7 +67,7 @@ def paired_difference(first: Values, second: Values, clusters: NDArray[np.int64]
 
 
 def _by_cluster(values: Values, clusters: NDArray[np.int64]) -> tuple[Values, Values]:
-    """Sum and count of each cluster."""
+    """Sum and count of the values of each cluster."""
     _, codes = np.unique(clusters, return_inverse=True)
     counts: Values = np.bincount(codes).astype(np.float64)
     return np.bincount(codes, weights=values).astype(np.float64), counts

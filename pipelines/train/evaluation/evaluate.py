@@ -1,4 +1,4 @@
-"""A table evaluated: text → image, image → text, and image → image where a column groups pictures."""
+"""Evaluation of a table: text → image, image → text, and image → image if a column groups pictures."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _CURVE = 50
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What is evaluated.
+    """What to evaluate.
 
     Attributes:
-        version: of the table, a number or a tag; None is the latest.
-        where: SQL filter of the rows that ask, and whose pictures and captions answer.
-        gallery_where: SQL filter of rows that are in the gallery besides; a picture or a caption alone will do.
-        relevant: rows of equal values here answer each other.
-        slices: columns by whose values the metrics are given too.
-        folds: how many parts, of the items in order, are evaluated each by itself and averaged.
-        seed: of the bootstrap.
+        version: version of the table, a number or a tag; None is the latest.
+        where: SQL filter of the rows that are queries and also in the gallery.
+        gallery_where: SQL filter of further rows for the gallery; these need only a picture or a caption.
+        relevant: column; rows with equal values in it answer each other.
+        slices: columns; metrics are also given for each of their values.
+        folds: number of parts, by items in order, that are evaluated separately and averaged.
+        seed: seed of the bootstrap.
         block_rows: rows of the gallery in memory at once.
     """
 
@@ -59,17 +59,18 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionResult:
-    """One direction of retrieval.
+    """The result of one direction of retrieval.
 
     Attributes:
-        metrics: by name.
-        intervals: 95 % bootstrap intervals.
-        queries: how many asked.
-        gallery: how many answered.
+        metrics: metrics by name.
+        intervals: 95 % bootstrap intervals (low, high) by name of the metric.
+        queries: number of queries.
+        gallery: number of entries in the gallery.
         chance: Recall@10 of a random order.
-        query_ids: what names each query in any table of the corpus: row ids of captions, item ids of pictures.
+        query_ids: names of the queries that are equal in every table of the corpus: row ids of captions, item ids of
+            pictures.
         clusters: (queries,), code of each query's picture.
-        best_ranks: (queries,), rank of the first positive.
+        best_ranks: (queries,), rank of the first positive, from 1.
         values: each metric by query, (queries,).
         slices: metrics by column and value.
     """
@@ -86,7 +87,7 @@ class DirectionResult:
     slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data, without what is by query."""
+        """JSON-ready data, without the values of single queries."""
         return {
             **self.metrics,
             "queries": self.queries,
@@ -103,7 +104,7 @@ class DirectionResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A table evaluated."""
+    """The results of an evaluated table, by direction."""
 
     table: str
     version: int
@@ -112,7 +113,7 @@ class Evaluation:
     directions: dict[str, DirectionResult]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
+        """The results as JSON-ready data."""
         return {
             "table": self.table,
             "version": self.version,
@@ -124,7 +125,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask:
-    """One direction before it is ranked: queries, gallery and which answer which, as places among the rows."""
+    """One direction before ranking: queries, gallery and positives, as places among the rows.
+
+    `positive_query` and `positive_entry` (positives,) pair a query with an entry that answers it. `own_entry`
+    (queries,) is the entry that a query must skip: itself.
+    """
 
     queries: Index
     gallery: Index
@@ -139,8 +144,8 @@ def evaluate_table(ref: TableRef, settings: EvaluationSettings) -> Evaluation:
     """Evaluate the vectors of a table.
 
     Raises:
-        FileNotFoundError: there is no such table, or version.
-        ValueError: its vectors cannot be compared, or nothing is selected.
+        FileNotFoundError: the table or the version does not exist.
+        ValueError: the table's vectors cannot be compared, or no row is selected.
     """
     dataset, rows = select(ref, settings)
     parts = [_evaluate(dataset, part, settings) for part in _folds(rows, settings.folds)]
@@ -154,11 +159,11 @@ def evaluate_table(ref: TableRef, settings: EvaluationSettings) -> Evaluation:
 
 
 def select(ref: TableRef, settings: EvaluationSettings) -> tuple[lance.LanceDataset, EvaluatedRows]:
-    """The table at its version, and the rows that ask and answer.
+    """The table at its version, and the rows that are queries or in the gallery.
 
     Raises:
-        FileNotFoundError: there is no such table, or version.
-        ValueError: its vectors cannot be compared, or nothing is selected.
+        FileNotFoundError: the table or the version does not exist.
+        ValueError: the table's vectors cannot be compared, or no row is selected.
     """
     dataset = open_at(ref, settings.version)
     rows = read_rows(
@@ -182,7 +187,7 @@ def _evaluate(
 
 
 def text_to_image(rows: EvaluatedRows) -> RetrievalTask:
-    """Each caption of each picture asks; the pictures answer that share its value, or of which the same is said."""
+    """Queries: the captions of each picture. Positives: pictures with the same value or with the same caption."""
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(_paired(rows.text[asking], rows.item[asking]))
     queries = asking[kept]
@@ -195,7 +200,7 @@ def text_to_image(rows: EvaluatedRows) -> RetrievalTask:
 
 
 def image_to_text(rows: EvaluatedRows) -> RetrievalTask:
-    """Each picture asks; the captions answer that are said of it, or of one that shares its value."""
+    """Queries: the pictures. Positives: the captions of the picture, or of pictures with the same value."""
     asking = np.flatnonzero(rows.asks)
     kept, _ = first_of(rows.item[asking])
     queries = asking[kept]
@@ -208,7 +213,7 @@ def image_to_text(rows: EvaluatedRows) -> RetrievalTask:
 
 
 def _image_to_image(rows: EvaluatedRows) -> RetrievalTask:
-    """Each picture that shares its value with another asks; the others answer."""
+    """Queries: the pictures that share their value with another picture. Positives: those other pictures."""
     gallery, _ = gallery_of(rows.item, rows.has_image)
     query, entry = joined(rows.relevant[gallery], rows.relevant[gallery])
     other = (query != entry) & rows.asks[gallery[query]]
@@ -223,7 +228,7 @@ def _image_to_image(rows: EvaluatedRows) -> RetrievalTask:
 def _task(
     queries: Index, gallery: Index, asks: str, answers: str, query: Index, entry: Index, own_entry: Index | None = None
 ) -> RetrievalTask:
-    """A direction, its positives each once; what is in no gallery is none."""
+    """A direction with each positive once; positives that are not in the gallery are dropped."""
     query, entry = query[entry >= 0], entry[entry >= 0]
     pairs = np.unique(np.stack([query, entry], axis=1), axis=0) if len(query) else np.zeros((0, 2), np.int64)
     return RetrievalTask(
@@ -262,7 +267,7 @@ def _rank(
 
 
 def _named(dataset: lance.LanceDataset, rows: EvaluatedRows, task: RetrievalTask) -> list[str]:
-    """Names of the queries; a picture's does not depend on which of its rows a table holds first."""
+    """Names of the queries; a picture's name must not depend on which of its rows comes first in a table."""
     row_ids = rows.row_id.take(task.queries).to_pylist()
     if task.query_column == TEXT_VECTOR:
         return row_ids
@@ -281,7 +286,7 @@ def _sliced(labels: list[Any], values: dict[str, NDArray[np.float64]]) -> dict[s
 
 
 def _averaged(parts: list[DirectionResult], settings: EvaluationSettings) -> DirectionResult:
-    """The mean over folds; queries of all of them."""
+    """The mean over the folds, with the queries of all folds."""
     if len(parts) == 1:
         return parts[0]
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
@@ -301,7 +306,7 @@ def _averaged(parts: list[DirectionResult], settings: EvaluationSettings) -> Dir
 
 
 def _pooled(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Metrics of each value of a column over the queries of all folds."""
+    """Metrics of each value of a column, over the queries of all folds."""
     pooled = {}
     for value in sorted({value for part in parts for value in part}):
         found = [part[value] for part in parts if value in part]
@@ -312,12 +317,12 @@ def _pooled(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
 
 
 def _folds(rows: EvaluatedRows, count: int) -> list[EvaluatedRows]:
-    """The rows in parts of equally many items, in the table's order."""
+    """The rows in parts with equal numbers of items, in the table's order."""
     if count == 1:
         return [rows]
     first, entry_of = first_of(rows.item)
     if count > len(first):
-        raise ValueError(f"folds {count}: only {len(first)} items")
+        raise ValueError(f"folds {count}: only {len(first)} items are selected; give at most that many")
     fold = entry_of * count // len(first)
     return [_subset(rows, np.flatnonzero(fold == i)) for i in range(count)]
 
@@ -337,6 +342,6 @@ def _subset(rows: EvaluatedRows, places: Index) -> EvaluatedRows:
 
 
 def _paired(a: Index, b: Index) -> Index:
-    """A code for each pair of codes."""
+    """One code for each pair of codes, int64 (n,)."""
     with np.errstate(over="ignore"):
         return a * np.int64(0x2545F4914F6CDD1D) ^ (b + np.int64(0x632BE59BD9B4E019))

@@ -1,4 +1,4 @@
-"""An evaluation as Markdown, and as one self-contained page with plots and pictures of the best and worst queries."""
+"""An evaluation as Markdown, and as a self-contained HTML page with plots and the best and worst queries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a report holds besides the evaluation."""
+    """Contents of a report: an evaluation, another one to compare it with, further facts by heading, and a note."""
 
     evaluation: Evaluation
     other: Evaluation | None = None
@@ -32,7 +32,7 @@ class Page:
 
 
 def markdown(page: Page) -> str:
-    """The tables as Markdown."""
+    """The tables of the report as Markdown."""
     lines = [f"# {page.evaluation.table} at version {page.evaluation.version}", ""]
     for evaluation in filter(None, (page.evaluation, page.other)):
         lines += [f"## {evaluation.encoder} ({evaluation.table})", ""]
@@ -49,7 +49,7 @@ def markdown(page: Page) -> str:
 
 
 def html(page: Page, ref: TableRef, storage: Storage) -> str:
-    """The page: plots, tables, and text → image queries with what they found."""
+    """The HTML page: plots, tables, and text → image queries with the pictures that they found."""
     from jinja2 import Environment, PackageLoader
 
     template = Environment(loader=PackageLoader("pipelines.train.evaluation", "."), autoescape=True).get_template(
@@ -86,7 +86,7 @@ def html(page: Page, ref: TableRef, storage: Storage) -> str:
 
 
 def plot(evaluations: list[Evaluation]) -> bytes:
-    """Recall@K curves and, for the first evaluation, the ranks of the first positives; a PNG."""
+    """A PNG of the recall@K curves and, for the first evaluation, the ranks of the first positives."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -116,7 +116,7 @@ def plot(evaluations: list[Evaluation]) -> bytes:
 
 
 def write(path: Path, text: str) -> str:
-    """Write a report; its path."""
+    """Write a report to a file; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return str(path)
@@ -131,7 +131,7 @@ def _cell(metric: str, metrics: dict[str, float], intervals: dict[str, tuple[flo
 
 
 def _fact(value: Any) -> str:
-    """A value in words; of a difference, its mean, interval and p-value."""
+    """A value in words; for a difference, its mean, interval and p-value."""
     if isinstance(value, dict) and {"mean", "low", "high", "p_value"} <= set(value):
         return f"{value['mean']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f}), p = {value['p_value']:.4f}"
     if isinstance(value, dict):
@@ -140,7 +140,7 @@ def _fact(value: Any) -> str:
 
 
 def _examples(evaluation: Evaluation, ref: TableRef, storage: Storage) -> list[dict[str, Any]]:
-    """The best and the worst queries of text → image, each with its own picture and what was found first."""
+    """The best and the worst text → image queries, each with its own picture and the first ones found."""
     result = evaluation.directions.get("text_to_image")
     if result is None:
         return []

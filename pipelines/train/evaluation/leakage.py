@@ -1,4 +1,4 @@
-"""What of the held-out rows was seen in training: the same words, the same picture, or one very much like it."""
+"""Which held-out rows were seen in training: by an equal caption, an equal picture, or a very similar picture."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _LISTED_AT_ONCE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Leakage:
-    """Held-out rows that training has seen.
+    """Held-out rows that were seen in training.
 
     Attributes:
-        rows: held-out rows.
-        train_rows: rows of the training set.
-        same_caption: rows whose caption occurs in training, but for case, width and spaces.
-        same_picture: rows whose picture's vector equals one of training.
-        near_picture: rows whose picture's vector is nearer than the limit to one of training, but not equal.
-        leaked: row ids of all of these.
+        rows: number of held-out rows.
+        train_rows: number of training rows.
+        same_caption: rows whose caption occurs in training, ignoring case, width and spaces.
+        same_picture: rows whose image vector equals one of training.
+        near_picture: rows whose image vector is not equal to, but at least as near as the limit to one of training.
+        leaked: ids of the rows counted in any of these.
     """
 
     rows: int
@@ -44,7 +44,7 @@ class Leakage:
     leaked: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready counts."""
+        """The counts as JSON-ready data."""
         return {**{k: v for k, v in asdict(self).items() if k != "leaked"}, "leaked": len(self.leaked)}
 
 
@@ -58,19 +58,19 @@ def find_leakage(
     captions: bool = True,
     block_rows: int = 8_192,
 ) -> Leakage:
-    """Compare held-out rows with those of training, both streamed.
+    """Compare held-out rows with training rows; both are streamed.
 
     Args:
-        held_out: the table that is evaluated.
-        where: its rows.
-        train: the table that was trained on, of the same encoder; may be the same table.
-        train_where: its rows.
-        near: cosine from which two pictures count as look-alikes.
+        held_out: the table to evaluate.
+        where: SQL filter of the held-out rows.
+        train: the table that was trained on, with vectors of the same encoder; may be the same table.
+        train_where: SQL filter of the training rows.
+        near: least cosine at which two pictures count as near-duplicates.
         captions: whether an equal caption counts (labels that many items share are no leak).
         block_rows: training rows in memory at once.
 
     Raises:
-        ValueError: a filter that the table has not got, or image vectors of other lengths.
+        ValueError: a table cannot apply its filter, or the image vectors have different dimensions.
     """
     mine, mine_offsets, mine_ids = _read(held_out, where)
     theirs, their_offsets, _ = _read(train, train_where)
@@ -89,7 +89,7 @@ def find_leakage(
 
 
 def without(where: str | None, leaked: tuple[str, ...]) -> str | None:
-    """A filter that also leaves the leaked rows out."""
+    """A filter that also excludes the leaked rows."""
     if not leaked:
         return where
     listed = (leaked[i : i + _LISTED_AT_ONCE] for i in range(0, len(leaked), _LISTED_AT_ONCE))
@@ -98,7 +98,7 @@ def without(where: str | None, leaked: tuple[str, ...]) -> str | None:
 
 
 def normalised(caption: str | None) -> str | None:
-    """A caption without what a reader would not call a difference.
+    """A caption without differences that a reader would ignore: case, width and spaces.
 
     >>> normalised("  A　Red ＣＡＲ ")
     'a red car'
@@ -107,7 +107,7 @@ def normalised(caption: str | None) -> str | None:
 
 
 def _read(dataset: lance.LanceDataset, where: str | None) -> tuple[Index, Index, list[str]]:
-    """Codes of the captions, offsets, and ids of some rows with a picture."""
+    """Codes of the captions, offsets, and ids of the selected rows that have a picture."""
     if where is not None:
         check_filter(where, dataset)
     condition = f"{IMAGE_VECTOR} IS NOT NULL" + (f" AND ({where})" if where else "")
@@ -119,7 +119,7 @@ def _read(dataset: lance.LanceDataset, where: str | None) -> tuple[Index, Index,
 def _nearest(
     held_out: lance.LanceDataset, mine: Index, train: lance.LanceDataset, theirs: Index, block_rows: int
 ) -> NDArray[np.float32]:
-    """The cosine of each held-out picture to its nearest one in training."""
+    """Cosine of each held-out picture to its nearest training picture, float32 (n,)."""
     vectors = read_vectors(held_out, mine, IMAGE_VECTOR)
     best = np.full(len(mine), -1.0, np.float32)
     for _, block in Gallery(train, theirs, IMAGE_VECTOR, block_rows)():

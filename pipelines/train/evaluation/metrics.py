@@ -1,6 +1,6 @@
 """Metrics of retrieval as pure functions of ranks.
 
-A query has one or more positives; their ranks in the gallery count from 1. Recall@K of retrieval means "any positive in
+A query has one or more positives; their ranks in the gallery count from 1. Recall@K in retrieval means "any positive in
 the top K" (hit rate), as in the papers on Flickr30k and COCO, not the share of positives found.
 """
 
@@ -21,8 +21,8 @@ class Ranks:
     """Ranks of the positives of n queries, ragged.
 
     Attributes:
-        ranks: int64 (positives,), those of one query together and ascending.
-        starts: int64 (n + 1,), where each query's begin.
+        ranks: int64 (positives,), grouped by query, ascending within a query.
+        starts: int64 (n + 1,), where each query's ranks begin.
     """
 
     ranks: NDArray[np.int64]
@@ -30,10 +30,10 @@ class Ranks:
 
     @classmethod
     def of(cls, query: NDArray[np.int64], ranks: NDArray[np.int64], queries: int) -> Ranks:
-        """From a rank and the index of its query, in any order.
+        """Ranks from pairs (query index, rank), in any order.
 
         Raises:
-            ValueError: a query without positives, which no ranking could get right.
+            ValueError: a query has no positives, so that no ranking could be right.
         """
         order = np.lexsort((ranks, query))
         counts = np.bincount(query, minlength=queries)
@@ -48,12 +48,12 @@ class Ranks:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How many positives each query has, int64 (n,)."""
+        """Number of positives of each query, int64 (n,)."""
         return np.diff(self.starts)
 
 
 def recall_at(ranks: Ranks, k: int) -> Values:
-    """1 where a positive is among the first k, else 0; (n,).
+    """1 if a positive is among the first k, else 0; (n,).
 
     >>> recall_at(Ranks.of(np.array([0, 0, 1]), np.array([2, 7, 6]), 2), 5).tolist()
     [1.0, 0.0]
@@ -62,12 +62,12 @@ def recall_at(ranks: Ranks, k: int) -> Values:
 
 
 def reciprocal_rank(ranks: Ranks) -> Values:
-    """1 / best rank; (n,)."""
+    """1 / best rank of each query; (n,)."""
     return 1.0 / ranks.first
 
 
 def average_precision(ranks: Ranks) -> Values:
-    """The mean over a query's positives of the precision at their ranks; (n,).
+    """Mean over a query's positives of the precision at their ranks; (n,).
 
     >>> average_precision(Ranks.of(np.array([0, 0]), np.array([1, 4]), 1)).tolist()
     [0.75]
@@ -77,7 +77,7 @@ def average_precision(ranks: Ranks) -> Values:
 
 
 def ndcg_at(ranks: Ranks, k: int = _DEPTH) -> Values:
-    """Discounted gain of the first k, as a share of the best possible, gains 0 or 1; (n,). Järvelin & Kekäläinen, 2002.
+    """Discounted gain of the first k over the best possible one, gains 0 or 1; (n,). Järvelin & Kekäläinen, 2002.
 
     >>> ndcg_at(Ranks.of(np.array([0]), np.array([3]), 1)).tolist()
     [0.5]
@@ -95,7 +95,7 @@ def per_query(ranks: Ranks) -> dict[str, Values]:
 
 
 def summary(ranks: Ranks) -> dict[str, float]:
-    """All metrics, over all queries."""
+    """All metrics, averaged over all queries; the median of the best ranks is one of them."""
     found = {name: float(values.mean()) for name, values in per_query(ranks).items()}
     return found | {"median_rank": float(np.median(ranks.first))}
 

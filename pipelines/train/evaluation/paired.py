@@ -1,4 +1,4 @@
-"""Two evaluations of the same queries compared."""
+"""Comparison of two evaluations on the same queries."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipelines.train.evaluation.evaluate import DirectionResult, Evaluation
 
 
 def compare(a: Evaluation, b: Evaluation, metric: str, direction: str) -> Difference:
-    """What `b` gains over `a`, with its 95 % interval and p-value.
+    """The gain of `b` over `a`, with its 95 % interval and p-value.
 
     Raises:
-        ValueError: a direction or a metric that is not there, or other queries.
+        ValueError: the direction or the metric was not evaluated, or the queries differ.
     """
     for evaluation in (a, b):
         if direction not in evaluation.directions:
-            raise ValueError(f"direction {direction!r}: not evaluated; there are {', '.join(evaluation.directions)}")
+            raise ValueError(f"direction {direction!r}: not evaluated; give one of {', '.join(evaluation.directions)}")
     first, second = a.directions[direction], b.directions[direction]
     if metric not in first.values:
         raise ValueError(f"metric {metric!r}: give one of {', '.join(first.values)}")
@@ -26,7 +26,7 @@ def compare(a: Evaluation, b: Evaluation, metric: str, direction: str) -> Differ
 
 
 def _alignment(first: DirectionResult, second: DirectionResult, a: str, b: str) -> NDArray[np.int64]:
-    """Where each query of the first stands in the second."""
+    """The place of each query of the first evaluation in the second."""
     places = {row_id: i for i, row_id in enumerate(second.query_ids)}
     if set(places) != set(first.query_ids):
         missing = sorted(set(first.query_ids) ^ set(places))

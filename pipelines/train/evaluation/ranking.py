@@ -1,10 +1,10 @@
-"""Exact ranks of the positives of each query, the gallery streamed in blocks.
+"""Exact ranks of the positives of each query, with the gallery streamed in blocks.
 
-Memory is bounded by the queries given, their positives and one block, never by the gallery.
+Memory is bounded by the queries, their positives and one block, never by the gallery.
 
 Ties: the bits of a float dot product depend on the order of summation, which BLAS changes with the shape of the blocks,
-so that equal vectors would get unequal scores. Here they cannot: components are put on a grid of 2⁻²⁶, and the products
-of such vectors of length 1, and all their partial sums in any order, are whole numbers below 2⁵³, which float64 holds
+so equal vectors could get unequal scores. To prevent that, components are rounded to a grid of 2⁻²⁶. The products of
+such vectors of length 1, and all their partial sums in any order, are then whole numbers below 2⁵³, which float64 holds
 exactly. The grid moves a cosine by about 1e-8, less than a float32 product would; float16 vectors lie on it already.
 Equal scores are ranked in the gallery's order.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float32]
 Wide = NDArray[np.float64]
 Index = NDArray[np.int64]
-# The gallery: where each block starts, and its vectors (rows, dim); in order, every time that it is called.
+# The gallery: yields each block's start and its vectors (rows, dim), in order; it can be called repeatedly.
 Blocks = Callable[[], Iterator[tuple[int, Matrix]]]
 _GRID = 2.0**26
 _LONGEST = 1.01
@@ -29,10 +29,10 @@ _COMPARED_ONE_BY_ONE = 8
 
 
 def on_grid(vectors: Matrix | Wide) -> Wide:
-    """Vectors (n, dim) as multiples of 2⁻²⁶, so that their products are exact; see the module.
+    """Vectors (n, dim) as multiples of 2⁻²⁶, so that their products are exact; see the module's docstring.
 
     Raises:
-        ValueError: a vector that is not a number, or longer than 1.
+        ValueError: a vector has a NaN, or is longer than 1.
     """
     wide = vectors.astype(np.float64)
     longest = float(np.sqrt(np.einsum("ij,ij->i", wide, wide).max(initial=0.0)))
@@ -44,22 +44,22 @@ def on_grid(vectors: Matrix | Wide) -> Wide:
 def positive_ranks(
     queries: Matrix, blocks: Blocks, positive_query: Index, positive_entry: Index, own_entry: Index | None = None
 ) -> Index:
-    """The rank, from 1, of each positive among all entries of the gallery; two passes over it.
+    """The rank, from 1, of each positive among all entries of the gallery, in two passes over the gallery.
 
     Args:
         queries: (n, dim); their lengths do not matter.
         blocks: the gallery.
         positive_query: (positives,), the query of each positive.
-        positive_entry: (positives,), its entry of the gallery.
-        own_entry: (n,), an entry that a query leaves out (itself), −1 for none.
+        positive_entry: (positives,), its entry in the gallery.
+        own_entry: (n,), the entry that a query must skip (itself), −1 for none.
 
     Returns:
-        (positives,) ranks: 1 + entries with a higher score + earlier entries with an equal one.
+        Ranks (positives,): 1 + entries with a higher score + earlier entries with an equal score.
     """
     lengths = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
     wide = on_grid(queries / np.maximum(lengths, 1.0))
     scores = _positive_scores(wide, blocks, positive_query, positive_entry)
-    order = np.lexsort((-positive_entry, scores, positive_query))  # within a query the worst first
+    order = np.lexsort((-positive_entry, scores, positive_query))  # within a query, the worst first
     bounds = np.searchsorted(positive_query[order], np.arange(len(wide) + 1))
     wanted, entries = scores[order], positive_entry[order]
     above = np.zeros(len(order), np.int64)
@@ -77,15 +77,15 @@ def positive_ranks(
 
 
 def top_entries(queries: Matrix, blocks: Blocks, depth: int) -> Index:
-    """The best entries of each query, best first, as `positive_ranks` ranks them; one pass over the gallery.
+    """The best entries of each query, best first, in the order of `positive_ranks`; one pass over the gallery.
 
     Args:
         queries: (n, dim); their lengths do not matter.
         blocks: the gallery.
-        depth: how many entries, at most as many as there are.
+        depth: number of entries per query, at most the size of the gallery.
 
     Returns:
-        (n, depth) entries.
+        Entries (n, depth).
     """
     lengths = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
     wide = on_grid(queries / np.maximum(lengths, 1.0))
@@ -93,7 +93,7 @@ def top_entries(queries: Matrix, blocks: Blocks, depth: int) -> Index:
     for start, block in blocks():
         gallery = on_grid(block)
         places = np.broadcast_to(np.arange(start, start + len(block)), (len(wide), len(block)))
-        # Entries so far come before those of the block, and a stable sort keeps it so where scores are equal.
+        # Earlier entries precede those of the block, and a stable sort keeps that order among equal scores.
         both = np.concatenate([scores, wide @ gallery.T], axis=1)
         order = np.argsort(-both, axis=1, kind="stable")[:, :depth]
         scores = np.take_along_axis(both, order, axis=1)
@@ -102,13 +102,13 @@ def top_entries(queries: Matrix, blocks: Blocks, depth: int) -> Index:
 
 
 def entries_before(line: Wide, wanted: Wide, places: Index) -> Index:
-    """How many entries of a block come before each positive of one query.
+    """The number of entries of a block that come before each positive of one query.
 
     Args:
         line: (block,), scores of the block's entries.
         wanted: (positives,), scores of the positives, ascending.
-        places: (positives,), where they stand relative to the block's start: below 0 before it, beyond its end after;
-            descending where scores are equal.
+        places: (positives,), places of the positives relative to the block's start: below 0 if before the block, beyond
+            its end if after it; descending among equal scores.
 
     >>> entries_before(np.array([5.0, 7.0, 5.0]), np.array([5.0, 5.0]), np.array([2, 0])).tolist()
     [2, 1]
@@ -122,7 +122,7 @@ def entries_before(line: Wide, wanted: Wide, places: Index) -> Index:
         return np.array(few, np.int64)
     beaten = np.searchsorted(wanted, line, side="left")
     tied = np.flatnonzero(wanted[np.minimum(beaten, len(wanted) - 1)] == line)
-    # An entry of equal score is also before those positives of that score that stand after it.
+    # An entry also precedes the positives that have its score and a later place.
     for entry in tied.tolist():
         same = slice(beaten[entry], np.searchsorted(wanted, line[entry], side="right"))
         beaten[entry] += np.count_nonzero(places[same] > entry)
@@ -131,7 +131,7 @@ def entries_before(line: Wide, wanted: Wide, places: Index) -> Index:
 
 
 def _positive_scores(wide: Wide, blocks: Blocks, query: Index, entry: Index) -> Wide:
-    """The score of each positive; as all scores are exact, it does not matter how they are computed."""
+    """The score of each positive; all scores are exact, so it does not matter how they are computed."""
     scores = np.empty(len(query))
     order = np.argsort(entry, kind="stable")
     for start, block in blocks():
@@ -144,7 +144,7 @@ def _positive_scores(wide: Wide, blocks: Blocks, query: Index, entry: Index) -> 
 
 
 def _leave_out(lines: Wide, own: Index | None, low: int, start: int) -> None:
-    """Give each query's own entry the last place."""
+    """Give each query's own entry the last rank."""
     if own is None:
         return
     mine = own[low : low + len(lines)]
@@ -154,7 +154,7 @@ def _leave_out(lines: Wide, own: Index | None, low: int, start: int) -> None:
 
 
 def joined(left: Index, right: Index) -> tuple[Index, Index]:
-    """All (i, j) with left[i] == right[j].
+    """All pairs (i, j) with left[i] == right[j].
 
     >>> [pairs.tolist() for pairs in joined(np.array([5, 7]), np.array([7, 5, 7]))]
     [[0, 1, 1], [1, 0, 2]]

@@ -1,4 +1,4 @@
-"""Which rows of a table ask and which answer: codes and offsets in numpy, vectors streamed from the table."""
+"""Which rows of a table are queries and which are in the gallery: codes in numpy, vectors streamed from the table."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ HAS_BOTH, _EITHER = f"{_IMAGE} AND {_TEXT}", f"{_IMAGE} OR ({_TEXT})"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedRows:
-    """Rows of a table, in its order: those that ask have both vectors, others at least one.
+    """Rows of a table, in its order: queries have both vectors, the others at least one.
 
     Attributes:
-        offset: (n,), where they stand in the table.
+        offset: (n,), offsets of the rows in the table.
         item: (n,), code of the picture.
         text: (n,), code of the caption.
-        relevant: (n,), code of what makes two rows answer each other.
-        asks: bool (n,), whether they are queries, or are only in the gallery.
-        has_image: bool (n,), whether they have a picture's vector.
-        has_text: bool (n,), whether they have a caption and its vector.
-        row_id: (n,) strings.
-        slices: values of the columns to slice by.
+        relevant: (n,), code; rows with equal codes answer each other.
+        asks: bool (n,), true for queries, false for rows that are only in the gallery.
+        has_image: bool (n,), true for rows with an image vector.
+        has_text: bool (n,), true for rows with a caption and its vector.
+        row_id: (n,), strings.
+        slices: values (n,) of the columns to slice by, by name.
     """
 
     offset: Index
@@ -66,10 +66,11 @@ def read_rows(
     slices: tuple[str, ...],
     table: str,
 ) -> EvaluatedRows:
-    """The rows that a filter selects, and those that a second one adds to the gallery.
+    """The rows that `where` selects as queries, and those that `gallery_where` adds to the gallery.
 
     Raises:
-        ValueError: a column or a filter that the table has not got, vectors that cannot be compared, or no rows.
+        ValueError: the table lacks a column or cannot apply a filter, its vectors cannot be compared, or no row is
+            selected.
     """
     check_comparable(dataset, table)
     for name in (relevant, *slices):
@@ -87,7 +88,7 @@ def read_rows(
         new = ~np.isin(others[OFFSET].to_numpy(), asking[OFFSET].to_numpy())
         found = pa.concat_tables([asking, others.filter(pa.array(new))]).sort_by(OFFSET)
     codes = {name: hashed(found[name]) for name in dict.fromkeys((ITEM_ID, CAPTION, relevant))}
-    # A row without a value answers for its own item alone, not for all others without one.
+    # A row without a value answers only for its own item, not for all other rows without one.
     unknown = found[relevant].is_null().to_numpy()
     codes[relevant] = np.where(unknown, codes[ITEM_ID], codes[relevant])
     return EvaluatedRows(
@@ -104,10 +105,10 @@ def read_rows(
 
 
 def check_comparable(dataset: lance.LanceDataset, table: str) -> None:
-    """Refuse a table whose pictures and captions do not share a space.
+    """Refuse a table whose pictures and captions are in different spaces.
 
     Raises:
-        ValueError: names the spaces.
+        ValueError: the table lacks one kind of vectors, or the two are in different spaces.
     """
     provenance = Provenance.from_schema(dataset.schema, table)
     image, text = provenance.tower("image"), provenance.tower("text")
@@ -121,12 +122,12 @@ def check_comparable(dataset: lance.LanceDataset, table: str) -> None:
 
 
 def read_vectors(dataset: lance.LanceDataset, offsets: Index, column: str) -> NDArray[np.float32]:
-    """Vectors (n, dim) of some rows, in the order given."""
+    """Vectors float32 (n, dim) of the rows at some offsets, in the order given."""
     return as_matrix(dataset.take(offsets.tolist(), columns=[column])[column])
 
 
 class Gallery:
-    """Vectors of some rows of a table, in blocks, as often as they are asked for."""
+    """Vectors of some rows of a table, in blocks; can be iterated repeatedly by calling it."""
 
     def __init__(self, dataset: lance.LanceDataset, offsets: Index, column: str, block_rows: int) -> None:
         self._dataset, self._offsets, self._column, self._rows = dataset, offsets, column, block_rows
@@ -135,13 +136,13 @@ class Gallery:
         return len(self._offsets)
 
     def __call__(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Each block with the place where it starts, in order."""
+        """Yields (place where a block starts, its vectors float32 (rows, dim)), in order."""
         for start in range(0, len(self._offsets), self._rows):
             yield start, read_vectors(self._dataset, self._offsets[start : start + self._rows], self._column)
 
 
 def first_of(codes: Index) -> tuple[Index, Index]:
-    """Where each value occurs first, ascending; and for each row, which of these entries is its own.
+    """The rows where each value occurs first, ascending; and for each row, the entry of its value among these.
 
     >>> [found.tolist() for found in first_of(np.array([7, 3, 7]))]
     [[0, 1], [0, 1, 0]]
@@ -154,11 +155,11 @@ def first_of(codes: Index) -> tuple[Index, Index]:
 
 
 def gallery_of(codes: Index, has: NDArray[np.bool_]) -> tuple[Index, Index]:
-    """The rows that stand for each value in a gallery, ascending; and for each row the entry of its value, -1 for none.
+    """The row that represents each value in a gallery, ascending; and for each row the entry of its value, or -1.
 
     Args:
-        codes: (n,), a value for each row.
-        has: bool (n,), whether the row may stand for its value.
+        codes: (n,), the value of each row.
+        has: bool (n,), whether the row may represent its value.
 
     >>> [found.tolist() for found in gallery_of(np.array([7, 3, 7]), np.array([False, True, True]))]
     [[1, 2], [-1, 0, 1]]

@@ -1,4 +1,4 @@
-"""Zero-shot classification: a picture is of the class whose prompts are nearest (CLIP, arXiv:2103.00020, 3.1)."""
+"""Zero-shot classification: a picture gets the class with the nearest prompts (CLIP, arXiv:2103.00020, 3.1)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ZeroShot:
     """Accuracy without training on the classes.
 
     Attributes:
-        classes: how many there are.
-        pictures: how many were classified.
-        accuracy: share that is right, within the first 1 and 5.
-        by_class: the share that is right at once, by class.
+        classes: number of classes.
+        pictures: number of pictures that were classified.
+        accuracy: share of pictures whose class is within the first 1 and 5, by `top-1` and `top-5`.
+        by_class: top-1 accuracy of each class.
     """
 
     classes: int
@@ -39,19 +39,19 @@ class ZeroShot:
     by_class: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
+        """The fields as JSON-ready data."""
         return asdict(self)
 
 
 def class_vectors(names: Sequence[str], templates: Sequence[str], encoder: Any) -> NDArray[np.float32]:
-    """(classes, dim): for each class the normalised mean of its prompts' vectors.
+    """Vectors of the classes (classes, dim): the normalised mean of the vectors of each class's prompts.
 
     Raises:
-        ValueError: a template without a place for the name.
+        ValueError: a template has no `{}` for the name.
     """
     for template in templates:
         if "{}" not in template:
-            raise ValueError(f"template {template!r}: has no {{}} for the class's name")
+            raise ValueError(f"template {template!r}: has no {{}}; put it in the place of the class's name")
     prompts = [template.replace("{}", name) for name in names for template in templates]
     vectors = encoder.encode_texts(prompts).vectors.reshape(len(names), len(templates), -1).mean(axis=1)
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12), np.float32)
@@ -66,18 +66,18 @@ def classify(
     templates: Sequence[str],
     table: str,
 ) -> ZeroShot:
-    """Classify the pictures of a table by the encoder that the table names.
+    """Classify the pictures of a table with the encoder that made its vectors.
 
     Args:
         dataset: the table.
-        where: its rows.
-        column: holds each picture's class.
+        where: SQL filter of the rows; None takes all.
+        column: column with each picture's class.
         names: the classes.
-        templates: prompts, `{}` for the name.
-        table: for messages.
+        templates: prompts, with `{}` in place of the class's name.
+        table: name of the table, for messages.
 
     Raises:
-        ValueError: no such column, no picture of these classes, or vectors that cannot be compared.
+        ValueError: the column does not exist, no picture is of these classes, or the vectors cannot be compared.
     """
     from encoders.registry import load
 

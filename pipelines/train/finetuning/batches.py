@@ -1,6 +1,7 @@
-"""Which rows make up a step: a pure function of the seed and the step, whatever the number of processes.
+"""The rows of each training step: a pure function of the seed and the step, whatever the number of processes.
 
-So a run that is resumed sees the batches that it would have seen, and two workers see the batches of one, cut in two.
+A resumed run therefore sees the same batches as an uninterrupted one, and two workers see the batches of one worker,
+cut in two.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class BatchPlan:
     """The batches of a run.
 
     Attributes:
-        rows: training rows; a batch names them by their place among these.
-        batch_size: pairs of a global batch, mined ones included.
+        rows: number of training rows; a batch names rows by their place among these.
+        batch_size: pairs of a global batch, mined negatives included.
         epochs: passes over the rows.
-        seed: of the order, and of the choice of negatives.
-        negatives: int64 (rows, most), places of each row's mined negatives, −1 where there are fewer; None without.
-        negatives_per_row: how many of them join each row in its batch.
+        seed: seed of the order and of the choice of negatives.
+        negatives: int64 (rows, most), places of each row's mined negatives, −1 if there are fewer; None without mining.
+        negatives_per_row: number of mined negatives that join each row in its batch.
     """
 
     rows: int
@@ -36,17 +37,18 @@ class BatchPlan:
     negatives_per_row: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot train.
+        """Check the plan.
 
         Raises:
-            ValueError: fewer than two rows or pairs (there would be no negative), or no room for the mined ones.
+            ValueError: fewer than two rows or pairs (there would be no negative), no epoch, or no room for the mined
+                negatives.
         """
         if self.rows < 2:
             raise ValueError(f"training: {self.rows} rows; a contrastive loss needs 2 or more")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size {self.batch_size}: at least 2, or no pair has a negative")
+            raise ValueError(f"batch_size {self.batch_size}: give at least 2, or no pair has a negative")
         if self.epochs < 1:
-            raise ValueError(f"epochs {self.epochs}: at least 1")
+            raise ValueError(f"epochs {self.epochs}: give at least 1")
         if self.negatives is not None and self.anchors < 1:
             raise ValueError(
                 f"negatives_per_row {self.negatives_per_row}: no room in batches of {self.batch_size}; give fewer"
@@ -54,23 +56,23 @@ class BatchPlan:
 
     @property
     def anchors(self) -> int:
-        """Rows of a batch that are drawn by the order and not as somebody's negative."""
+        """Number of rows of a batch that come from the order, not as a negative of another row."""
         most = min(self.batch_size, self.rows)
         return most if self.negatives is None else self.batch_size // (1 + self.negatives_per_row)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch; a last one of a single row is left out."""
+        """Batches of an epoch; a last batch of a single row is dropped."""
         full, rest = divmod(self.rows, self.anchors)
         return full + (rest > 1 or full == 0)
 
     @property
     def steps(self) -> int:
-        """Batches of the run."""
+        """Batches of the whole run."""
         return self.epochs * self.steps_per_epoch
 
     def batch(self, step: int) -> Rows:
-        """Places of the rows of a step, each once; anchors first."""
+        """Places of the rows of a step, int64, each once; anchors first."""
         epoch, index = divmod(step, self.steps_per_epoch)
         start = index * self.anchors
         places = np.arange(start, min(start + self.anchors, self.rows), dtype=np.int64)
@@ -80,15 +82,15 @@ class BatchPlan:
         return _unique(np.concatenate([anchors, self._drawn(anchors, step)]))
 
     def share(self, step: int, rank: int, world: int) -> Rows:
-        """The rows of a step that a process answers for; shares differ by one row at the most."""
+        """The rows of a step that a process trains on; the shares differ by at most one row."""
         return np.array_split(self.batch(step), world)[rank]
 
     def _drawn(self, anchors: Rows, step: int) -> Rows:
-        """Some of the anchors' negatives, drawn anew in each step."""
+        """A random choice of the anchors' negatives, drawn anew in each step."""
         assert self.negatives is not None
         theirs = self.negatives[anchors]
         order = mixed(self.seed, step, anchors[:, None] * theirs.shape[1] + np.arange(theirs.shape[1]))
-        # Those that are missing go last.
+        # Missing negatives go last.
         order = np.where(theirs < 0, np.uint64(2**64 - 1), order)
         chosen = np.take_along_axis(theirs, np.argsort(order, axis=1)[:, : self.negatives_per_row], axis=1).ravel()
         return chosen[chosen >= 0]
@@ -96,18 +98,18 @@ class BatchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialPlan:
-    """Rows in their order, for validation."""
+    """Batches of rows in their order, for validation."""
 
     rows: int
     batch_size: int
 
     @property
     def steps(self) -> int:
-        """Batches."""
+        """Number of batches."""
         return -(-self.rows // self.batch_size)
 
     def share(self, step: int, rank: int, world: int) -> Rows:
-        """The rows of a step that a process answers for."""
+        """The rows of a step that a process evaluates."""
         start = step * self.batch_size
         places = np.arange(start, min(start + self.batch_size, self.rows), dtype=np.int64)
         return np.array_split(places, world)[rank]

@@ -1,4 +1,4 @@
-"""Where the training processes put the rows of their log, and the driver takes them."""
+"""The actor that passes log rows from the training processes to the driver."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 
 class Board:
-    """A Ray actor with a list."""
+    """A list of log rows, run as a Ray actor."""
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
     def post(self, row: dict[str, Any]) -> None:
-        """Put a row."""
+        """Add a row."""
         self._rows.append(row)
 
     def take(self) -> list[dict[str, Any]]:
-        """All rows since the last time."""
+        """All rows since the last call."""
         rows, self._rows = self._rows, []
         return rows

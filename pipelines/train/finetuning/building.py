@@ -1,4 +1,4 @@
-"""The model of a run, built the same by every process; and its start in closed form."""
+"""The model of a run, built identically by every process, and its closed-form start."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _REGULARISATION = 0.2
 
 
 def build(settings: ModelSettings) -> PairsModel:
-    """The model with its tuning applied. Fresh heads are drawn from the seed.
+    """The model with its tuning applied. Fresh heads are initialised from the seed.
 
     Raises:
-        ValueError: the encoder cannot be trained so.
+        ValueError: the encoder cannot be trained this way.
     """
     torch.manual_seed(settings.seed)
     model = open_model(
@@ -35,7 +35,7 @@ def build(settings: ModelSettings) -> PairsModel:
 
 
 def plain(pairs_model: PairsModel) -> Any:
-    """The `Model` in it, adapters merged: what is saved."""
+    """The `Model` inside, with its adapters merged: this is what is saved."""
     model = pairs_model.model
     for modality in ("image", "text"):
         merge_adapters(model.tower(modality))
@@ -43,31 +43,31 @@ def plain(pairs_model: PairsModel) -> Any:
 
 
 def _checkpoint_gradients(model: Any) -> None:
-    """Recompute activations in the backward pass, in every backbone that can.
+    """Recompute activations in the backward pass, in every backbone that supports it.
 
     Raises:
-        ValueError: none can.
+        ValueError: no backbone supports it.
     """
     backbones = [m for m in model.modules() if getattr(m, "supports_gradient_checkpointing", False)]
     if not backbones:
-        raise ValueError("gradient_checkpointing: neither tower can; use --chunk-size to save memory")
+        raise ValueError("gradient_checkpointing: neither tower supports it; use --chunk-size to save memory")
     for backbone in backbones:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def start_from_cca(model: Any, image: NDArray[np.float32], text: NDArray[np.float32]) -> None:
-    """Set linear heads to the canonical correlation analysis of the training pairs (Hotelling, 1936; regularised).
+    """Set linear heads by canonical correlation analysis of the training pairs (Hotelling, 1936; regularised).
 
-    The closed form finds the linear maps under which pictures and captions correlate most; contrastive steps go on
-    from there.
+    The closed form finds the linear maps under which pictures and captions correlate most. Contrastive training
+    continues from there.
 
     Args:
-        model: a `Model` with linear heads that start by normalising.
-        image: (n, backbone dim) features of the pictures.
-        text: (n, backbone dim) features of their captions, row by row.
+        model: a `Model` with linear heads that normalise their input.
+        image: (n, backbone dim), features of the pictures.
+        text: (n, backbone dim), features of their captions, row by row.
 
     Raises:
-        ValueError: the heads are not linear, or the vectors are longer than the features.
+        ValueError: the heads are not linear, or their dimension exceeds that of the features.
     """
     layers = [_linear(model.tower(modality).heads) for modality in ("image", "text")]
     x, y = (_rescaled(features) for features in (image, text))
@@ -86,16 +86,16 @@ def start_from_cca(model: Any, image: NDArray[np.float32], text: NDArray[np.floa
 def cca(
     x: NDArray[np.float64], y: NDArray[np.float64], k: int, regularisation: float = _REGULARISATION
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Canonical directions, each weighted by its correlation, so that unsure ones count less in a cosine.
+    """Canonical directions, each weighted by its correlation, so that uncertain directions count less in a cosine.
 
     Args:
-        x: (n, p).
-        y: (n, q).
-        k: directions.
+        x: (n, p), features of one modality.
+        y: (n, q), features of the other, row by row.
+        k: number of directions.
         regularisation: share of the mean variance that is added to each variance.
 
     Returns:
-        (p, k) and (q, k).
+        Weights (p, k) for x and (q, k) for y.
     """
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     white_x, white_y = _whitener(x, regularisation), _whitener(y, regularisation)
@@ -118,5 +118,5 @@ def _rescaled(features: NDArray[np.float32]) -> NDArray[np.float64]:
 def _linear(heads: tuple[nn.Module, ...]) -> nn.Linear:
     layers = [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear)]
     if len(layers) != 1 or layers[0].bias is None:
-        raise ValueError("start 'cca': wants fresh linear heads (--encoder IMAGE+TEXT --head linear)")
+        raise ValueError("start 'cca': needs fresh linear heads; give --encoder IMAGE+TEXT --head linear")
     return layers[0]

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: one object each, replaced in one step, on a disk or on S3.
+"""Checkpoints of a run: one object each, replaced atomically, on a disk or on S3.
 
-`latest` holds all that the next step needs; `best` the weights of the best validation so far.
+`latest` holds everything that the next step needs; `best` holds the weights with the best validation so far.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ LATEST, BEST, RUN = "latest.pt", "best.pt", "run.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """The folder of a run."""
+    """The folder of a run: its checkpoints, logs and plots, at a path or `s3://` URI."""
 
     uri: str
     storage: Storage
 
     def path(self, name: str) -> str:
-        """The URI of a file in it."""
+        """The URI of a file in the folder."""
         return f"{self.uri}/{name}"
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file; the former one stands until the new one is whole.
+        """Write a file; an existing one stays until the new one is complete.
 
         Raises:
-            OSError: it cannot be written; the former one is still there.
+            OSError: the file cannot be written; the existing one stays.
         """
         if is_remote(self.uri):
             with self._clear_errors(name):
@@ -44,7 +44,7 @@ class RunFolder:
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: a worker of a driver that was killed may still be writing its last.
+        # A unique name: a worker of a killed driver may still be writing its last checkpoint.
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
             with partial.open("wb") as file:
@@ -55,17 +55,17 @@ class RunFolder:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise OSError(
-                f"{target}: cannot be written ({error.strerror}); the former checkpoint is still valid"
+                f"{target}: cannot be written ({error.strerror}); the previous checkpoint is still valid"
             ) from error
 
     def tidy(self) -> None:
-        """Remove what writers that were killed left behind."""
+        """Remove the partial files of killed writers."""
         if not is_remote(self.uri):
             for partial in Path(self.uri).glob("*.partial"):
                 partial.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes, None where there is none.
+        """A file's bytes; None if it does not exist.
 
         Raises:
             OSError: the store cannot be read.
@@ -78,7 +78,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _clear_errors(self, name: str) -> Iterator[None]:
-        """A store's errors that are no OSError (an endpoint that is not there) as one."""
+        """Turn a store's errors that are not OSError (such as a missing endpoint) into OSError."""
         try:
             yield
         except OSError:
@@ -87,7 +87,7 @@ class RunFolder:
             raise OSError(f"{self.path(name)}: the store cannot be reached: {error}; check the endpoint") from error
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Write tensors and plain data."""
+        """Write tensors and plain data to a file."""
         import torch
 
         buffer = io.BytesIO()
@@ -95,7 +95,7 @@ class RunFolder:
         self.write(name, buffer.getvalue())
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """The inverse of `save`, None where there is none."""
+        """The inverse of `save`; None if the file does not exist."""
         import torch
 
         data = self.read(name)
@@ -106,13 +106,13 @@ class RunFolder:
 
 
 def claim_run(folder: RunFolder, config: dict[str, Any]) -> bool:
-    """Say what a run is, or find that it is the same as the one begun here.
+    """Record the config of a run, or check that it equals the config of the run already in the folder.
 
     Returns:
-        Whether a run is to be resumed.
+        Whether there is a run to resume.
 
     Raises:
-        ValueError: the folder holds a run with another config; names the entries that differ.
+        ValueError: the folder holds a run with another config; the message names the entries that differ.
     """
     raw = folder.read(RUN)
     folder.tidy()
@@ -124,9 +124,9 @@ def claim_run(folder: RunFolder, config: dict[str, Any]) -> bool:
         return folder.read(LATEST) is not None
     former, config = _flat(former), _flat(config)
     names = sorted(name for name in {*former, *config} if former.get(name) != config.get(name))
-    changes = "; ".join(f"{name}: {former.get(name)!r} then, {config.get(name)!r} now" for name in names)
+    changes = "; ".join(f"{name}: was {former.get(name)!r}, now {config.get(name)!r}" for name in names)
     raise ValueError(
-        f"run {folder.uri}: was begun with another config ({changes}); give the former one to resume it, or another "
+        f"run {folder.uri}: was started with another config ({changes}); give that config to resume it, or another "
         "--out, or remove the folder"
     )
 

@@ -1,4 +1,4 @@
-"""A planned run on Ray Train, its log handed on while it runs."""
+"""Runs planned training on Ray Train, and passes on its log meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_S = 0.2
 
 
 def execute(settings: RunSettings, work: Work, on_row: OnRow) -> None:
-    """Ray Train, with the log shown while it runs."""
+    """Train on Ray Train, and pass each log row to `on_row` as it arrives."""
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -39,7 +39,7 @@ def execute(settings: RunSettings, work: Work, on_row: OnRow) -> None:
                 num_workers=settings.workers, use_gpu=settings.use_gpu, resources_per_worker=_resources(settings)
             ),
             run_config=ray.train.RunConfig(
-                # A name of its own: Ray would take a run of an old name up, silently, from its own checkpoints.
+                # A unique name: Ray would silently resume a run with an old name from its own checkpoints.
                 name=f"isthmus-{uuid.uuid4().hex[:12]}",
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=settings.failures),
@@ -49,13 +49,13 @@ def execute(settings: RunSettings, work: Work, on_row: OnRow) -> None:
 
 
 def _resources(settings: RunSettings) -> dict[str, float]:
-    """What each process asks for: on a small machine less than a core, so that its loading tasks find one too."""
+    """What each process requests: on a small machine less than a core, so that its loading tasks also find one."""
     cores = session.cluster_resources().cpus
     return {"CPU": worker_cpus(cores, settings.workers), **({"GPU": 1} if settings.use_gpu else {})}
 
 
 def worker_cpus(cores: float, workers: int) -> float:
-    """Logical CPUs of a training process, and of a loading task beside it: half a share each, at the most one.
+    """Logical CPUs of a training process, and of a loading task beside it: half a share each, at most 1.
 
     >>> [worker_cpus(cores, 2) for cores in (1, 2, 64)]
     [0.25, 0.5, 1.0]
@@ -85,7 +85,7 @@ def _fit(trainer: Any, board: Any, on_row: OnRow) -> None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error that a worker raised, out of what Ray Train wraps it in."""
+    """The error that a worker raised, extracted from Ray Train's wrappers."""
     inner = getattr(error, "worker_failures", None)
     if inner:
         first = next(iter(inner.values()))

@@ -1,4 +1,4 @@
-"""From a run's weights to a directory that `isthmus embed --encoder` takes."""
+"""From a run's weights to a directory that `isthmus embed --encoder` reads."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ def save_model(
     story: dict[str, Any],
     storage: Storage | None = None,
 ) -> str:
-    """Write the model with these weights, its adapters merged, and how it was trained beside it.
+    """Write the model with these weights and its adapters merged, and a record of its training.
 
     Args:
         settings: how the model is built.
-        weights: state of the `PairsModel`.
-        out: a directory, or an `s3://` prefix.
-        story: what `training.json` will hold.
-        storage: how to reach `out`.
+        weights: state dict of the `PairsModel`.
+        out: a directory or an `s3://` prefix.
+        story: record of the training, written to `training.json`.
+        storage: how to reach `out`; None takes the defaults.
+
+    Returns:
+        `out`.
 
     Raises:
-        OSError: it cannot be written; a former model there stays, on a disk.
+        OSError: `out` cannot be written; on a disk, an existing model stays.
     """
     pairs_model = build(settings)
     pairs_model.load_state_dict(weights)

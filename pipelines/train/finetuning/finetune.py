@@ -1,4 +1,4 @@
-"""A training run, end to end: plan, train on Ray, log, export."""
+"""A training run from end to end: plan, train on Ray, log, export."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SHOWN_ROWS = 10
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is not a number. Names the rows of the batch; the last good checkpoint stands."""
+    """The loss is not a finite number. The message names the rows of the batch; the last good checkpoint stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a run did."""
+    """The results of a run: its model, its last loss and scale, and its validations at the start and at the best."""
 
     model: str
     run: str
@@ -51,21 +51,21 @@ class TrainReport:
     pages: list[str] = field(default_factory=list)
 
     def to_dict(self) -> Row:
-        """JSON-ready data."""
+        """The report as JSON-ready data."""
         return asdict(self)
 
 
 def train(settings: RunSettings, on_row: OnRow = lambda row: None) -> TrainReport:
-    """Train, or go on training, and write the best model.
+    """Train, or resume training, and write the best model.
 
     Args:
         settings: the run.
-        on_row: called with each row of the log as it comes.
+        on_row: called with each log row as it arrives.
 
     Raises:
         ValueError: the model, the tables and the settings do not fit together, or the folder holds another run.
-        TrainingDivergedError: the loss is not a number.
-        OSError: a checkpoint cannot be written; the former one is valid.
+        TrainingDivergedError: the loss is not a finite number.
+        OSError: a checkpoint cannot be written; the previous one is valid.
     """
     started = time.perf_counter()
     work = plan_work(settings)
@@ -109,13 +109,13 @@ def _raise_if_diverged(settings: RunSettings) -> None:
     shown = ", ".join(map(str, rows[:_SHOWN_ROWS])) + (" …" if len(rows) > _SHOWN_ROWS else "")
     raise TrainingDivergedError(
         f"step {said['step']}: {said['problem']}; rows of the batch: {shown} (all in "
-        f"{settings.folder.path(DIVERGED)}). The checkpoint before it stands; lower --learning-rate, look at the rows, "
-        "and begin a new run"
+        f"{settings.folder.path(DIVERGED)}). The previous checkpoint is intact; check the rows, lower --learning-rate, "
+        "and start a new run"
     )
 
 
 def _story(settings: RunSettings, work: Work) -> Row:
-    """What is written beside the weights: how they came about."""
+    """The record that is written beside the weights: the run's description and its numbers of rows."""
     return {**describe_run(settings, work), "train_rows": len(work.train), "validation_rows": len(work.validation)}
 
 

@@ -1,8 +1,7 @@
-"""The stream of batches of one process: through Ray Data where pictures are decoded, from memory where all fits.
+"""The stream of batches of one process: by Ray Data if pictures are decoded, from memory if everything fits.
 
-Through Ray Data, a row of the dataset is a step: CPU tasks load the process' share of it, in order, a few steps
-ahead. Nothing is split at run
-time, so no process can run dry before the others.
+In Ray Data, a row of the dataset is a step: CPU tasks load the process's share of it, in order, a few steps ahead.
+Nothing is split while the run goes on, so no process can run out of batches before the others.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ _PAYLOAD = "batch"
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What a process trains on.
+    """What one process trains on.
 
     Attributes:
         plan: the batches.
-        needs: what they hold.
-        offsets: int64, the training rows in their table.
-        teacher_offsets: int64, the same rows in the teacher's.
-        rank: of the process.
-        world: processes.
-        augmented: whether pictures are changed at random.
+        needs: what the batches hold.
+        offsets: int64, offsets of the training rows in their table.
+        teacher_offsets: int64, offsets of the same rows in the teacher's table; None without a teacher.
+        rank: rank of the process.
+        world: number of processes.
+        augmented: whether pictures are augmented.
     """
 
     plan: BatchPlan | SequentialPlan
@@ -48,20 +47,20 @@ class Share:
     augmented: bool = True
 
     def load(self, step: int) -> Arrays:
-        """The process' share of a step."""
+        """This process's share of a step."""
         places = self.plan.share(step, self.rank, self.world)
         teacher = None if self.teacher_offsets is None else self.teacher_offsets[places]
         return load(self.needs, self.offsets[places], teacher, step if self.augmented else -1)
 
 
 def stream(share: Share, first_step: int, *, tasks: int, task_cpus: float = 1.0) -> Iterator[Arrays]:
-    """The shares of the steps from `first_step` on, loaded by Ray Data tasks ahead of their use.
+    """The shares of the steps from `first_step` on, loaded ahead of use by Ray Data tasks.
 
     Args:
         share: what to load.
-        first_step: where to begin.
-        tasks: most tasks at once.
-        task_cpus: logical CPUs of each.
+        first_step: the first step to load.
+        tasks: the most tasks at once.
+        task_cpus: logical CPUs of each task.
     """
     import ray
 
@@ -82,7 +81,7 @@ def _execute(share: Any, start: int, steps: int, tasks: int, task_cpus: float) -
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A step is a block: never merged with the next, and seen as soon as it is there.
+    # A step is a block: it is never merged with the next, and is visible as soon as it is complete.
     context.target_max_block_size = 1
     loaded = ray.data.range(steps, override_num_blocks=steps).map_batches(
         _load_step,  # type: ignore[arg-type]
@@ -105,21 +104,21 @@ def _load_step(row: pa.Table, share: Any, start: int) -> pa.Table:
 
 
 class Resident:
-    """All that the training rows need, held in memory: for towers that are cached as features."""
+    """Everything that the training rows need, held in memory: for towers whose features come from the table."""
 
     def __init__(self, share: Share) -> None:
         self._share = share
         self.everything = load(share.needs, share.offsets, share.teacher_offsets, -1)
 
     def stream(self, first_step: int) -> Iterator[Arrays]:
-        """As `stream`."""
+        """The shares of the steps from `first_step` on."""
         for step in range(first_step, self._share.plan.steps):
             places = self._share.plan.share(step, self._share.rank, self._share.world)
             yield {name: _pick(values, places) for name, values in self.everything.items()}
 
 
 def resident_bytes(share: Share, dims: int) -> int | None:
-    """Bytes that holding everything would take, None where pictures would be held."""
+    """Bytes that a `Resident` would hold, at 4 bytes per dimension and 400 per row; None if it would hold pictures."""
     return None if not share.needs.image_features else len(share.offsets) * (4 * dims + 400)
 
 

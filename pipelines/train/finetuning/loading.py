@@ -1,6 +1,6 @@
 """From rows of a table to a batch: pictures or their features, captions or theirs, ids, a teacher's vectors.
 
-Runs in Ray tasks, beside the training processes. What a step's batch holds is a function of the step alone.
+It runs in Ray tasks, beside the training processes. A step's batch depends only on the step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Arrays = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TableAt:
-    """A table at a version."""
+    """A table at one of its versions."""
 
     ref: TableRef
     version: int
@@ -41,16 +41,15 @@ class Needs:
 
     Attributes:
         samples: the training table.
-        image_features: take its image vectors in place of pictures.
-        text_features: take its text vectors in place of captions.
-        pictures: column with the pictures' bytes, else they are read by their URI.
-        transform: what the image tower wants to see.
-        augmentation: of pictures, in training.
-        storage: how to reach the corpus' pictures.
-        teacher: table with a teacher's vectors.
-        teacher_columns: which of its vectors.
-        tokens: whether captions are needed as text.
-        seed: of the augmentation.
+        image_features: whether its image vectors replace the pictures.
+        text_features: whether its text vectors replace the captions.
+        pictures: column with the pictures' bytes; None reads them by their URI.
+        transform: transform of the image tower; None if no pictures are read.
+        augmentation: augmentation of pictures in training.
+        storage: how to reach the corpus's pictures.
+        teacher: table with a teacher's vectors; None without a teacher.
+        teacher_columns: the vector columns to read from it.
+        seed: seed of the augmentation.
     """
 
     samples: TableAt
@@ -72,21 +71,21 @@ class Needs:
 
 
 def load(needs: Needs, offsets: NDArray[np.int64], teacher_offsets: NDArray[np.int64] | None, salt: int) -> Arrays:
-    """The batch of some rows.
+    """Load the batch of some rows.
 
     Args:
-        needs: what it holds.
-        offsets: int64 (n,), rows of the training table.
-        teacher_offsets: int64 (n,), the same rows in the teacher's table.
-        salt: of the step, for the augmentation; −1 leaves pictures as they are.
+        needs: what the batch holds.
+        offsets: int64 (n,), offsets of the rows in the training table.
+        teacher_offsets: int64 (n,), offsets of the same rows in the teacher's table.
+        salt: number of the step, for the augmentation; −1 leaves pictures unchanged.
 
     Returns:
         `image_ids`, `text_ids` int64 (n,); `image_features` (n, dim) or `pictures` (a list of uint8 (height, width,
-        3)); `text_features`
-        (n, dim) or `captions` (a list of strings); `teacher_image`, `teacher_text` (n, teacher dim).
+        3)); `text_features` (n, dim) or `captions` (a list of strings); `teacher_image`, `teacher_text` (n, teacher
+        dim).
 
     Raises:
-        ValueError: a picture that was readable when it was embedded is not any more.
+        ValueError: a picture that was readable when it was embedded can no longer be read, or a row has no vector.
     """
     table = take(needs.samples, offsets, needs.columns)
     batch: Arrays = {"image_ids": hashed(table[ITEM_ID]), "text_ids": hashed(table[CAPTION])}
@@ -106,7 +105,7 @@ def load(needs: Needs, offsets: NDArray[np.int64], teacher_offsets: NDArray[np.i
 
 
 def take(table: TableAt, offsets: NDArray[np.int64], columns: list[str]) -> pa.Table:
-    """Rows of a table, in the order given."""
+    """The rows at some offsets of a table, in the order given."""
     dataset = _open(table)
     if not len(offsets):
         return dataset.schema.empty_table().select(columns)
@@ -117,10 +116,10 @@ def as_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
     """A vector column as float32 (n, dim).
 
     Raises:
-        ValueError: a row without a vector.
+        ValueError: a row has no vector.
     """
     if column.null_count:
-        raise ValueError(f"{column.null_count} rows of the batch have no vector; filter them out by --where")
+        raise ValueError(f"{column.null_count} rows of the batch have no vector; exclude them with --where")
     dim = column.type.list_size
     pieces = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     flat = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
@@ -166,5 +165,5 @@ def _bytes(needs: Needs, table: pa.Table) -> list[Any]:
 
 
 def pictures_column(schema: pa.Schema) -> str | None:
-    """The column of a table that holds its pictures, None where only their URIs are there."""
+    """The column of a table that holds its pictures; None if the table holds only their URIs."""
     return THUMBNAIL if THUMBNAIL in schema.names else None

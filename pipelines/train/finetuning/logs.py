@@ -1,4 +1,4 @@
-"""What a run leaves to look at: JSONL, TensorBoard, and a plot of loss and recall as PNG and as a page."""
+"""Logs of a run: JSONL, TensorBoard, and a plot of loss and recall as PNG and in a page."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SHOWN = ("R@1", "R@5", "R@10", "MRR")
 
 
 def write_logs(folder: RunFolder, history: list[Row]) -> list[str]:
-    """Write `log.jsonl`, `training.png`, `training.html`, and TensorBoard's events where the folder is on a disk.
+    """Write `log.jsonl`, `training.png`, `training.html`, and TensorBoard's events if the folder is on a disk.
 
     Args:
-        folder: of the run.
-        history: rows with `step`, and `loss` or `validation`.
+        folder: the folder of the run.
+        history: rows with `step`, and with `loss` or `validation`.
 
     Returns:
-        The files to look at.
+        URIs of the plot and the page.
     """
     folder.write("log.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
     png = plot(history)
@@ -44,7 +44,7 @@ def write_logs(folder: RunFolder, history: list[Row]) -> list[str]:
 
 
 def plot(history: list[Row]) -> bytes:
-    """Loss and recall by step, as a PNG."""
+    """A PNG of loss and recall by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -70,7 +70,7 @@ def plot(history: list[Row]) -> bytes:
 
 
 def page(title: str, png: bytes, history: list[Row]) -> str:
-    """The plot and the validations as one self-contained page."""
+    """The plot and the validations as a self-contained HTML page."""
     from html import escape
 
     rows = [row for row in history if "validation" in row]

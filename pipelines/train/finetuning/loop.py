@@ -1,4 +1,4 @@
-"""The training process: the same code for one process and for many, on CPUs and GPUs."""
+"""The training process: the same code for one process or many, on CPUs or GPUs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the driver hands to every process."""
+    """What the driver sends to every process: settings, batches, offsets of the rows, and the run's folder."""
 
     settings: TrainSettings
     plan: BatchPlan
@@ -57,7 +57,7 @@ class Trainer:
     """One process of a run."""
 
     def __init__(self, work: Work, rank: int, world: int, device: torch.device) -> None:
-        """Build the model and all that goes with it, and take up the run where its checkpoint left it."""
+        """Build the model, the loss and the optimiser, and resume from the run's checkpoint if there is one."""
         self.work, self.rank, self.world, self.device = work, rank, world, device
         self.settings = work.settings
         self.model: PairsModel = build(self.settings.model)
@@ -85,7 +85,7 @@ class Trainer:
             self._restore(state)
 
     def run(self) -> None:
-        """Train to the end, or to the last validation that is worth it."""
+        """Train to the last step, or until the validation has stopped improving."""
         if self.step == 0 and not self.history:
             self._validate()
             self._save(LATEST)
@@ -102,9 +102,10 @@ class Trainer:
             seen += min(self.work.plan.batch_size, self.work.plan.rows)
             if self.step % self.settings.log_every == 0 or self.step == last:
                 self._log(value, seen / (time.perf_counter() - started))
-            # Weights that are no numbers must reach no checkpoint; and their vectors compare as if all were found.
+            # Weights that are not finite must not reach a checkpoint. In validation, their vectors would compare as if
+            # every positive were found.
             if self._is_boundary(last) and not self.parallel.weights_are_finite():
-                self._say_diverged(self.step - 1, "the step left weights that are no numbers")
+                self._say_diverged(self.step - 1, "the step left weights that are not finite")
                 return
             self._at_boundaries(last)
         self.finished = self.finished or self.step >= self.work.plan.steps
@@ -128,8 +129,12 @@ class Trainer:
         return self.step % (self.settings.checkpoint_every or self.work.plan.steps_per_epoch) == 0
 
     def train_step(self, arrays: Arrays) -> float:
-        """Forward, backward, step; the mean loss of the whole batch, or its gradient's length where that is no number,
-        and then the weights are left as they were."""
+        """Forward, backward and optimiser step on this process's share of a batch.
+
+        Returns:
+            The mean loss of the whole batch. If the loss or the length of the gradient is not finite, that value; the
+            weights then stay unchanged.
+        """
         self.forward.train()
         torch.manual_seed(step_seed(self.settings.model.seed, self.step, self.rank))
         factor = cosine_with_warmup(
@@ -158,7 +163,7 @@ class Trainer:
         self.optimiser.step()
         self.clamped = self.clamped + 1 if clamp_log_scale(scale_of(self.model)) else 0
         if self.clamped == _CLAMPED_FOR_LONG:
-            text = f"the temperature has stood at its clamp for {self.clamped} steps; lower the learning rate"
+            text = f"the temperature has been at its bound for {self.clamped} steps; lower the learning rate"
             log.warning(text)
             self._post({"step": self.step, "warning": text})
         self.loss.enqueue(pairs)
@@ -177,13 +182,13 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Recall on the held-out rows; keep the weights if they are the best so far."""
+        """Measure recall on the held-out rows; keep the weights if they are the best so far."""
         if not len(self.work.validation):
             return
         self.forward.eval()
         pieces: list[Pairs] = []
         for arrays in self._validation_batches():
-            # A process may have no row; it takes part in the gathering all the same.
+            # A process without rows still takes part in the gathering.
             with self._autocast():
                 pieces.append(self.model(self._batch(arrays)))
         names = ("image", "text", "image_ids", "text_ids")
@@ -205,7 +210,7 @@ class Trainer:
             self._resident = Resident(share)
         if self.settings.model.start == "cca":
             if self._resident is None or not self.work.needs.text_features:
-                raise ValueError("start 'cca': wants both towers as features that fit in memory; use random")
+                raise ValueError("start 'cca': needs both towers as features that fit in memory; use start random")
             held = self._resident.everything
             start_from_cca(self.model.model, held["image_features"], held["text_features"])
 
@@ -249,21 +254,21 @@ class Trainer:
         self._post(row, keep=True, pairs_per_s=round(pairs_per_s, 1))
 
     def _post(self, row: Row, *, keep: bool = False, **extra: Any) -> None:
-        """Show a row on the driver's board; those that tell the run's course go into the checkpoint too."""
+        """Send a row to the driver; with `keep`, also add it to the history in the checkpoint."""
         if keep:
             self.history.append(row)
         if self.rank == 0 and self.work.board is not None:
             self.work.board.post.remote({**row, **extra})
 
     def _say_diverged(self, step: int, problem: str) -> None:
-        """Leave word for the driver; the checkpoints stay as they were."""
+        """Write the problem to a file for the driver; the checkpoints stay unchanged."""
         if self.rank == 0:
             offsets = self.work.train[self.work.plan.batch(step)].tolist()
             said = {"step": step, "problem": problem, "offsets": offsets}
             self.work.folder.write(DIVERGED, json.dumps(said).encode())
 
     def _save(self, name: str) -> None:
-        """Every process calls this: each may hold a part of the state."""
+        """Every process must call this, because each may hold a part of the state."""
         state = self.parallel.model_state() if name == BEST else self._state()
         if self.rank == 0:
             self.work.folder.save(name, state)

@@ -1,7 +1,7 @@
-"""How the processes of a run share its model: one alone, each with a copy (DDP), or each with a part (FSDP).
+"""How the processes of a run share its model: one process alone, a copy each (DDP), or a part each (FSDP).
 
-A checkpoint is the same whichever way wrote it: whole tensors, the optimiser's state by the number of the parameter. So
-a run may go on another way, and with another number of processes.
+Checkpoints do not depend on the way: they hold whole tensors, and the optimiser's state by the number of the parameter.
+A run may therefore resume in another way, and with another number of processes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _SHARE_OF_DEVICE = 0.5
 
 
 class Alone:
-    """One process, with all of the model. The other ways override what they do otherwise.
+    """One process with the whole model. Subclasses override what differs in the other ways.
 
     Attributes:
         model: the model, on its device.
-        forward: what to call for a step; the model, or what wraps it.
-        keeps_casts: whether autocast may keep the weights that it casts until the step ends.
+        forward: what to call in a step: the model, or its wrapper.
+        keeps_casts: whether autocast may cache the weights that it casts until the step ends.
     """
 
     keeps_casts = True
@@ -42,7 +42,7 @@ class Alone:
         self.forward: Any = self.model
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Keeps gradients from being averaged before a batch's last chunk."""
+        """Context that keeps gradients from being averaged before a batch's last chunk."""
         return contextlib.nullcontext()
 
     def level(self, chunks: list[Batch]) -> list[Batch]:
@@ -50,7 +50,7 @@ class Alone:
         return chunks
 
     def clip_gradient(self, longest: float) -> float:
-        """Shorten the gradient of the whole model to a length; the length that it had."""
+        """Shorten the whole model's gradient to at most `longest`; returns its length before that."""
         gradients = [p.grad for p in self.trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if float(norm) > longest:
@@ -63,27 +63,27 @@ class Alone:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def weights_are_finite(self) -> bool:
-        """Whether all weights that train are numbers, in every process."""
+        """Whether all weights that train are finite, in every process."""
         return all(bool(p.detach().isfinite().all()) for p in self.trained)
 
     def mean(self, value: float) -> float:
-        """The mean over the processes."""
+        """The mean of a value over the processes."""
         return value
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of every process, in the order of ranks."""
+        """The rows of all processes, in the order of ranks."""
         return rows
 
     def model_state(self) -> State:
-        """The whole state dict of the model. Every process calls this; only rank 0 has use of what it gets."""
+        """The whole state dict of the model. Every process must call this; only rank 0 needs the result."""
         return self.model.state_dict()
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> State:
-        """The same of the optimiser."""
+        """The whole state dict of the optimiser. Every process must call this; only rank 0 needs the result."""
         return state_of(optimiser)
 
     def load_optimiser(self, optimiser: torch.optim.Optimizer, state: State) -> None:
-        """Take up what `optimiser_state` gave, in whichever way it was made."""
+        """Load the result of `optimiser_state`, whichever way wrote it."""
         load_state(optimiser, state)
 
 
@@ -96,14 +96,14 @@ class Copies(Alone):
 
     def _wrap(self) -> None:
         devices = [self.device] if self.device.type == "cuda" else None
-        # No buffer changes in training (batch norms keep their statistics), so none is sent round before each forward;
-        # and gradients lie where they are averaged, not copied there and back.
+        # No buffer changes in training (batch norms keep their statistics), so buffers need no broadcast before each
+        # forward. Gradients are views of the buckets in which they are averaged, which saves copies.
         self.forward = nn.parallel.DistributedDataParallel(
             self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """DDP's own."""
+        """DDP's own context."""
         found: contextlib.AbstractContextManager[Any] = self.forward.no_sync()
         return found
 
@@ -119,13 +119,13 @@ class Copies(Alone):
 
 
 def share_model(model: PairsModel, device: torch.device, world: int, sharding: Sharding) -> Alone:
-    """Put a model on the devices of all processes. Every process must call this, with the same model.
+    """Put a model on the devices of all processes. Every process must call this with the same model.
 
     Args:
-        model: built, tuned, with the weights to start from; its parameters may be replaced.
-        device: of this process.
-        world: processes.
-        sharding: `ddp`, `fsdp`, or `auto`: fsdp where a copy would not leave a GPU its other half.
+        model: the model, built, tuned, and with its initial weights; its parameters may be replaced.
+        device: device of this process.
+        world: number of processes.
+        sharding: `ddp`, `fsdp`, or `auto`: FSDP if training a copy would take more than half of a GPU.
     """
     if world == 1:
         return Alone(model, device)
@@ -144,7 +144,7 @@ def training_bytes(model: nn.Module) -> int:
 
 
 def _crowds(model: nn.Module, device: torch.device) -> bool:
-    """Whether training takes more than about a half of some process' GPU; all processes find the same."""
+    """Whether training takes more than half of the smallest GPU; all processes get the same answer."""
     if device.type != "cuda":
         return False
     room = torch.tensor(torch.cuda.get_device_properties(device).total_memory, device=device)

@@ -1,4 +1,4 @@
-"""What a run will do, decided before a process starts: rows, joins, batches; plain data."""
+"""The plan of a run: the rows, joins and batches as plain data, decided before a training process starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ Row = dict[str, Any]
 
 
 def plan_work(settings: RunSettings) -> Work:
-    """All that is decided before a process starts: rows, joins, batches; plain data."""
+    """Decide the rows, joins and batches of a run, before a training process starts.
+
+    Raises:
+        ValueError: the model, the tables and the settings do not fit together.
+        EncoderMismatchError: the negatives were mined with another encoder than training starts from.
+    """
     dataset = open_dataset(settings.samples)
     at = TableAt(ref=settings.samples, version=int(dataset.version))
     features = _features(settings, dataset)
@@ -85,15 +90,16 @@ def plan_work(settings: RunSettings) -> Work:
 
 
 def _features(settings: RunSettings, dataset: lance.LanceDataset) -> list[str]:
-    """Towers whose frozen part the table's vectors stand in for.
+    """The modalities whose frozen part the table's vectors can replace.
 
     Raises:
-        ValueError: the model cannot be tuned so; a tower runs outside torch, and the table does not hold its vectors.
+        ValueError: the model cannot be tuned this way, or a tower runs outside torch and the table does not hold its
+            vectors.
     """
     from encoders.training.optimiser import parameter_groups
     from encoders.training.tuning import Tuning
 
-    # Built as every process will: what cannot be tuned so is refused before anything runs.
+    # Build the model as every process will, so that an impossible tuning is refused before anything runs.
     built = build(settings.train.model)
     parameter_groups(built, learning_rate=settings.train.learning_rate, weight_decay=settings.train.weight_decay)
     model = built.model
@@ -116,11 +122,11 @@ def _features(settings: RunSettings, dataset: lance.LanceDataset) -> list[str]:
 
 
 def _negatives(settings: RunSettings, dataset: lance.LanceDataset, train: Any) -> tuple[Any, int]:
-    """Places among the training rows of each one's mined negatives, int64 (rows, most), −1 where there are fewer.
+    """Places of each training row's mined negatives among the training rows, int64 (rows, most), padded with −1.
 
     Raises:
         EncoderMismatchError: they were mined with another encoder than training starts from.
-        ValueError: none of them is about rows that train.
+        ValueError: none of them has both its rows among the training rows.
     """
     assert settings.negatives is not None
     mined = read_mined(settings.negatives)
@@ -136,7 +142,7 @@ def _negatives(settings: RunSettings, dataset: lance.LanceDataset, train: Any) -
 
 
 def padded_lists(keys: Any, values: Any, count: int) -> Any:
-    """int64 (count, most): the values of each key in their order, −1 where there are fewer.
+    """The values of each key in their order, int64 (count, most), padded with −1.
 
     >>> padded_lists(np.array([1, 1, 0]), np.array([5, 6, 7]), 3).tolist()
     [[7, -1], [5, 6], [-1, -1]]
@@ -150,7 +156,7 @@ def padded_lists(keys: Any, values: Any, count: int) -> Any:
 
 
 def _check_miner(settings: RunSettings, dataset: lance.LanceDataset, mined: Any) -> None:
-    """The negatives must be hard for the model that starts, or for the towers that the training table is made of."""
+    """Check that the negatives are hard for the initial model, or for the towers that made the training table."""
     from encoders.registry import describe
 
     spec = settings.train.model.spec
@@ -180,15 +186,15 @@ def _transform(spec: str) -> Any:
 
 
 def _thinned(offsets: Any, most: int) -> Any:
-    """Evenly spread offsets, at most so many."""
+    """Evenly spread offsets, at most `most`."""
     if len(offsets) <= most:
         return offsets
     return offsets[np.linspace(0, len(offsets) - 1, most).astype(np.int64)]
 
 
 def describe_run(settings: RunSettings, work: Work) -> Row:
-    """What makes two runs the same: all settings that change the weights, and the versions of the tables."""
-    # What a machine can hold, who holds what of the model, or how often a run is written down changes nothing in it.
+    """What identifies a run: all settings that change the weights, and the versions of the tables."""
+    # Settings of memory, logging and checkpoints do not change the weights, nor does the sharding of the model.
     aside: Row = {"stop_after_steps": None, "log_every": 1, "checkpoint_every": None}
     aside |= {"resident_bytes": 0, "tasks_per_worker": 1}
     train = asdict(replace(work.settings, **aside))

@@ -1,4 +1,7 @@
-"""What Ray Train runs in each training process. Light to import: Ray's controller reads it too, and needs no torch."""
+"""The function that Ray Train runs in each training process.
+
+It is light to import: Ray's controller imports it too, and needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ def train_process(config: dict[str, Any]) -> None:
     """Train as one process of a run.
 
     Args:
-        config: `work`: a reference to the run's `Work`.
+        config: `work` is a Ray reference to the run's `Work`.
     """
     import ray
     import ray.train

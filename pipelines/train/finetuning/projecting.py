@@ -1,7 +1,7 @@
-"""A table of a frozen tower's features, brought through a dual tower's heads: a new table, without running a backbone.
+"""Projects a table of a frozen tower's features through a dual tower's heads into a new table, without any backbone.
 
-What takes hours for the backbones of a large corpus takes minutes so; it is how a head that was trained is tried on
-the whole corpus.
+Running the backbones on a large corpus takes hours; this takes minutes. It is the way to try trained heads on the whole
+corpus.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def project_table(features: TableRef, encoder: str, out: TableRef) -> int:
 
     Args:
         features: a table whose vectors are the features that the heads of `encoder` take.
-        encoder: directory of a dual tower whose backbones are as they came.
-        out: the new table; one that was made before, of the same version by the same encoder, is kept.
+        encoder: directory of a dual tower with untuned backbones.
+        out: the new table; an existing one that was made from the same version by the same encoder is kept.
 
     Returns:
-        Its version.
+        The version of `out`.
 
     Raises:
-        ValueError: the features are not those of the encoder's backbones, or `out` is another table.
+        ValueError: the features are not those of the encoder's backbones, or `out` is another kind of table.
+        OSError: the store cannot be read or written.
     """
     import lance
 
@@ -48,7 +49,7 @@ def project_table(features: TableRef, encoder: str, out: TableRef) -> int:
     existing = open_dataset(out, missing_ok=True)
     if existing is not None:
         if Provenance.from_schema(existing.schema, str(out)).settings.get(_SOURCE_KEY) is None:
-            raise ValueError(f"table {out}: is there already, and was not made from features; give another name")
+            raise ValueError(f"table {out}: already exists and was not made from features; give another name")
         if (existing.schema.metadata or {}) == schema.metadata:
             return int(existing.version)
     try:
@@ -68,7 +69,7 @@ def _heads(encoder: str, source: lance.LanceDataset, features: TableRef) -> Any:
     """The model whose heads take the table's vectors.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the table's vectors are not the features of the model's backbones.
     """
     from encoders.training.models import open_model
 

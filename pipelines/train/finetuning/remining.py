@@ -1,5 +1,7 @@
-"""Training in stages: before each stage but the first, the model so far mines its own hard negatives anew (ANCE,
-Xiong et al. 2021)."""
+"""Training in stages: before every stage but the first, the current model mines new hard negatives.
+
+This is ANCE, Xiong et al. 2021, with one round of mining per stage.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ from pipelines.train.mining.mining_settings import MiningSettings
 
 
 def train_with_remining(settings: RunSettings, every: int, on_row: Callable[[dict[str, Any]], None]) -> TrainReport:
-    """Train in stages of `every` epochs. Each stage is a run of its own that starts from the model of the one before.
+    """Train in stages of `every` epochs. Each stage is a separate run that starts from the previous stage's model.
 
     Args:
-        settings: of the whole run, without negatives.
-        every: epochs of a stage.
+        settings: settings of the whole run, without negatives.
+        every: epochs per stage.
         on_row: called with each row of the training log.
 
     Returns:
@@ -54,7 +56,7 @@ def train_with_remining(settings: RunSettings, every: int, on_row: Callable[[dic
 
 
 def _from_model(settings: RunSettings, model: str, negatives: TableRef) -> RunSettings:
-    """The settings of the stage that starts from a model and uses the negatives that it mined."""
+    """The settings of the stage that starts from a model and uses the negatives that this model mined."""
     training = settings.train
     start = replace(training.model, spec=describe(model).card.spec, start="random")
     return replace(settings, train=replace(training, model=start), negatives=negatives)
@@ -63,7 +65,7 @@ def _from_model(settings: RunSettings, model: str, negatives: TableRef) -> RunSe
 def _mined(samples: TableRef, model: str) -> TableRef:
     """Negatives that a model mines among the training rows, kept in the run's folder so that runs do not share them.
 
-    They are not mined again if they come from this very table: that would make the next stage another run.
+    Negatives already mined from this very table are kept: mining again would make the next stage a different run.
     """
     vectors = TableRef.parse(f"{model}_vectors", samples.storage)
     mined = vectors.sibling("mined")

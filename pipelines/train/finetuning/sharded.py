@@ -1,4 +1,4 @@
-"""A model of which each process holds a part: FSDP2 (Zhao et al., arXiv:2304.11277), over blocks."""
+"""A model sharded over the processes, block by block: FSDP2 (Zhao et al., arXiv:2304.11277)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pipelines.train.finetuning.parallel import Copies, State
 class Shards(Copies):
     """Each process has a part of every parameter, of its gradient and of Adam's state: FSDP2, block by block.
 
-    What is frozen is sharded too. Parameters of one element (the log scale, the bias) are not: FSDP2 takes none
-    without a dimension. Each process has a copy of them, and their gradients are averaged here.
+    Frozen parameters are sharded too. Parameters of one element (the log scale, the bias) are not, because FSDP2 does
+    not shard parameters without a dimension. Each process has a copy of these, and their gradients are averaged here.
     """
 
-    # They would be the whole model.
+    # The cached casts would amount to the whole model.
     keeps_casts = False
 
     def __init__(self, model: PairsModel, device: torch.device) -> None:
-        # Not to the device as a whole, where it may have no room: each block goes there as it is sharded.
+        # Do not move the whole model to the device, which may lack room: each block goes there as it is sharded.
         self.model, self.device, self.forward = model, device, model
         self._wrap()
 
@@ -48,18 +48,20 @@ class Shards(Copies):
             fully_shard(module, mesh=mesh, ignored_params=set(self._copied))
 
     def _take_from_first(self, tensor: torch.Tensor) -> None:
-        """Rank 0's weights are everybody's, as DDP has it."""
+        """Copy rank 0's weights to all processes, as DDP does."""
         held = tensor.detach().to(self.device)
         dist.broadcast(held, 0)
         tensor.copy_(held)
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Nothing: gradients are averaged after every chunk, since until then each process holds all of them whole."""
+        """No context: gradients are averaged after every chunk, because until then each process holds them whole."""
         return contextlib.nullcontext()
 
     def level(self, chunks: list[Batch]) -> list[Batch]:
-        """As many chunks as the process with most has, empty ones at the end: every forward gathers weights from all
-        processes, and one that runs fewer would leave the others waiting."""
+        """The chunks, padded with empty ones to the number of chunks of the process with most.
+
+        Every forward gathers weights from all processes, so a process that ran fewer would leave the others waiting.
+        """
         most = torch.tensor(len(chunks), device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         empty = {name: tensor[:0] for name, tensor in chunks[0].items()}
@@ -67,10 +69,10 @@ class Shards(Copies):
 
     @torch.no_grad()
     def clip_gradient(self, longest: float) -> float:
-        """Shorten the gradient of the whole model, of which each process holds a part; the length that it had."""
+        """Shorten the whole, sharded gradient to at most `longest`; returns its length before that."""
         if any(parameter.grad is None for parameter in self.trained):
-            # Its hooks hang on what a model returns; an older one looks for tensors in fewer places.
-            raise RuntimeError(f"sharding 'fsdp': torch {torch.__version__} left no gradient; use another, or ddp")
+            # FSDP2 attaches its hooks to the model's outputs; older versions of torch look for tensors in fewer places.
+            raise RuntimeError(f"sharding 'fsdp': torch {torch.__version__} left no gradient; use a newer one, or ddp")
         copied = _gradients(self._copied)
         self._average(copied)
         mine = [_local(gradient) for gradient in _gradients(self.trained) if isinstance(gradient, DTensor)]
@@ -78,7 +80,7 @@ class Shards(Copies):
         dist.all_reduce(square)
         square += torch.nn.utils.get_total_norm(copied).to(self.device).square()
         norm = float(square.sqrt())
-        # As `clip_grad_norm_` does it.
+        # The same factor as in `clip_grad_norm_`.
         factor = min(1.0, longest / (norm + 1e-6))
         for gradient in (*mine, *copied):
             gradient.mul_(factor)
@@ -92,7 +94,7 @@ class Shards(Copies):
                 gradient.fill_(mean)
 
     def weights_are_finite(self) -> bool:
-        """Whether all weights that train are numbers, in every process: one that stops must not stop alone."""
+        """Whether all weights that train are finite, in every process; all processes must stop together."""
         bad = sum(int((~_local(p.detach()).isfinite()).any()) for p in self.trained)
         return self.mean(float(bad)) == 0.0
 
@@ -102,12 +104,12 @@ class Shards(Copies):
         return found
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> State:
-        """The same of the optimiser."""
+        """The whole state dict of the optimiser, gathered tensor by tensor to rank 0."""
         found: State = _whole(optimiser.state_dict())
         return found
 
     def load_optimiser(self, optimiser: torch.optim.Optimizer, state: State) -> None:
-        """Take up this process' part of a whole state."""
+        """Load this process's part of a whole state."""
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         parts = {
             i: {name: _part_like(parameters[i], value) for name, value in entry.items()}
@@ -117,7 +119,7 @@ class Shards(Copies):
 
 
 def _blocks(model: PairsModel) -> list[nn.Module]:
-    """The blocks of all torch backbones; of a backbone without any, nothing: it goes with the rest."""
+    """The blocks of all torch backbones; a backbone without blocks is sharded together with the rest."""
     found: list[nn.Module] = []
     for modality in ("image", "text"):
         backbone = model.model.tower(modality).backbone
@@ -131,12 +133,12 @@ def _gradients(parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part that is here, in the same memory."""
+    """The part in this process, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _whole(value: Any) -> Any:
-    """Nested data with every sharded tensor whole, in the memory of rank 0; None in the other processes."""
+    """Nested data with every sharded tensor whole in the memory of rank 0; None in the other processes."""
     if isinstance(value, dict):
         return {name: _whole(entry) for name, entry in value.items()}
     if not isinstance(value, DTensor):
@@ -146,10 +148,10 @@ def _whole(value: Any) -> Any:
 
 
 def _part_like(parameter: torch.Tensor, whole: Any) -> Any:
-    """This process' part of a tensor that belongs to a sharded parameter; anything else as it is."""
+    """This process's part of a tensor that belongs to a sharded parameter; anything else unchanged."""
     if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
         return whole
     there = whole.to(parameter.device)
     part = distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    # What is cut off a tensor keeps all of it in memory; hence a copy.
+    # A slice of a tensor keeps all of it in memory; hence the copy.
     return torch.empty_like(parameter).copy_(part)

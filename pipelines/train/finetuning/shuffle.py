@@ -12,16 +12,16 @@ _MULTIPLIERS = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
 
 
 def permuted(places: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Where a random permutation of `count` rows puts some places.
+    """The places to which a random permutation of `count` rows moves some places, int64 (n,).
 
-    A Feistel network over the smallest even number of bits that holds `count`; what falls outside is sent through
-    again (cycle
-    walking), so it is a bijection for every count. Black & Rogaway, CT-RSA 2002.
+    The permutation is a Feistel network over the smallest even number of bits that holds `count`. Values that fall
+    outside are sent through it again (cycle walking), so it is a bijection for every count. Black & Rogaway, CT-RSA
+    2002.
 
     Args:
         places: int64 (n,), each in [0, count).
-        count: rows in all.
-        seed: another seed, another permutation.
+        count: total number of rows.
+        seed: each seed gives a different permutation.
 
     >>> sorted(permuted(np.arange(5), 5, 7).tolist())
     [0, 1, 2, 3, 4]
@@ -34,7 +34,7 @@ def permuted(places: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int
 
 
 def mixed(*parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A 64-bit hash of numbers, elementwise; equal on every machine."""
+    """A 64-bit hash of numbers, elementwise; the same on every machine."""
     with np.errstate(over="ignore"):
         state = np.asarray(0x9E3779B97F4A7C15, np.uint64)
         for part in parts:
@@ -43,7 +43,7 @@ def mixed(*parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """The seed of a process' random numbers in a step: a step that is run again draws the same."""
+    """The seed of a process's random numbers in a step; a repeated step draws the same numbers."""
     return int(mixed(seed, step, rank) >> np.uint64(1))
 
 
@@ -56,7 +56,7 @@ def _rounds(values: NDArray[np.uint64], half: int, seed: int) -> NDArray[np.uint
 
 
 def _finalise(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """MurmurHash3's finaliser: each bit of the input changes each bit of the output half of the time."""
+    """MurmurHash3's finaliser: each bit of the input flips each bit of the output with probability one half."""
     for multiplier in _MULTIPLIERS:
         state = (state ^ (state >> np.uint64(33))) * np.uint64(multiplier)
     return state ^ (state >> np.uint64(33))

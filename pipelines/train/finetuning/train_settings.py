@@ -1,4 +1,4 @@
-"""Everything that a training process needs to know: plain data, pickled to the workers."""
+"""The settings of a training run: plain data, pickled to the workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sharding = Literal["auto", "ddp", "fsdp"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What is trained. `jobs.finetune.FinetuneConfig` says what each entry means to its user."""
+    """The model to train. `jobs.finetune.FinetuneConfig` describes each field to its user."""
 
     spec: str
     image_tuning: str
@@ -36,7 +36,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How it is trained."""
+    """How to train it. `jobs.finetune.FinetuneConfig` describes each field to its user."""
 
     model: ModelSettings
     losses: tuple[LossTerm, ...] = (LossTerm("infonce"),)
@@ -60,25 +60,25 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """A run.
+    """The settings of a whole run.
 
     Attributes:
-        train: how the model trains.
-        samples: the training table, whose vectors may stand in for frozen towers.
-        out: the directory of the trained model.
-        folder: checkpoints, logs and plots.
+        train: the model and how it trains.
+        samples: the training table, whose vectors may replace frozen towers.
+        out: directory or `s3://` prefix of the trained model.
+        folder: the run's folder, with checkpoints, logs and plots.
         split: which rows train and which validate.
-        batch_size: pairs of a global batch.
+        batch_size: pairs of a global batch, over all processes.
         epochs: passes over the training rows.
-        augmentation: of pictures.
+        augmentation: augmentation of the training pictures.
         corpus_storage: how to reach the pictures.
-        teacher: a table with a teacher's vectors.
-        negatives: a table of mined negatives.
-        negatives_per_row: how many of them join each row.
-        workers: training processes.
-        sharding: whether each holds a copy of the model (`ddp`) or a part (`fsdp`); see `parallel.share_model`.
-        use_gpu: whether each gets a GPU.
-        failures: worker deaths that are survived.
+        teacher: table with a teacher's vectors; None without distillation.
+        negatives: table of mined negatives; None without mining.
+        negatives_per_row: number of mined negatives that join each row in its batch.
+        workers: number of training processes.
+        sharding: whether each process holds a copy of the model (`ddp`) or a part (`fsdp`); see `parallel.share_model`.
+        use_gpu: whether each process gets a GPU.
+        failures: number of worker deaths after which the run still restarts.
         validation_rows: the most rows that validate.
     """
 

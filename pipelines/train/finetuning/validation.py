@@ -1,4 +1,4 @@
-"""Recall on held-out rows while training: small enough to be held, exact, the same on every process."""
+"""Recall on held-out rows during training: exact, held in memory, the same in every process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ K = (1, 5, 10)
 def retrieval_metrics(
     image: torch.Tensor, text: torch.Tensor, image_ids: torch.Tensor, text_ids: torch.Tensor
 ) -> dict[str, float]:
-    """Recall@K in both directions, their mean (`R@K`), and the mean reciprocal rank of text → image.
+    """Recall@K in both directions, their mean (`R@K`), and the mean reciprocal rank of text → image (`MRR`).
 
     A picture with several captions is in the gallery once, and so is a caption of several pictures. Any positive
-    counts: the row's own item, or whatever says the same. Ties go to the earlier row of the gallery; what is no number
-    is found last.
+    counts: the row's own item, or an entry with an equal caption. Ties go to the earlier row of the gallery; NaN scores
+    rank last.
 
     Args:
-        image: (n, dim), L2-normalised.
-        text: (n, dim), L2-normalised.
-        image_ids: int64 (n,).
-        text_ids: int64 (n,).
+        image: image vectors (n, dim), L2-normalised.
+        text: text vectors (n, dim), L2-normalised.
+        image_ids: int64 (n,); equal ids mean the same picture.
+        text_ids: int64 (n,); equal ids mean the same caption.
     """
     (pictures, picture_of), (captions, caption_of) = _distinct(image_ids), _distinct(text_ids)
     said_of = torch.zeros(len(captions), len(pictures), dtype=torch.bool)
@@ -36,7 +36,7 @@ def retrieval_metrics(
 
 
 def _distinct(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each value occurs first, ascending; and for each row, which of these values is its own."""
+    """The rows where each value occurs first, ascending; and for each row, the entry of its value among these."""
     values, inverse = torch.unique(ids, return_inverse=True)
     first = torch.full((len(values),), len(ids), dtype=torch.int64)
     first.scatter_reduce_(0, inverse, torch.arange(len(ids)), reduce="amin")
@@ -46,7 +46,7 @@ def _distinct(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _ranks(queries: torch.Tensor, gallery: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
     """The rank, from 1, of each query's best positive."""
-    # Rounded, so that equal vectors tie: a matrix product may differ in its last bits from column to column.
+    # Round so that equal vectors tie: a matrix product may differ in its last bits from column to column.
     scores = (queries.double() @ gallery.double().T * 1e9).round()
     scores = scores.nan_to_num(nan=-torch.inf)
     best, place = scores.masked_fill(~positives, -torch.inf).max(dim=1, keepdim=True)

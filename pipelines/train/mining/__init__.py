@@ -1,1 +1,1 @@
-"""Hard negatives from a table's own vectors: for each pair, what the encoder takes for right and is not."""
+"""Hard negatives from a table's own vectors: for each pair, rows that score like a positive but are none."""

@@ -1,7 +1,8 @@
-"""What mining knows of every row besides its vectors: some 50 bytes a row, made in one pass, shared by all tasks.
+"""The catalog: what mining knows of every row besides its vectors, about 50 bytes per row, shared by all tasks.
 
-Ids and captions are 64-bit digests, so that they are compared as arrays; strings are read again for the rows that
-are written. Digests of two different strings are equal with a chance of 3e-8 among a million rows.
+It is made in one pass. Ids and captions are 64-bit digests, so that they are compared as arrays; strings are read again
+only for the rows that are written. Among a million rows, two different strings have equal digests with a probability of
+3e-8.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import lance
 
 _OFFSET = "_rowoffset"
-# In the order of `make_catalog`'s arguments.
+# In the order of the arguments of `make_catalog`.
 _PARTS = {
     "offset": np.int64,
     "item": np.uint64,
@@ -35,17 +36,17 @@ _NO_CAPTION = np.uint64(0)
 
 @dataclass(frozen=True)
 class Catalog:
-    """Rows by their place in the scan; every array but `said` has one entry a row.
+    """Rows by their place in the scan; every array except `by_picture` and `said` has one entry per row.
 
     Attributes:
         offset: int64, the row's offset in the dataset.
-        item: uint64, digest of the item id; a row without one is an item of its own.
-        caption: uint64, digest of the normalised caption; 0 without one.
-        positive: float32, cosine of the row's own picture and caption; NaN where one is missing.
+        item: uint64, digest of the item id; a row without one is an item by itself.
+        caption: uint64, digest of the normalised caption; 0 without a caption.
+        positive: float32, cosine of the row's own picture and caption; NaN if one is missing.
         picture: int32, place of the first row with the same item and the same picture; -1 without a picture.
-        has_text: bool.
-        by_picture: int32, the places of rows that have a picture, ordered by `picture`.
-        said: uint64, the sorted digests of all (item, caption) there are.
+        has_text: bool, true for rows with a text vector.
+        by_picture: int32, the places of rows with a picture, ordered by `picture`.
+        said: uint64, the sorted digests of all existing pairs (item, caption).
     """
 
     offset: NDArray[np.int64]
@@ -61,24 +62,24 @@ class Catalog:
         return len(self.offset)
 
     def gallery(self, direction: Direction) -> NDArray[np.bool_]:
-        """Which rows are candidates: each caption, but each picture of an item once (its first row)."""
+        """bool (rows,), the candidates: every caption, but each picture of an item once (its first row)."""
         if direction == "image_to_text":
             return self.has_text
         return self.picture == np.arange(len(self), dtype=np.int32)
 
     def anchors(self) -> NDArray[np.int64]:
-        """Places of the rows with both a picture and a caption."""
+        """Places of the rows with both a picture and a caption, int64."""
         return np.flatnonzero(~np.isnan(self.positive))
 
     def is_said_of(self, item: NDArray[np.uint64], caption: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Whether a row of the item bears the caption (bool, of the shape of the arguments)."""
+        """Whether a row of the item has the caption: bool, in the shape of the arguments."""
         wanted = _pairs(item, caption)
         at = np.searchsorted(self.said, wanted)
         found = self.said[np.minimum(at, len(self.said) - 1)] == wanted if len(self.said) else np.zeros(1, bool)
         return found & (caption != _NO_CAPTION)
 
     def rows_of_pictures(self, pictures: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """All rows that show the given pictures (by place of the first row).
+        """All rows that show the given pictures (each named by the place of its first row).
 
         Returns:
             (index into `pictures`, place of the row), both int32 (m,).
@@ -93,7 +94,7 @@ class Catalog:
 
 
 def read_catalog(dataset: lance.LanceDataset, where: str | None) -> Catalog:
-    """One pass over the table, both vector columns included, in bounded memory but for the catalog itself."""
+    """Read the catalog in one pass over the table and both vector columns; memory holds the catalog and one block."""
     parts: dict[str, list[NDArray]] = {name: [np.zeros(0, kind)] for name, kind in _PARTS.items()}
     for block in scan_blocks(dataset, where, columns=[ITEM_ID, CAPTION, _OFFSET]):
         image, has_image, has_text = block.vectors["image"], block.has["image"], block.has["text"]
@@ -114,7 +115,7 @@ def read_catalog(dataset: lance.LanceDataset, where: str | None) -> Catalog:
 def make_catalog(
     offset: NDArray, item: NDArray, caption: NDArray, positive: NDArray, shown: NDArray, has_text: NDArray
 ) -> Catalog:
-    """A catalog from its columns; `shown` is a digest of item and picture, 0 where there is no picture."""
+    """A catalog from its columns; `shown` is a digest of item and picture, 0 without a picture."""
     places = np.arange(len(offset))
     shows = places[shown != 0]
     _, first, group = np.unique(shown[shows], return_index=True, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Score histograms that add up over tasks: fine bins over all cosines, cut to twenty where the scores are."""
+"""Histograms of scores that can be summed over tasks: fine bins over all cosines, reduced to 20 over the used range."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _FINE = 4_000
 
 
 def count_scores(scores: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Fine histogram of cosines over −1 to 1; what rounding put outside counts at the ends."""
+    """Fine histogram of cosines from −1 to 1, int64; values that rounding put outside count in the end bins."""
     counts, _ = np.histogram(np.clip(scores, -1.0, 1.0), bins=_FINE, range=(-1.0, 1.0))
     return counts.astype(np.int64)
 
 
 def no_scores() -> NDArray[np.int64]:
-    """The fine histogram of nothing."""
+    """An empty fine histogram."""
     return np.zeros(_FINE, np.int64)
 
 
 def coarse(positives: NDArray[np.int64], negatives: NDArray[np.int64]) -> dict[str, list[Any]]:
-    """Two fine histograms as 20 bins with common edges, over the range where either has scores.
+    """Two fine histograms as 20 bins with common edges, over the range in which either has scores.
 
     Returns:
         `edges` (21 floats), `positives` and `negatives` (20 counts each).

@@ -1,4 +1,4 @@
-"""Which candidates are hard negatives, and why the others are not: arrays in, arrays out."""
+"""Decides which candidates are hard negatives, and why the others are not: arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.train.mining.mining_settings import Direction
 
 
 class Verdict(IntEnum):
-    """What became of a candidate; the first that holds, in this order, is the one that counts."""
+    """The verdict on a candidate; if several apply, the first in this order counts."""
 
     NOTHING = -1
     GOOD = 0
@@ -30,13 +30,13 @@ DROPPED = tuple(v for v in Verdict if v > Verdict.GOOD)
 def judge_by_rank(
     catalog: Catalog, anchors: NDArray[np.int64], places: NDArray[np.int64], skip: int
 ) -> NDArray[np.int8]:
-    """Positives, and the first ranks among what is left.
+    """Mark the positives, and the first ranks among the other candidates.
 
     Args:
-        catalog: of the table.
+        catalog: the catalog of the table.
         anchors: int64 (a,), places of the anchors.
-        places: int64 (a, depth), candidates, best first; −1 where there is none.
-        skip: so many candidates that are no positives are left out.
+        places: int64 (a, depth), places of the candidates, best first; −1 for none.
+        skip: skip this many of the top-ranked candidates that are not positives.
 
     Returns:
         Verdicts, int8 (a, depth).
@@ -55,16 +55,16 @@ def judge_by_rank(
 def says_the_same(
     catalog: Catalog, direction: Direction, anchors: NDArray[np.integer], candidates: NDArray[np.integer]
 ) -> NDArray[np.bool_]:
-    """Whether a candidate bears the anchor's caption, letter for letter after normalisation.
+    """Whether a candidate has the anchor's caption, letter for letter after normalisation: bool (m,).
 
-    A picture bears all captions of its item. So a candidate picture is compared by each of its captions with the
-    anchor's one, and a candidate caption with each of the anchor's item.
+    A picture has all captions of its item. So each caption of a candidate picture is compared with the anchor's
+    caption, and a candidate caption with each caption of the anchor's item.
 
     Args:
-        catalog: of the table.
-        direction: what is mined.
-        anchors: int (m,), places.
-        candidates: int (m,), places.
+        catalog: the catalog of the table.
+        direction: the direction that is mined.
+        anchors: int (m,), places of the anchors.
+        candidates: int (m,), places of the candidates.
     """
     if direction == "text_to_image":
         return catalog.is_said_of(catalog.item[candidates], catalog.caption[anchors])
@@ -74,12 +74,12 @@ def says_the_same(
 def judge_by_score(
     verdicts: NDArray[np.int8], scores: NDArray[np.float32], positives: NDArray[np.float32], margin: float
 ) -> None:
-    """Mark, in place, what is good so far but scores above the margin's threshold."""
+    """Mark, in place, the candidates that are good so far but score above the threshold of the margin."""
     high = scores > threshold(positives, margin)[:, None]
     verdicts[(verdicts == Verdict.GOOD) & high] = Verdict.ABOVE_MARGIN
 
 
 def choose(verdicts: NDArray[np.int8], negatives: int) -> NDArray[np.bool_]:
-    """The first so many good candidates of each anchor, bool (a, depth)."""
+    """The first `negatives` good candidates of each anchor, bool (a, depth)."""
     good = verdicts == Verdict.GOOD
     return good & (np.cumsum(good, axis=1) <= negatives)

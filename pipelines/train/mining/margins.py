@@ -1,13 +1,12 @@
-"""Which scores are too high to be a negative's.
+"""The highest score that a negative may have.
 
-A candidate is kept if `s_neg <= s_pos − |s_pos|·margin`. (`s_pos·(1 − margin)`, the usual form, asks for *more* than
-`s_pos` where that is negative.) The idea of a threshold relative to the positive: Moreira et al.,
-"NV-Retriever" (2024).
+A candidate is kept if `s_neg <= s_pos − |s_pos|·margin`. (The usual form, `s_pos·(1 − margin)`, would allow *more* than
+`s_pos` if that is negative.) The threshold relative to the positive is from Moreira et al., "NV-Retriever" (2024).
 
-`margin = "auto"` calibrates on the scores of the table's own pairs: a candidate that scores as high as three pairs out
-of four (their first quartile and up) cannot be told from a positive by this encoder, whatever its anchor. The margin is
-chosen so that the threshold of the median pair lies at that quartile: `margin = (median − q25) / |median|`, within 0
-and 1. Narrow distributions give a small margin, encoders that are not sure of their pairs a large one.
+`margin = "auto"` calibrates on the scores of the table's own pairs. A candidate that scores as high as three pairs out
+of four (at or above their first quartile) cannot be told from a positive by this encoder, whatever its anchor. The
+margin is chosen so that the threshold of the median pair lies at that quartile: `margin = (median − q25) / |median|`,
+clipped to 0 and 1. Narrow distributions give a small margin, and encoders that are unsure of their pairs a large one.
 """
 
 from __future__ import annotations
@@ -32,6 +31,6 @@ def calibrate(positives: NDArray[np.floating]) -> float:
 
 
 def threshold(positives: NDArray[np.floating], margin: float) -> NDArray[np.float64]:
-    """The highest score that a negative may have, float64, for each positive's score."""
+    """The highest score that a negative may have for each positive's score, float64."""
     scores = positives.astype(np.float64)
     return scores - np.abs(scores) * margin

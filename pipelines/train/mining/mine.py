@@ -1,8 +1,8 @@
 """Mining hard negatives of a table at one of its versions: plan, run as Ray tasks, commit once.
 
-Exact search compares every anchor with every candidate; above 2e10 pairs (some 140,000 rows against themselves) `auto`
-searches the lists of `pipelines.vectors.lists`. An index that the table has is of no use here: it answers one query
-after the other, and a million of them would take hours.
+Exact search compares every anchor with every candidate. Above 2e10 pairs (about 140,000 rows against themselves) the
+method `auto` searches the lists of `pipelines.vectors.lists`. The table's own index cannot be used: it answers one
+query after another, which would take hours for a million queries.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class MiningRecallError(RuntimeError):
 
 
 def mine(table: TableRef, out: TableRef, settings: MiningSettings) -> MiningReport:
-    """Mine hard negatives of a table into another one, which is replaced if it is a mined table.
+    """Mine hard negatives of a table into another table, which is replaced if it is a mined table.
 
     Args:
-        table: with vectors of pictures and captions in one space.
-        out: the mined table; what reads it is `pipelines.train.mining.mined.read_mined`.
-        settings: how.
+        table: a table with vectors of pictures and captions in one space.
+        out: the mined table, which `pipelines.train.mining.mined.read_mined` reads.
+        settings: how to mine.
 
     Raises:
-        FileNotFoundError: there is no such table.
+        FileNotFoundError: the table does not exist.
         ValueError: the table cannot be mined (no such version, no rows, not both vectors, two spaces), `out` is another
             kind of table, or no negative was found. Nothing was changed.
         MiningRecallError: approximate search misses `settings.min_recall`. Nothing was changed.
@@ -90,13 +90,14 @@ def check_minable(dataset: lance.LanceDataset, table: TableRef, settings: Mining
     """The provenance of a table that can be mined; reads no row.
 
     Raises:
-        ValueError: a vector column is missing, the two are in different spaces, the filter is none, or no row is there.
+        ValueError: a vector column is missing, the two columns are in different spaces, the filter is invalid, or the
+            table has no rows.
     """
     provenance = Provenance.from_schema(dataset.schema, str(table))
     towers = provenance.vector_columns()
     if missing := [c for c in (IMAGE_VECTOR, TEXT_VECTOR) if c not in towers or c not in dataset.schema.names]:
         raise ValueError(
-            f"table {table}: has no {missing[0]}; mining needs pictures and captions, embed with --embed both"
+            f"table {table}: has no {missing[0]}; mining needs pictures and captions: embed with --embed both"
         )
     if towers[IMAGE_VECTOR].space != towers[TEXT_VECTOR].space:
         raise ValueError(
@@ -111,10 +112,10 @@ def check_minable(dataset: lance.LanceDataset, table: TableRef, settings: Mining
 
 
 def choose_anchors(catalog: Catalog, settings: MiningSettings, table: str) -> NDArray[np.int64]:
-    """Places of the anchors, ascending.
+    """Places of the anchors, int64, ascending.
 
     Raises:
-        ValueError: no row has both a picture's vector and a caption's.
+        ValueError: no row has both an image vector and a text vector.
     """
     places = catalog.anchors()
     if len(places) == 0:
@@ -127,14 +128,14 @@ def choose_anchors(catalog: Catalog, settings: MiningSettings, table: str) -> ND
 
 
 def plan_method(settings: MiningSettings, anchors: int, gallery: int) -> str:
-    """`exact` or `ann`: as asked, else by the number of pairs."""
+    """`exact` or `ann`: as the settings demand, else by the number of pairs."""
     if settings.method != "auto":
         return settings.method
     return "exact" if anchors * gallery <= _EXACT_UP_TO_PAIRS else "ann"
 
 
 def plan_tasks(anchors: NDArray[np.int64], rows_per_task: int) -> list[NDArray[np.int64]]:
-    """The anchors of each task."""
+    """The anchors of each task, at most `rows_per_task`."""
     return [anchors[start : start + rows_per_task] for start in range(0, len(anchors), rows_per_task)]
 
 
@@ -149,10 +150,10 @@ def _read_catalog(job: MiningInput) -> tuple[Catalog, Any]:
 def _mine_direction(
     job: MiningInput, catalog: Catalog, held: Any, direction: Direction, places: NDArray[np.int64]
 ) -> tuple[DirectionReport, list[MinedBlock]]:
-    """One direction: its lists where the search is approximate, then a task for each block of anchors.
+    """Mine one direction: make its lists if the search is approximate, then run a task for each block of anchors.
 
     Raises:
-        MiningRecallError: the lists miss the recall asked for.
+        MiningRecallError: the lists miss the recall that the settings demand.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""The table of mined negatives: its schema, its record of where it comes from, reading and replacing it."""
+"""The table of mined negatives: its schema, the record of its origin, and how it is read and replaced."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ MINED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Mined:
-    """Mined negatives and what they were mined with.
+    """Mined negatives and their origin.
 
     Attributes:
-        encoder: that made the vectors.
+        encoder: the encoder that made the vectors.
         table: URI of the table that was mined.
-        table_version: its version.
-        settings: of the mining run.
-        negatives: rows of `MINED_SCHEMA`; `row_id` is the anchor, `rank` counts from 0 in the list of all
+        table_version: version of that table.
+        settings: settings of the mining run.
+        negatives: rows of `MINED_SCHEMA`; `row_id` is the anchor, and `rank` counts from 0 in the list of all
             candidates, positives included.
     """
 
@@ -52,11 +52,11 @@ class Mined:
     negatives: pa.Table
 
     def check_encoder(self, card: EncoderCard, where: str) -> None:
-        """Refuse an encoder whose vectors these negatives were not mined with.
+        """Refuse an encoder other than the one that these negatives were mined with.
 
         Args:
-            card: the encoder.
-            where: who asks, for the message.
+            card: the encoder to check.
+            where: the caller's context, the start of the message.
 
         Raises:
             EncoderMismatchError: the fingerprints differ.
@@ -70,7 +70,7 @@ class Mined:
 
 
 def mined_schema(table: TableRef, version: int, encoder: EncoderCard, settings: dict[str, Any]) -> pa.Schema:
-    """The schema of a mined table, with its record in the metadata."""
+    """The schema of a mined table, with the record of its origin in the metadata."""
     record = {
         "table": str(table),
         "table_version": version,
@@ -82,15 +82,15 @@ def mined_schema(table: TableRef, version: int, encoder: EncoderCard, settings: 
 
 
 def read_mined(ref: TableRef, version: int | None = None) -> Mined:
-    """The negatives that `isthmus mine` wrote.
+    """Read the negatives that `isthmus mine` wrote.
 
     Args:
         ref: the mined table.
-        version: of the mined table, None for the latest.
+        version: version of the mined table; None for the latest.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: it holds no mined negatives, or has no such version.
+        FileNotFoundError: the table does not exist.
+        ValueError: the table holds no mined negatives, or has no such version.
     """
     dataset = open_at(ref, version)
     record = _record(dataset.schema)
@@ -106,21 +106,21 @@ def read_mined(ref: TableRef, version: int | None = None) -> Mined:
 
 
 def check_replaceable(out: TableRef) -> int:
-    """The version of the mined table at `out`, 0 where nothing is.
+    """The version of the mined table at `out`; 0 if there is no table.
 
     Raises:
-        ValueError: another kind of table is there.
+        ValueError: `out` is another kind of table.
     """
     there = open_dataset(out, missing_ok=True)
     if there is None:
         return 0
     if _record(there.schema) is None:
-        raise ValueError(f"out {out}: is a table of something else and is not replaced; give another name")
+        raise ValueError(f"out {out}: is another kind of table and is not replaced; give another name")
     return int(there.version)
 
 
 def stage(out: TableRef, rows: pa.Table) -> tuple[str, ...]:
-    """Write rows as fragments that no version names yet; their metadata as JSON.
+    """Write rows as fragments that no version contains yet; returns the fragments' metadata as JSON.
 
     Raises:
         OSError: the store cannot be written.
@@ -141,11 +141,11 @@ def stage(out: TableRef, rows: pa.Table) -> tuple[str, ...]:
 
 
 def publish(out: TableRef, schema: pa.Schema, fragments: Sequence[str]) -> int:
-    """Make staged fragments the one content of the table, as a new version; the version's number.
+    """Commit staged fragments as the whole content of the table, in a new version; returns its number.
 
     Raises:
-        ValueError: another kind of table has come to stand there.
-        OSError: the store cannot be written; the table is as it was.
+        ValueError: another kind of table has appeared at `out`.
+        OSError: the store cannot be written; the table is unchanged.
     """
     import lance
     from lance.fragment import FragmentMetadata

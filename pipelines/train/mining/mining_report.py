@@ -1,4 +1,4 @@
-"""What a mining run tells: yield, what was dropped and why, scores, recall."""
+"""The report of a mining run: yield, dropped candidates by reason, scores, recall."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionReport:
-    """One direction.
+    """The results of one direction.
 
     Attributes:
-        direction: what was mined.
-        method: exact or ann.
-        probes: lists that each anchor searched, None for exact.
-        lists: lists that there are, None for exact.
-        recall: of the candidate lists against exact ones, on a sample (1.0 where they are exact).
-        anchors: rows that negatives were looked for.
-        anchors_served: of them, those that got at least one.
-        kept: negatives.
-        mean_negatives: negatives of an anchor, on average: the yield.
-        dropped: candidates by the reason that kept them out.
-        scores: `edges`, `positives`, `negatives` of the histogram.
+        direction: the direction that was mined.
+        method: `exact` or `ann`.
+        probes: number of lists that each anchor searched; None for exact search.
+        lists: number of lists in all; None for exact search.
+        recall: recall of the candidate lists against exact ones, on a sample (1.0 for exact search).
+        anchors: number of rows for which negatives were searched.
+        anchors_served: number of anchors that got at least one negative.
+        kept: number of negatives.
+        mean_negatives: negatives per anchor, the yield.
+        dropped: number of dropped candidates by reason.
+        scores: `edges`, `positives` and `negatives` of the histogram.
     """
 
     direction: Direction
@@ -51,7 +51,7 @@ class DirectionReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MiningReport:
-    """What a mining run did; `margin` is the number that was used, calibrated or given."""
+    """The results of a mining run; `margin` is the number that was used, whether calibrated or given."""
 
     table: str
     table_version: int
@@ -89,7 +89,7 @@ class MiningReport:
 
 
 def bar_line(counts: Sequence[int]) -> str:
-    """Counts as a line of bars; what is not zero is seen.
+    """Counts as a line of bars; every count above zero has a visible bar.
 
     >>> bar_line([0, 1, 800])
     ' ▁█'
@@ -101,7 +101,7 @@ def bar_line(counts: Sequence[int]) -> str:
 def summarise(
     direction: Direction, blocks: Sequence[MinedBlock], *, lists: int | None, probes: int | None, recall: float
 ) -> DirectionReport:
-    """One direction's report from its tasks' results."""
+    """The report of one direction, from the results of its tasks."""
     anchors, kept = sum(block.anchors for block in blocks), sum(block.kept for block in blocks)
     positives = sum((block.positives for block in blocks), no_scores())
     negatives = sum((block.negatives for block in blocks), no_scores())
@@ -121,7 +121,7 @@ def summarise(
 
 
 def plot(report: MiningReport, path: Path) -> None:
-    """Draw the score histograms of all directions into an image file.
+    """Draw the histograms of scores of all directions into an image file.
 
     Raises:
         OSError: the file cannot be written.

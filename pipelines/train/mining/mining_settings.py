@@ -1,4 +1,4 @@
-"""What a mining run is asked to do. Validates itself; plain data, so that it travels to workers and into metadata."""
+"""The settings of a mining run. They validate themselves, and are plain data for workers and metadata."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ class MiningSettings:
     """Settings of a mining run.
 
     Attributes:
-        version: of the table, None for the latest.
-        tag: of the table, in place of `version`.
-        negatives: the most negatives of an anchor and direction.
-        skip: so many of the best candidates that are no positives are left out, whatever their score.
-        candidates: how many of the best-ranked rows are considered, besides the skipped.
-        margin: a candidate is kept if s_neg <= s_pos - |s_pos| * margin; "auto" calibrates it
-            (see `pipelines.train.mining.margins`).
-        directions: what is mined.
+        version: version of the table; None for the latest.
+        tag: tag of the table, instead of `version`.
+        negatives: the most negatives per anchor and direction.
+        skip: skip this many of the top-ranked candidates that are not positives, whatever their score.
+        candidates: number of top-ranked rows to consider, not counting the skipped ones.
+        margin: a candidate is kept if s_neg <= s_pos - |s_pos| * margin; "auto" calibrates it (see
+            `pipelines.train.mining.margins`).
+        directions: the directions to mine.
         where: SQL filter on the table: only these rows are anchors and candidates.
-        method: exact compares all; ann searches the nearest lists of k-means centroids.
-        anchors: so many anchors, sampled by `seed`; None takes every row.
-        near_duplicate_image: cosine of two pictures from which on they count as the same.
-        near_duplicate_text: the same of two captions.
-        target_recall: of the approximate candidates against the exact ones: the fewest probes that reach it on a
-            sample are taken.
-        min_recall: of the same, measured on other anchors; below it the run is refused.
-        probes: lists searched for an anchor; None takes what `target_recall` needs.
-        rows_per_task: anchors of a Ray task; a worker's memory grows with it.
-        seed: of every sample.
+        method: `exact` compares all pairs; `ann` searches the nearest lists of k-means centroids; `auto` decides by the
+            number of pairs.
+        anchors: number of anchors, sampled by `seed`; None takes every row.
+        near_duplicate_image: least cosine at which two pictures count as the same.
+        near_duplicate_text: least cosine at which two captions count as the same.
+        target_recall: recall of the approximate candidates against the exact ones that the number of probes must reach
+            on a sample; the fewest probes that reach it are taken.
+        min_recall: the same recall, measured on other anchors; if it is lower than this, the run is refused.
+        probes: number of lists searched per anchor; None takes what `target_recall` needs.
+        rows_per_task: anchors per Ray task; a worker's memory grows with it.
+        seed: seed of every sample.
     """
 
     version: int | None = None
@@ -55,34 +56,34 @@ class MiningSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
+        """Check the settings.
 
         Raises:
-            ValueError: names the setting, its value and what is allowed.
+            ValueError: a setting is out of range; the message names it, its value and what is allowed.
         """
         least = {"negatives": 1, "candidates": 1, "rows_per_task": 1, "skip": 0, "anchors": 1, "probes": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise ValueError(f"mine: {name} {value}: at least {low}")
+                raise ValueError(f"mine: {name} {value}: give at least {low}")
         if self.version is not None and self.tag is not None:
             raise ValueError(f"mine: version {self.version} and tag {self.tag!r}: give one of the two")
         if self.margin != "auto" and not 0 <= float(self.margin) <= 1:
-            raise ValueError(f"mine: margin {self.margin}: from 0 to 1, or auto")
+            raise ValueError(f"mine: margin {self.margin}: give a number from 0 to 1, or auto")
         if unknown := set(self.directions) - set(DIRECTIONS):
             raise ValueError(f"mine: direction {unknown.pop()!r}: give {' or '.join(DIRECTIONS)}")
         if not self.directions:
             raise ValueError(f"mine: no direction; give {' or '.join(DIRECTIONS)}")
         for name in ("target_recall", "min_recall"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"mine: {name} {getattr(self, name)}: above 0, up to 1")
+                raise ValueError(f"mine: {name} {getattr(self, name)}: give a number above 0, up to 1")
         for name in ("near_duplicate_image", "near_duplicate_text"):
             if not -1 <= getattr(self, name) <= 2:
-                raise ValueError(f"mine: {name} {getattr(self, name)}: a cosine (above 1 switches the check off)")
+                raise ValueError(f"mine: {name} {getattr(self, name)}: give a cosine (above 1 switches the check off)")
 
     @property
     def depth(self) -> int:
-        """Length of a candidate list."""
+        """Length of a candidate list: skipped and considered ranks."""
         return self.skip + self.candidates
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The work of Ray tasks: each opens the table at its version by itself, and returns plain data.
+"""The work of the Ray tasks of mining: each opens the table at its version itself, and returns plain data.
 
-A task that is lost is run again from the same arguments. Fragments that a lost attempt left behind belong to no
-version and are never read; only what a task returns is committed.
+A lost task is run again with the same arguments. Fragments that a lost attempt leaves behind belong to no version and
+are never read; only the fragments that a task returns are committed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MiningInput:
-    """What every task needs to know: plain data.
+    """What every task needs: plain data.
 
     Attributes:
-        table: that is mined.
-        version: of the table.
-        out: where fragments go.
-        settings: of the run.
-        margin: as calibrated.
+        table: the table to mine.
+        version: version of that table.
+        out: the mined table, to which fragments are written.
+        settings: settings of the mining run.
+        margin: the margin to use, calibrated if the settings say `auto`.
     """
 
     table: TableRef
@@ -54,20 +54,20 @@ class MiningInput:
         return open_at(self.table, self.version)
 
     def blocks(self, *modalities: Modality) -> Iterator[Block]:
-        """The table's vectors, of one modality or both."""
+        """Blocks of the table's vectors, of one modality or both."""
         return scan_blocks(self.open(), self.settings.where, modalities=modalities)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinedBlock:
-    """What a task found for its anchors.
+    """The results of a task for its anchors.
 
     Attributes:
-        fragments: metadata of the fragments written, as JSON.
-        anchors: how many there were.
-        served: how many of them got a negative.
-        kept: negatives.
-        verdicts: candidates dropped, by reason.
+        fragments: metadata of the written fragments, as JSON.
+        anchors: number of anchors.
+        served: number of anchors that got a negative.
+        kept: number of negatives.
+        verdicts: number of dropped candidates by reason.
         positives: fine histogram of the anchors' own scores.
         negatives: fine histogram of the negatives' scores.
     """
@@ -82,19 +82,19 @@ class MinedBlock:
 
 
 def query_and_gallery(direction: Direction) -> tuple[Modality, Modality]:
-    """The modality of the anchors and that of the candidates."""
+    """(modality of the anchors, modality of the candidates)."""
     return ("text", "image") if direction == "text_to_image" else ("image", "text")
 
 
 def catalog_task(job: MiningInput) -> Catalog:
-    """The table's catalog."""
+    """Read the table's catalog."""
     return read_catalog(job.open(), job.settings.where)
 
 
 def lists_task(
     job: MiningInput, catalog: Catalog, direction: Direction, anchors: NDArray[np.int64]
 ) -> tuple[Lists, float]:
-    """Lists over the gallery of a direction, the probes that reach the recall, and the recall on other anchors."""
+    """Lists over the gallery of a direction, with the probes that reach the target recall; and the recall measured."""
     query, target = query_and_gallery(direction)
     settings, dataset = job.settings, job.open()
     rng = np.random.default_rng(settings.seed)
@@ -124,11 +124,11 @@ def mine_block(
     """Mine the negatives of some anchors and write them as fragments.
 
     Args:
-        job: what all tasks share.
-        catalog: of the table.
-        lists: for approximate search, None for exact.
-        direction: what is mined.
-        anchors: int64 (a,), places, ascending.
+        job: the input that all tasks share.
+        catalog: the catalog of the table.
+        lists: the lists for approximate search; None searches exactly.
+        direction: the direction to mine.
+        anchors: int64 (a,), places of the anchors, ascending.
     """
     query, target = query_and_gallery(direction)
     image, text = take_vectors(job.open(), catalog.offset[anchors])
@@ -165,7 +165,7 @@ def _judge_resemblance(
     image: NDArray[np.float32],
     text: NDArray[np.float32],
 ) -> None:
-    """Mark, in place, candidates whose picture or caption is much like the anchor's own."""
+    """Mark, in place, candidates whose picture or caption is a near-duplicate of the anchor's own."""
     settings = job.settings
     at = np.nonzero(verdicts == Verdict.GOOD)
     who, which = at[0].astype(np.int32), places[at].astype(np.int32)
@@ -192,7 +192,7 @@ def _rows(
     scores: NDArray[np.float32],
     chosen: NDArray[np.bool_],
 ) -> pa.Table:
-    """The negatives as rows; ids are read here, for these rows alone."""
+    """The negatives as rows of `MINED_SCHEMA`; ids are read only for these rows."""
     who, rank = np.nonzero(chosen)
     if len(who) == 0:
         return MINED_SCHEMA.empty_table()

@@ -1,1 +1,1 @@
-"""Cross-encoders, which order the best hits again: trained and evaluated."""
+"""Cross-encoders, which re-rank the best hits: training and evaluation."""

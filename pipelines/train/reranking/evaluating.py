@@ -1,4 +1,4 @@
-"""What a cross-encoder gains on a table: the best entries of some queries ordered again, and compared."""
+"""The gain of a cross-encoder on a table: the best entries of some queries are re-ranked and compared."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _PICTURES_KEPT = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Reranked:
-    """One direction of retrieval, by vectors alone and ordered again.
+    """One direction of retrieval, by vectors alone and re-ranked.
 
     Attributes:
-        queries: how many asked, drawn by the seed.
-        depth: how many of each query's best entries were ordered again.
-        within_depth: share of the queries with a positive among those: what ordering them can reach at best.
+        queries: number of queries, sampled by the seed.
+        depth: number of each query's best entries that were re-ranked.
+        within_depth: share of the queries with a positive among these entries, the upper bound of re-ranked recall.
         first: metrics by vectors alone.
-        reranked: metrics after.
-        gains: what the second stage adds, with intervals.
+        reranked: metrics after re-ranking.
+        gains: differences of the metrics (re-ranked minus first), with intervals.
     """
 
     queries: int
@@ -48,7 +48,7 @@ class Reranked:
     gains: dict[str, Difference]
 
     def to_rows(self) -> dict[str, dict[str, float]]:
-        """JSON-ready: for each metric its value before and after, and the gain with its 95 % interval."""
+        """JSON-ready data: each metric before and after re-ranking, and its gain with the 95 % interval."""
         return {
             name: {
                 "first": self.first[name],
@@ -73,19 +73,22 @@ def evaluate_reranked(
     depth: int,
     queries: int,
 ) -> dict[str, Reranked]:
-    """Evaluate a table's vectors with a cross-encoder as the second stage, in both directions.
+    """Evaluate a table's vectors in both directions, with a cross-encoder as the second stage.
 
     Args:
         ref: the table.
-        settings: which rows ask and answer; folds and slices are left out.
+        settings: which rows are queries and in the gallery; `folds` and `slices` have no effect.
         model: the cross-encoder.
-        read: where pictures come from.
-        depth: how many of a query's best entries are ordered again.
+        read: reads the pictures of rows.
+        depth: number of a query's best entries to re-rank.
         queries: the most queries; each costs `depth` forward passes.
 
+    Returns:
+        The results by direction, `text_to_image` and `image_to_text`.
+
     Raises:
-        FileNotFoundError: there is no such table, or version.
-        ValueError: its vectors cannot be compared, or nothing is selected.
+        FileNotFoundError: the table or the version does not exist.
+        ValueError: the table's vectors cannot be compared, or no row is selected.
     """
     dataset, rows = select(ref, settings)
     tasks = {"text_to_image": text_to_image(rows), "image_to_text": image_to_text(rows)}
@@ -97,7 +100,7 @@ def evaluate_reranked(
 
 
 def _some(task: RetrievalTask, count: int, seed: int) -> RetrievalTask:
-    """The task with at most so many of its queries."""
+    """The task with a random choice of at most `count` of its queries."""
     if len(task.queries) <= count:
         return task
     kept = np.sort(np.random.default_rng(seed).permutation(len(task.queries))[:count])
@@ -111,7 +114,7 @@ def _some(task: RetrievalTask, count: int, seed: int) -> RetrievalTask:
 
 
 class _Direction:
-    """One direction: its queries and gallery as places among the rows, and the model's view of them."""
+    """One direction: its queries and gallery as places among the rows, scored by the cross-encoder."""
 
     def __init__(
         self,
@@ -153,7 +156,7 @@ class _Direction:
         )
 
     def _scores(self, model: CrossEncoder, query: int, entries: Index) -> NDArray[np.float64]:
-        """How well each entry matches the query; what cannot be read comes last."""
+        """How well each entry matches the query; entries that cannot be read come last."""
         asks, answers = int(self._task.queries[query]), self._task.gallery[entries]
         if self._task.query_column == TEXT_VECTOR:
             text = self._captions(np.array([asks]))[0]
@@ -173,7 +176,7 @@ class _Direction:
         return [str(text) for text in rows[CAPTION].to_pylist()]
 
     def _pictures(self, places: Index) -> list[Image | None]:
-        """Pictures of rows; those of other queries' answers are kept for a while, and the others read at once."""
+        """Pictures of rows; recently read ones are cached, the others are read in one call."""
         new = [int(place) for place in dict.fromkeys(places.tolist()) if place not in self._seen]
         if new:
             thumbnail = [THUMBNAIL] if THUMBNAIL in self._dataset.schema.names else []

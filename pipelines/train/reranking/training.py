@@ -1,8 +1,8 @@
-"""A cross-encoder fine-tuned on a table's pairs against mined negatives.
+"""Fine-tuning a cross-encoder on a table's pairs against mined negatives.
 
-Each step takes some rows; each row's pair should match, its caption with a mined picture should not, nor its picture
-with a mined caption: image-text matching with hard negatives (Li et al., ALBEF, arXiv:2107.07651). What a step does is
-a function of the seed and the step's number, so that a run that was killed goes on to the same weights.
+Each step takes some rows. Each row's pair should match; its caption with a mined picture should not, nor its picture
+with a mined caption. This is image-text matching with hard negatives (Li et al., ALBEF, arXiv:2107.07651). A step
+depends only on the seed and the step's number, so a killed run resumes to the same weights.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class MatchSettings:
 
     Attributes:
         epochs: passes over the training rows.
-        batch_rows: rows of a step; each gives three pairs.
-        learning_rate: at its peak.
-        weight_decay: of matrices.
-        warmup: share of the steps in which the rate rises.
-        seed: of the order, the choice of negatives and dropout.
+        batch_rows: rows per step; each gives three pairs.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay of matrices.
+        warmup: share of the steps in which the learning rate rises.
+        seed: seed of the order, the choice of negatives and dropout.
     """
 
     epochs: int = 3
@@ -59,17 +59,19 @@ class MatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchReport:
-    """What training did.
+    """The results of training.
 
     Attributes:
-        rows: rows that were trained on.
+        rows: number of training rows.
         mined: share of their negatives that were mined; the others are random.
-        unreadable: pictures, of those met, that could not be read; their pairs were left out.
+        unreadable: number of pictures that could not be read; their pairs were left out.
         steps: optimiser steps of the whole run.
-        resumed_at: the epoch at which this run began, 0 for the first.
-        losses: mean loss of each epoch that this run did.
-        accuracy_before: share of held-out rows whose pair scores above both of its negatives; None without any.
-        accuracy: the same after each epoch; the weights of the best one are kept, without any those of the last.
+        resumed_at: the epoch at which this process started, 0 for the first.
+        losses: mean loss of each epoch that this process ran.
+        accuracy_before: share of held-out rows whose pair scores above both of its negatives, before training; None
+            without held-out rows.
+        accuracy: the same share after each epoch. The weights of the best epoch are kept; those of the last without
+            held-out rows.
     """
 
     rows: int
@@ -82,13 +84,13 @@ class MatchReport:
     accuracy: list[float | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
+        """The report as JSON-ready data."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Pairs to score: three for each of its rows, those of one kind together."""
+    """Pairs to score: three per row, grouped by kind (own pair, other picture, other caption)."""
 
     pictures: list[Image]
     texts: list[str]
@@ -105,21 +107,21 @@ def train(
     options: EncoderOptions,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MatchReport:
-    """Fine-tune a cross-encoder and save it to `out`, which is there wholly or not at all.
+    """Fine-tune a cross-encoder and save it to `out`, which appears only when it is complete.
 
-    The run's state lies in `OUT.run` until it is done.
+    The state of the run is kept in `OUT.run` until it is done.
 
     Args:
-        spec: where to start; a directory or a hub id.
+        spec: the model to start from, a directory or a hub id.
         triplets: the rows and their negatives.
-        read: where pictures come from.
+        read: reads the pictures of rows.
         out: the directory to write.
-        settings: how.
-        options: device, precision, threads.
-        progress: called with (steps done, steps in all).
+        settings: how to train.
+        options: device, precision and threads.
+        progress: called with (steps done, steps in total).
 
     Raises:
-        ValueError: the model cannot be used, no picture can be read, or `OUT.run` is of another run.
+        ValueError: the model cannot be used, no picture can be read, or `OUT.run` belongs to another run.
     """
     torch.manual_seed(settings.seed)
     model = load_cross_encoder(spec, options)
@@ -190,13 +192,13 @@ class _Run:
         read = [loss for loss in losses if loss is not None]
         if not read:
             raise ValueError(
-                f"reranker: not one picture of {len(order)} rows could be read; the table's image_uri says where they "
-                "were; bring them back, or give --corpus-storage-options if they lie in a store"
+                f"reranker: none of the pictures of {len(order)} rows could be read; restore the files that the "
+                "table's image_uri names, or give --corpus-storage-options if they are in a store"
             )
         return float(np.mean(read))
 
     def _step(self, batch: _Batch, step: int, total: int) -> float | None:
-        """The loss, None where none of the batch's pictures could be read."""
+        """Train one step; returns the loss, or None if none of the batch's pictures could be read."""
         if not batch.rows:
             return None
         factor = cosine_with_warmup(step, warmup_steps=round(self.settings.warmup * total), total_steps=total)
@@ -213,7 +215,7 @@ class _Run:
         return float(loss.detach())
 
     def _accuracy(self) -> float | None:
-        """Over the held-out rows, None where none can be read; their negatives are the same every time."""
+        """Accuracy on the held-out rows, None if none can be read; their negatives are the same every time."""
         self.model.model.eval()
         right = rows = 0
         for batch in self._batches(self.triplets.held_out, _SCORED_AT_ONCE, epoch=-1):
@@ -224,7 +226,7 @@ class _Run:
         return round(right / rows, 4) if rows else None
 
     def _batches(self, places: Index, rows: int, epoch: int) -> Iterator[_Batch]:
-        """Batches in order; the next one is read while the last one is used."""
+        """Batches in order; the next one is read while the last one is in use."""
         parts = [places[i : i + rows] for i in range(0, len(places), rows)]
         with ThreadPoolExecutor(1) as pool:
             coming: list[Future[_Batch]] = []
@@ -281,18 +283,18 @@ class _Run:
             torch.save(whole, folder / _STATE)
 
     def forget(self) -> None:
-        """The run is done: its state goes."""
+        """Remove the run's state, because the run is done."""
         (self.folder / _STATE).unlink(missing_ok=True)
         if self.folder.is_dir():
             self.folder.rmdir()
 
 
 def match_loss(logits: torch.Tensor, rows: int) -> torch.Tensor:
-    """Binary cross-entropy of pairs that match and pairs that do not, both kinds with an equal say.
+    """Binary cross-entropy of matching and non-matching pairs; both kinds have equal weight.
 
     Args:
         logits: (3 · rows,), the matching pairs first.
-        rows: how many match.
+        rows: number of matching pairs.
     """
     yes = torch.nn.functional.softplus(-logits[:rows]).mean()
     no = torch.nn.functional.softplus(logits[rows:]).mean()

@@ -1,4 +1,4 @@
-"""Which pairs a cross-encoder is trained on: rows, and for each a picture and a caption that are not its own."""
+"""The training pairs of a cross-encoder: rows, and for each row a picture and a caption that are not its own."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Triplets:
 
     Attributes:
         dataset: the table.
-        offsets: (n,), where the rows stand in it.
+        offsets: (n,), offsets of the rows in the table.
         item: (n,), code of the item.
         text: (n,), code of the caption.
-        training: places to train on.
-        held_out: places to validate on; no item of theirs is trained on.
-        pictures: mined rows whose picture does not show a row's caption: see `Negatives`.
-        captions: mined rows whose caption does not tell a row's picture.
-        identity: digest of all that.
+        training: places of the training rows.
+        held_out: places of the validation rows, whose items are not among the training rows.
+        pictures: mined rows whose picture does not match a row's caption; see `Negatives`.
+        captions: mined rows whose caption does not match a row's picture.
+        identity: digest of all of these.
     """
 
     dataset: lance.LanceDataset
@@ -54,12 +54,15 @@ class Triplets:
         return float(np.mean(found)) if len(self.training) else 0.0
 
     def negatives_of(self, places: Index, epoch: int, seed: int) -> tuple[Index, Index]:
-        """For each place another one whose picture, and one whose caption, is not its own: mined, else by chance.
+        """For each place, a place with a wrong picture and one with a wrong caption: mined if any, else random.
 
         Args:
-            places: (m,).
-            epoch: each one draws anew.
-            seed: of the draw.
+            places: (m,), places of the rows.
+            epoch: number of the epoch, each of which draws anew; −1 for the held-out rows.
+            seed: seed of the draw.
+
+        Returns:
+            Places (m,) of the pictures, and places (m,) of the captions.
         """
         side = self.held_out if epoch < 0 else self.training
         rng = np.random.default_rng([seed, epoch + 1, int(places[0]) if len(places) else 0])
@@ -68,7 +71,7 @@ class Triplets:
         return picture, caption
 
     def _by_chance(self, places: Index, side: Index, rng: np.random.Generator) -> Index:
-        """Places of the same side with another item and another caption; the last try stands if none was."""
+        """Random places of the same side with another item and another caption; after 16 tries, the last draw."""
         found = rng.choice(side, len(places))
         for _ in range(_TRIES):
             same = (self.item[found] == self.item[places]) | (self.text[found] == self.text[places])
@@ -83,8 +86,8 @@ class Negatives:
     """Mined negatives of each place, ragged.
 
     Attributes:
-        places: (m,), those of one anchor together.
-        starts: (n + 1,), where each anchor's begin.
+        places: (m,), places of the negatives, grouped by anchor.
+        starts: (n + 1,), where each anchor's negatives begin.
     """
 
     places: Index
@@ -92,11 +95,11 @@ class Negatives:
 
     @property
     def counts(self) -> Index:
-        """How many each place has, (n,)."""
+        """Number of negatives of each place, (n,)."""
         return np.diff(self.starts)
 
     def draw(self, anchors: Index, rng: np.random.Generator) -> Index:
-        """One of each anchor's, −1 where it has none."""
+        """A random negative of each anchor, −1 if it has none."""
         counts = self.counts[anchors]
         at = self.starts[anchors] + (rng.random(len(anchors)) * counts).astype(np.int64)
         found = np.full(len(anchors), -1, np.int64)
@@ -107,20 +110,20 @@ class Negatives:
 def read_triplets(
     dataset: lance.LanceDataset, where: str | None, mined: Mined | None, held_out: float, seed: int, table: str
 ) -> Triplets:
-    """The rows of a table that have a picture and a caption, split by item, with what was mined for them.
+    """The rows of a table that have a picture and a caption, split by item, with their mined negatives.
 
-    A mined negative on the other side of the split is left out: training must not see what validates.
+    A mined negative on the other side of the split is dropped, because training must not see validation rows.
 
     Args:
         dataset: the table.
         where: SQL filter of the rows.
-        mined: negatives, None for random ones alone.
-        held_out: share of the items that validate.
-        seed: of the split.
-        table: for messages.
+        mined: the mined negatives; None uses only random ones.
+        held_out: share of the items that validate, 0 to 1.
+        seed: seed of the split.
+        table: name of the table, for messages.
 
     Raises:
-        ValueError: fewer than four items have both, or the negatives are of another table's rows.
+        ValueError: fewer than four items have a picture and a caption, or the negatives belong to another table's rows.
     """
     condition = f"{CAPTION} IS NOT NULL AND {IMAGE_URI} IS NOT NULL" + (f" AND ({where})" if where else "")
     rows = dataset.scanner(columns=[OFFSET, ITEM_ID, CAPTION], filter=condition).to_table()
@@ -156,7 +159,7 @@ def read_triplets(
 def _mined(
     mined: Mined | None, dataset: lance.LanceDataset, offsets: Index, is_held_out: NDArray[np.bool_]
 ) -> tuple[Negatives, Negatives]:
-    """Mined pictures and mined captions of each place."""
+    """The mined pictures and the mined captions of each place."""
     if mined is None:
         none = Negatives(np.zeros(0, np.int64), np.zeros(len(offsets) + 1, np.int64))
         return none, none

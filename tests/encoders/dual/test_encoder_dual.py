@@ -72,9 +72,9 @@ def test_the_backbone_keeps_its_pretrained_weights(tmp_path: Path) -> None:
 
 def test_a_tower_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     bert, vit = str(tiny_models.tiny_bert(tmp_path / "b")), str(tiny_models.tiny_vit(tmp_path / "v"))
-    with pytest.raises(ValueError, match="bert is no vision model"):
+    with pytest.raises(ValueError, match="bert is not a vision model"):
         DualTower.from_backbones(bert, bert)
-    with pytest.raises(ValueError, match="vit is no text model"):
+    with pytest.raises(ValueError, match="vit is not a text model"):
         DualTower.from_backbones(vit, vit)
 
 

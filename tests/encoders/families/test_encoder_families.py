@@ -182,5 +182,5 @@ def test_unknown_encoders_are_told_apart_from_missing_ones() -> None:
 
 def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mystery", "auto_map": {"AutoModel": "m.M"}}')
-    with pytest.raises(ValueError, match="brings its own code"):
+    with pytest.raises(ValueError, match="needs code from its own directory"):
         describe(str(tmp_path))

@@ -93,7 +93,7 @@ def test_an_augmented_picture_has_the_shape_that_the_tower_takes() -> None:
 
 def test_a_picture_that_would_grow_too_large_is_refused() -> None:
     transform = ImageTransform(kind="resize", size=(400, 400), resample="bilinear")
-    with pytest.raises(ImageError, match="over the limit of 1000"):
+    with pytest.raises(ImageError, match="exceed the limit of 1000"):
         prepare_image(ramp(), transform, max_pixels=1000)
     buffer = io.BytesIO()
     ramp().save(buffer, "PNG")

@@ -189,7 +189,7 @@ def test_a_batch_larger_than_the_bank_leaves_its_last_pairs() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nce", "not known"),
+        ("nce", "unknown"),
         ("top_k", "needs k"),
         ("top_k:k=x", "not a int"),
         ("top_k:m=3", "takes weight, k"),

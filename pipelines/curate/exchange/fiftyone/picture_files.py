@@ -1,4 +1,4 @@
-"""Where FiftyOne finds the picture of a row: in its own file, or in a copy within the dataset."""
+"""The file in which FiftyOne finds the picture of a row: the picture's own file, or a copy within the dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.curate.exchange.folder import OutputFolder
 from pipelines.sources.locate import file_of, read_images
 from pipelines.store.storage import Storage, absolute, is_remote
 
-# FiftyOne has no sample without a file: this one stands where there is no picture.
+# FiftyOne has no sample without a file: this file replaces missing pictures.
 PLACEHOLDER = "data/no_picture.png"
 _HEAD_BYTES = 64
 _AT_ONCE = 32
@@ -32,20 +32,20 @@ _SUFFIXES = {
 
 
 def own_files(uris: Sequence[str | None]) -> list[str | None]:
-    """The file of each picture; None where there is none, or where it is no picture.
+    """The file of each picture; None if a row has none, or if the file is not a picture.
 
     Args:
-        uris: the rows' `image_uri`.
+        uris: the `image_uri` of the rows.
 
     Raises:
-        ValueError: a picture lies in a store, or inside another file, where FiftyOne cannot open it.
+        ValueError: a picture is in a store or inside another file, where FiftyOne cannot open it.
     """
     return [_own_file(uri) if uri else None for uri in uris]
 
 
 def _own_file(uri: str) -> str | None:
     if is_remote(uri) or file_of(uri) != uri:
-        raise ValueError(f"picture {uri}: is no file of its own on this machine; FiftyOne needs --pictures")
+        raise ValueError(f"picture {uri}: is not a separate file on this machine; copy the pictures with --pictures")
     if "://" in uri:
         return None
     path = absolute(uri)
@@ -57,12 +57,12 @@ def _own_file(uri: str) -> str | None:
 
 
 def copies(uris: Sequence[str | None], folder: OutputFolder, storage: Storage) -> tuple[list[str | None], int]:
-    """Copy pictures into the dataset: the path of each within it, and how many files that were.
+    """Copy pictures into the dataset; returns the path of each within it, and the number of files.
 
-    Rows that share a picture share its file. None stands where there is no picture or it could not be read.
+    Rows that share a picture share its file. The path is None if a row has no picture or it could not be read.
 
     Args:
-        uris: the rows' `image_uri`.
+        uris: the `image_uri` of the rows.
         folder: the dataset.
         storage: how to reach the corpus.
     """
@@ -71,7 +71,7 @@ def copies(uris: Sequence[str | None], folder: OutputFolder, storage: Storage) -
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
-            # What is no picture stays where it is: a table's rows may name any file of this machine.
+            # Copy only pictures: a table's rows may name any file of this machine.
             read = {
                 _copy_name(uri, kind): (uri, data)
                 for uri, data in zip(some, read_images(some, storage), strict=True)
@@ -83,13 +83,13 @@ def copies(uris: Sequence[str | None], folder: OutputFolder, storage: Storage) -
 
 
 def _copy_name(uri: str, kind: str) -> str:
-    """The path of a copy within the dataset; a folder holds a 256th of them."""
+    """The path of a copy within the dataset; the copies are spread over 256 folders."""
     digest = hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
     return f"data/{digest[:2]}/{digest}.{_SUFFIXES[kind]}"
 
 
 def placeholder() -> bytes:
-    """A small grey picture."""
+    """A small grey picture, as PNG."""
     data = io.BytesIO()
     Image.new("L", (64, 64), 128).save(data, "PNG")
     return data.getvalue()

@@ -1,4 +1,4 @@
-"""Rows as samples of FiftyOne, written as they come."""
+"""Writes rows as samples of FiftyOne, one by one."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _INT64 = 1 << 63
 
 @dataclass(kw_only=True)
 class Written:
-    """What was written.
+    """The results of writing samples.
 
     Attributes:
-        rows: samples.
-        files: all files.
-        missing: rows whose picture could not be read.
-        renamed: column → field, where FiftyOne has another use for the column's name.
+        rows: number of samples.
+        files: number of all files.
+        missing: number of rows whose picture could not be read.
+        renamed: column → field, for columns whose name FiftyOne uses for something else.
         left_out: columns for which FiftyOne has no field.
     """
 
@@ -60,19 +60,19 @@ def write_dataset(
     info: dict[str, Any],
     pictures: Storage | None,
 ) -> Written:
-    """Write rows as a dataset that is there as a whole or not at all.
+    """Write rows as a dataset that appears only when it is complete.
 
     Args:
         parts: the rows, at least one part, which may be empty.
-        folder: an empty one.
-        name: of the dataset.
-        vectors: columns of vectors; a row may lack them.
+        folder: an empty folder.
+        name: name of the dataset.
+        vectors: vector columns; a row may lack their vectors.
         info: what FiftyOne shows as the dataset's info.
-        pictures: how to reach the corpus, whose pictures are copied; None names the files where they are.
+        pictures: how to reach the corpus, whose pictures are copied; None refers to the files where they are.
 
     Raises:
-        ValueError: a picture is no file of its own and is not to be copied; an integer is too large.
-        OSError: a store fails.
+        ValueError: a picture is not a separate file and is not to be copied, or an integer is too large.
+        OSError: a store cannot be read or written.
     """
     done = Written()
     fields: list[Field] = []
@@ -95,7 +95,7 @@ def write_dataset(
         if bare:
             folder.write(PLACEHOLDER, placeholder())
             done.files += 1
-        # Before the samples have their name: without this file FiftyOne takes them for those of its older format.
+        # Write this before the samples get their name: without it, FiftyOne takes them for its older format.
         done.renamed = {it.column: it.name for it in fields if it.name != it.column}
         folder.write(METADATA, document(name, fields, info))
     return done
@@ -104,15 +104,15 @@ def write_dataset(
 def _samples(
     part: pa.Table, fields: Sequence[Field], uris: Sequence[str | None], paths: Sequence[str | None]
 ) -> Iterator[dict[str, Any]]:
-    """Documents of a part's rows, in MongoDB's extended JSON."""
+    """The documents of a part's rows, in MongoDB's extended JSON."""
     values = {it.name: _values(it, part[it.column]) for it in fields}
     for n, (row_id, uri, path) in enumerate(zip(part[ROW_ID].to_pylist(), uris, paths, strict=True)):
         digest = hashlib.blake2b(row_id.encode(), digest_size=12).digest()
         missing = PICTURE_MISSING if uri else NO_PICTURE
         yield {
-            # Of the row alone: a second export gives the same samples.
+            # It depends only on the row, so a second export gives the same samples.
             "_id": {"$oid": digest.hex()},
-            # FiftyOne shuffles by it, and draws it from this range.
+            # FiftyOne shuffles by this value, and draws it from this range.
             "_rand": 0.999 + 0.001 * int.from_bytes(digest[:4], "big") / (1 << 32),
             "_media_type": "image",
             "filepath": path or PLACEHOLDER,
@@ -123,18 +123,18 @@ def _samples(
 
 
 def _values(it: Field, column: pa.ChunkedArray) -> list[Any]:
-    """A column's values as they stand in a document."""
+    """A column's values as they appear in a document."""
     if it.ftype == "VectorField":
         rows = iter(matrix(column.drop_null()))
         return [_binary(next(rows)) if there else None for there in column.is_valid().to_pylist()]
     if pa.types.is_timestamp(column.type):
-        # What MongoDB keeps; Python's own have no nanoseconds.
+        # MongoDB keeps milliseconds, and Python's own datetimes have no nanoseconds.
         column = column.cast(pa.timestamp("ms", column.type.tz), safe=False)
     return [_extended(value, it.column) for value in column.to_pylist()]
 
 
 def _binary(vector: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """A vector as FiftyOne's vector fields hold it: NumPy's own format, compressed."""
+    """A vector in the format of FiftyOne's vector fields: NumPy's own format, compressed."""
     buffer = io.BytesIO()
     np.save(buffer, vector, allow_pickle=False)
     return {"$binary": {"base64": b64encode(zlib.compress(buffer.getvalue(), 1)).decode(), "subType": "00"}}
@@ -152,8 +152,7 @@ def _extended(value: Any, column: str) -> Any:
         case int():
             if not -_INT64 <= value < _INT64:
                 raise ValueError(
-                    f"column {column}: {value} is more than FiftyOne's integers of 64 bits hold; leave its rows out "
-                    "(--where)"
+                    f"column {column}: {value} exceeds FiftyOne's integers of 64 bits; exclude its rows with --where"
                 )
             return value
         case float() | Decimal():
@@ -177,6 +176,6 @@ _NOT_FINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
 def _milliseconds(value: date) -> int:
-    """Since 1970, as MongoDB counts; a date is its midnight, and what has no zone is in UTC."""
+    """Milliseconds since 1970, as in MongoDB; a date counts as its midnight, and a time without a zone as UTC."""
     moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)

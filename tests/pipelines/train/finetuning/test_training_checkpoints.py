@@ -48,7 +48,7 @@ def test_a_write_that_breaks_off_leaves_the_former_checkpoint(how: str, tmp_path
     )
     if how == "full":
         assert f"{folder.uri}/latest.pt: cannot be written (File too large)" in done.stderr
-        assert "the former checkpoint is still valid" in done.stderr
+        assert "the previous checkpoint is still valid" in done.stderr
         assert [p.name for p in (tmp_path / "run").iterdir()] == ["latest.pt"]
     else:
         assert done.returncode < 0, "it was to die in the middle"
@@ -102,7 +102,7 @@ def test_a_run_is_taken_up_only_by_its_own_config(kind: str, tmp_path: Path, req
     folder.save("latest.pt", {"step": 1})
     assert claim_run(folder, {**config, "train": dict(reversed(config["train"].items()))})  # type: ignore[attr-defined]
     other = {**config, "train": {**config["train"], "rate": 2.0, "new": True}, "teacher": "big"}  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="begun with another config") as caught:
+    with pytest.raises(ValueError, match="started with another config") as caught:
         claim_run(folder, other)
     said = str(caught.value)
     for part in ("train.rate: 1.0 then, 2.0 now", "train.new: None then, True now", "teacher: None then, 'big' now"):

@@ -170,7 +170,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(tmp_path: Pat
     )
     root = str(Path(__file__).resolve().parents[4])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root)
-    assert "the former checkpoint is still valid" in done.stderr
+    assert "the previous checkpoint is still valid" in done.stderr
     assert folder.load("latest.pt") == {"step": 1}
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["latest.pt"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096

@@ -158,7 +158,7 @@ def lance_versions(ref: TableRef) -> list[Path]:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"negatives": 0}, "negatives 0: at least 1"),
+        ({"negatives": 0}, "negatives 0: give at least 1"),
         ({"margin": 1.5}, "margin 1.5"),
         ({"version": 1, "tag": "a"}, "give one of the two"),
         ({"directions": ()}, "no direction"),

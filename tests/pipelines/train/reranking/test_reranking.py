@@ -253,7 +253,7 @@ def test_a_training_may_do_without_held_out_rows_but_not_without_pictures(folder
     corpus = write_planted(tmp_path / "c.parquet", 1)
     embed(EmbedConfig(corpus=str(corpus), table=str(moved), encoder="fake", columns={"key": "id"}, engine="process"))
     corpus.unlink()
-    with pytest.raises(ValueError, match=r"not one picture of \d+ rows could be read"):
+    with pytest.raises(ValueError, match=r"none of the pictures of \d+ rows could be read"):
         train(folder, tmp_path / "none", table=str(moved), epochs=1)
     assert not (tmp_path / "none").exists()
 
