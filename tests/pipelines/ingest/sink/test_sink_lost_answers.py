@@ -83,5 +83,5 @@ def test_a_version_that_is_listed_and_not_given_does_not_pass_for_a_missing_tabl
     store.begin("not_found", method="GET", path=f"/{table.name}.lance/_versions/", times=2)
     assert open_dataset(table, missing_ok=True) is not None
     store.begin("not_found", method="GET", path=f"/{table.name}.lance/_versions/", times=200)
-    with pytest.raises(FileNotFoundError, match="lists this table and does not give it"):
+    with pytest.raises(FileNotFoundError, match="lists this table but does not serve it"):
         open_dataset(table, missing_ok=True)
