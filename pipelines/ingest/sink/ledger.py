@@ -161,7 +161,7 @@ class Ledger:
         self._recorded_version = self.version
 
     def _rebuild(self, dataset: lance.LanceDataset) -> Change:
-        """Coverage rebuilt from the rows: slower than the ledger, as exact except for which record is a shard's last."""
+        """Coverage rebuilt from the rows: slower than the ledger, and as exact except for `last`."""
         rejects = open_dataset(self._table.sibling("rejects"), missing_ok=True)
         found = retry(lambda: _settled(dataset, rejected=False), self._table.uri)
         if rejects is not None:
