@@ -122,7 +122,7 @@ def test_a_draw_is_as_large_as_asked_and_the_seed_decides_it(tmp_path: Path) -> 
 
 def test_a_set_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
     write_emoji(tmp_path / "cache", count=0)
-    with pytest.raises(ValueError, match="no picture was left"):
+    with pytest.raises(ValueError, match="no usable picture"):
         build("emoji-google", tmp_path / "out", cache=tmp_path / "cache")
     assert not list((tmp_path / "out").iterdir())
 

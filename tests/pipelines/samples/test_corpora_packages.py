@@ -85,7 +85,7 @@ def test_a_tarball_cut_short_is_named(tmp_path: Path) -> None:
         tar.add(tmp_path / "file", "package/other")
     assert read_package(whole, "package/file".__eq__) == {"package/file": (tmp_path / "file").read_bytes()}
     whole.write_bytes(whole.read_bytes()[:200])
-    with pytest.raises(FetchError, match=r"p\.tgz: is no whole package .*delete it"):
+    with pytest.raises(FetchError, match=r"p\.tgz: not a complete package .*delete it"):
         read_package(whole, lambda name: True)
 
 

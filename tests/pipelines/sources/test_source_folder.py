@@ -125,7 +125,7 @@ def test_parquet_beside_tars_is_ambiguous_unless_it_only_describes_them(tmp_path
     touch(tmp_path / "00000_stats.json", b"{}")
     assert column(read(tmp_path), "@captions") == [["text 1"]]
     pq.write_table(pa.table({"caption": ["other"]}), tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match=r"2 Parquet files and 1 tars; say which by --format"):
+    with pytest.raises(ValueError, match=r"2 Parquet files and 1 tars; choose with --format"):
         opened(tmp_path)
 
 
