@@ -128,7 +128,7 @@ def _check_stems(corpus: str, pictures: list[FileInfo]) -> None:
 
 
 def _picture_shard(picture: FileInfo, text: FileInfo | None) -> CorpusShard:
-    """A picture's shard. Its version ends with the suffix of its text (`.txt`, `.TXT`), so that a worker can find it."""
+    """A picture's shard. Its version ends with its text's suffix (`.txt`, `.TXT`): so a worker finds the text."""
     if text is None:
         return _shard(picture, picture.version, _PICTURE_ALONE)
     suffix = posixpath.splitext(text.name)[1]

@@ -213,10 +213,10 @@ def test_what_cannot_be_fused_is_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = list(unit(rng.normal(size=(6, 16))))
     apart = write_table(tmp_path / "db" / "a", vectors, vectors, items=["i"] * 6, encoder=card(16, spaces=("x", "y")))
-    with pytest.raises(ValueError, match=r"16-d.*lie in different spaces, and their sum means nothing; fuse rankings"):
+    with pytest.raises(ValueError, match=r"16-d.*lie in different spaces and cannot be added; fuse rankings"):
         fuse_table(apart)
     table = write_table(tmp_path / "db" / "t", vectors, vectors, items=["i"] * 6)
-    with pytest.raises(ValueError, match="image_weight 1: above 0 and below 1"):
+    with pytest.raises(ValueError, match="image_weight 1: give a number above 0 and below 1"):
         fuse_table(table, image_weight=1)
     lease = Lease.acquire(table)
     try:

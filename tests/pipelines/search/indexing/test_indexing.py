@@ -289,7 +289,7 @@ def test_an_index_below_its_target_is_not_published(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(build, "candidate_lines", lambda plan: [[candidate(1, 1)]])
     message = (
         r"reaches recall@10 0\.\d+ at most \(nprobes 1, refine 1; .* ms\), not 0.99; it is not published, "
-        r"and search stays exact, which reaches it at .* ms a query; ask for --target-recall 0\.\d\d to have an index"
+        r"and search stays exact, which reaches it at .* ms per query; use --target-recall 0\.\d\d to get an index"
     )
     with pytest.raises(RecallError, match=message):
         build_vector_index(table, "image_vector", 0.99, 1 << 20)
