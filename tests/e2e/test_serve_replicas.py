@@ -204,7 +204,7 @@ def wait_for(met: Any, what: str) -> None:
 def test_a_second_server_of_one_cluster_is_refused(server: str, folder: Path) -> None:
     """Serve would let it replace the first, or quietly listen where the first does."""
     for options, message in (
-        (["--port", "1"], "Ray Serve listens at 127.0.0.1:"),
+        (["--port", "1"], "Ray Serve already listens at 127.0.0.1:"),
         (["--port", str(urlsplit(server).port)], "serves an application 'isthmus' already"),
     ):
         done = subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=90, check=False)
