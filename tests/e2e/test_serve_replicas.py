@@ -205,7 +205,7 @@ def test_a_second_server_of_one_cluster_is_refused(server: str, folder: Path) ->
     """Serve would let it replace the first, or quietly listen where the first does."""
     for options, message in (
         (["--port", "1"], "Ray Serve already listens at 127.0.0.1:"),
-        (["--port", str(urlsplit(server).port)], "serves an application 'isthmus' already"),
+        (["--port", str(urlsplit(server).port)], "already serves an application 'isthmus'"),
     ):
         done = subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode == 1
