@@ -70,7 +70,7 @@ class TarReader:
         try:
             with tarfile.open(fileobj=handle, mode="r|*" if self._is_compressed() else "r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # otherwise every header stays in memory
+                    tar.members.clear()  # type: ignore[attr-defined]  # otherwise every header stays in memory
                     key, suffix = split_name(member.name)
                     if not member.isfile() or posixpath.basename(key) == "":
                         continue
