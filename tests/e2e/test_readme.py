@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README does what it says, in a folder such as its reader has."""
+"""Every command and snippet of the README works as described, in a folder like its reader's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
 def assert_serves(command: str, folder: Path, environment: dict[str, str]) -> None:
-    """The command says where it serves, and ends when it is interrupted."""
+    """Check that the command prints its address, and ends when it is interrupted."""
     process = subprocess.Popen(
         ["/bin/sh", "-c", f"exec {command}"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -36,7 +36,7 @@ SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the reader has before the first command; the commands run in it one after the other, as they stand there."""
+    """The reader's files before the first command. The commands run in this folder one after the other, unchanged."""
     folder = tmp_path_factory.mktemp("reader")
     items = pairs(130)
     table = pa.table(

@@ -1,4 +1,4 @@
-"""Real corpora hold every kind of picture. One decoded wrong poisons a vector; one that raises costs a batch."""
+"""Real corpora hold every kind of picture. A wrong decode corrupts a vector; an unexpected exception costs a batch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_odd_format_has_the_right_colours(kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_stand_upright(orientation: int) -> None:
-    """A phone writes pictures lying down and says so in EXIF; a model was trained on upright ones."""
+    """Phones store pictures rotated and record that in EXIF; models were trained on upright pictures."""
     upright = np.zeros((60, 100, 3), np.uint8)
     upright[:30, :50] = (250, 0, 0)
     upright[30:, 50:] = (0, 0, 250)
@@ -110,7 +110,7 @@ def test_the_pixel_limit_is_the_callers() -> None:
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
-    """The file has no pixel data at all: had it been decoded, it would be called truncated."""
+    """The file has no pixel data at all; if it were decoded, it would be called truncated."""
     with pytest.raises(ImageError, match="60000 x 60000 pixels are over the limit"):
         open_image(BROKEN["a bomb"][1](0))
 

@@ -1,4 +1,4 @@
-"""The demo's corpus is real pictures with their names in two languages, and says whose they are."""
+"""The demo's corpus has real pictures with names in two languages, and names their authors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of pictures: no picture may be lost for its name, and listing must not take minutes."""
+"""A folder of pictures: no picture may be lost because of its name, and listing must not take minutes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_camera_names_its_pictures_with_an_underscore(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_and_a_broken_one_is_not_lost(tmp_path: Path) -> None:
-    """Data sets are often folders of links; fsspec's listing leaves them all out."""
+    """Data sets are often folders of links, which fsspec's listing leaves out."""
     touch(tmp_path / "store" / "x.jpg", b"x")
     corpus = tmp_path / "c"
     corpus.mkdir()

@@ -1,4 +1,4 @@
-"""Lists of pictures: a cell changed by a guess of its type, or a line that costs its file, would be silent harm."""
+"""Lists of pictures: a cell changed by a wrong type guess, or a line that costs its file, would be silent harm."""
 
 from __future__ import annotations
 

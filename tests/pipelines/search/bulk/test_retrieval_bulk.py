@@ -1,4 +1,4 @@
-"""Many queries at once give what each gives alone; a run that dies goes on; what does not fit is refused."""
+"""Many queries at once give the same results as single ones; an interrupted run resumes; a mismatch is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API over tables answers what search answers, and gives nothing else away, whatever it is sent."""
+"""The API answers as search does, and reveals nothing else, whatever it is sent."""
 
 from __future__ import annotations
 
