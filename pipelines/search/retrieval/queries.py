@@ -99,11 +99,11 @@ class Query:
         terms = (*own, *self.terms)
         _check_terms(terms)
         if self.k < 1:
-            raise ValueError(f"search: k {self.k}: at least 1")
+            raise ValueError(f"search: k {self.k}: give at least 1")
         if self.skip < 0:
-            raise ValueError(f"search: skip {self.skip}: at least 0")
+            raise ValueError(f"search: skip {self.skip}: give at least 0")
         if self.fusion_weights is not None and not all(0 < w < math.inf for w in self.fusion_weights):
-            raise ValueError(f"search: fusion_weights {list(self.fusion_weights)}: numbers above 0")
+            raise ValueError(f"search: fusion_weights {list(self.fusion_weights)}: give numbers above 0")
         if not 0 <= self.diversity <= 1:
             raise ValueError(f"search: diversity {self.diversity}: between 0 (the best) and 1 (the most varied)")
         if self.rerank is not None and (len(terms) != 1 or terms[0].kind not in ("words", "image")):
@@ -114,7 +114,7 @@ class Query:
         if self.rerank is not None and self.diversity:
             raise ValueError("search: rerank and diversity are two orders of the same rows; ask for one")
         if self.rerank_depth < 1:
-            raise ValueError(f"search: rerank_depth {self.rerank_depth}: at least 1")
+            raise ValueError(f"search: rerank_depth {self.rerank_depth}: give at least 1")
         if self.full_text and any(term.kind != "words" or term.weight <= 0 for term in terms):
             raise ValueError("search: full text takes words alone; leave the other terms out, or ask for hybrid")
         if self.hybrid and not self.asked_words():
@@ -133,7 +133,7 @@ class Query:
 def _check_terms(terms: tuple[Term, ...]) -> None:
     for term in terms:
         if not math.isfinite(term.weight) or term.weight == 0:
-            raise ValueError(f"search: weight {term.weight} of {term.kind}: a number other than 0")
+            raise ValueError(f"search: weight {term.weight} of {term.kind}: give a number other than 0")
         if term.vector is not None:
             numbers = np.asarray(term.vector, np.float64)
             if not (np.isfinite(numbers).all() and numbers.any()):

@@ -202,7 +202,7 @@ REFUSED = {
     "hybrid needs words": {"like": "seen-1", "hybrid": True},
     "diversity 1.5": {"words": "a", "diversity": 1.5},
     "skip -1": {"words": "a", "skip": -1},
-    r"fusion_weights \[1, 0\]: numbers above 0": {"words": "a", "hybrid": True, "fusion_weights": (1, 0)},
+    r"fusion_weights \[1, 0\]: give numbers above 0": {"words": "a", "hybrid": True, "fusion_weights": (1, 0)},
     r"fusion_weights \[1, 2\]: 1 ranking\(s\) to weigh": {"words": "a", "fusion_weights": (1, 2)},
     r"fusion_weights \[1\]: 2 ranking": {"words": "a", "hybrid": True, "fusion_weights": (1,)},
     "no row with row_id 'nope'": {"words": "a", "terms": (Term(like="nope", weight=-1.0),)},
