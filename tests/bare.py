@@ -1,4 +1,4 @@
-"""A Python in which only some packages and what they require can be imported, as on a machine that has nothing else."""
+"""A Python environment that can import only some packages and their requirements, as on a bare machine."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.m
 
 
 def bare_environment(folder: Path, root: Path, packages: tuple[str, ...], own: tuple[str, ...]) -> dict[str, str]:
-    """Environment variables under which Python, started in `root`, finds no more than that.
+    """Environment variables under which Python, started in `root`, can import nothing else.
 
     Args:
-        folder: for a `sitecustomize.py`, which every process that is started obeys.
-        root: of the checkout.
-        packages: distributions that are there, with all that they require.
+        folder: gets a `sitecustomize.py`, which every new process loads.
+        root: root of the checkout.
+        packages: distributions that are available, with all of their requirements.
         own: packages of the checkout.
     """
     closure = _with_requirements(packages)
     found = metadata.packages_distributions()
     allowed = {name for name, owners in found.items() if closure & {canonicalize_name(owner) for owner in owners}}
-    # Modules that are no top-level package of any record.
+    # Modules that are not a top-level package in any distribution's record.
     allowed |= {"sitecustomize", *own} - {"", "tests"}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_SITE.format(allowed=allowed))
@@ -59,7 +59,7 @@ def _with_requirements(packages: tuple[str, ...]) -> set[str]:
             continue
         try:
             required = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # Wanted on another platform, or by another Python.
+        except metadata.PackageNotFoundError:  # Needed only on another platform or Python version.
             continue
         closure.add(name)
         for requirement in map(Requirement, required):

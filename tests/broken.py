@@ -1,4 +1,4 @@
-"""Pictures broken in the ways in which those of real corpora are, each with the reason that its reject must have."""
+"""Pictures that are broken in the ways seen in real corpora, each with the expected reject reason."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _flipped_png(seed: int) -> bytes:
 
 
 def _zeroed_jpeg(seed: int) -> bytes:
-    """The tables gone, the end still there."""
+    """A JPEG without its tables but with its end mark."""
     data = picture(seed)
     return data[:4] + bytes(len(data) - 6) + data[-2:]
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# CI installs one; a machine without a browser runs all other tests.
+# CI installs a browser; a machine without one runs all other tests.
 NEEDS_BROWSER = "ISTHMUS_TEST_BROWSER" in os.environ
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 @contextmanager
 def browser_page() -> Iterator[Page]:
-    """A browser's empty page, on which any error is one of the test."""
+    """An empty browser page; any error on it fails the test."""
     if CHROMIUM is None:
         assert not NEEDS_BROWSER, "no chromium on this machine"
         pytest.skip("needs chromium")

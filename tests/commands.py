@@ -1,4 +1,4 @@
-"""`isthmus` from a test: in this process, or in one of its own."""
+"""Runs `isthmus` from a test, in this process or in a separate one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _WORKERS = ("ray::MapWorker", "ray::Read", "ray::Map", "ray::stage", "ray::IDLE"
 def isthmus(
     *arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in this process, and return its exit code and what it wrote to both standard streams.
+    """Run a command in this process; return its exit code and its output on both standard streams.
 
-    Imports cost a process of its own seconds; `isthmus_process` is for tests of what only a process shows.
+    A separate process would spend seconds on imports. `isthmus_process` is for behaviour that only a separate process
+    shows.
 
     Args:
-        arguments: after `isthmus`.
+        arguments: arguments after `isthmus`.
         cwd: the folder to run in.
-        environment: more variables.
+        environment: additional environment variables.
     """
     from jobs.cli import app
 
@@ -47,12 +48,12 @@ def isthmus(
             returned = end.code
         finally:
             app.config = ()
-            # The next command would log to a stream that is closed.
+            # The next command would log to a closed stream.
             logging.getLogger().handlers.clear()
             sys.stdout.flush()
             sys.stderr.flush()
             if _has_ray() and not had_ray:
-                # A later test's Ray has other resources.
+                # A later test's Ray needs other resources.
                 sys.modules["ray"].shutdown()
             said = [stream.read_text(encoding="utf-8") for stream in streams]
     return subprocess.CompletedProcess(arguments, int(returned or 0), *said)
@@ -64,7 +65,7 @@ def _has_ray() -> bool:
 
 @contextmanager
 def _streams() -> Iterator[tuple[Path, Path]]:
-    """Files that take what this process, its libraries and its children write to standard output and error."""
+    """Files that receive what this process, its libraries and its children write to standard output and error."""
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, "stdout"), Path(folder, "stderr")
         kept = [os.dup(1), os.dup(2)]
@@ -87,9 +88,9 @@ def _streams() -> Iterator[tuple[Path, Path]]:
 def isthmus_process(
     *arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`isthmus`, in a process of its own, as a script calls it.
+    """Run `isthmus` in a separate process, as a script does.
 
-    The command starts a Ray of its own, unless a test uses `shared_ray`.
+    The command starts its own Ray, unless a test uses `shared_ray`.
     """
     command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
     variables = {"RAY_ADDRESS": "local"} | os.environ | (environment or {})
@@ -98,7 +99,7 @@ def isthmus_process(
 
 @dataclass(frozen=True)
 class Watched:
-    """What a command printed, and the peaks of private memory, in bytes, of the driver and of the largest worker."""
+    """What a command printed, and the peak private memory, in bytes, of the driver and of the largest worker."""
 
     stdout: str
     driver_bytes: int
@@ -106,7 +107,7 @@ class Watched:
 
 
 def watched(*arguments: object) -> Watched:
-    """`isthmus` on a Ray of its own, its memory looked at all the time; it must succeed."""
+    """Run `isthmus` on a Ray of its own and sample its memory all the time; it must succeed."""
     command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
     environment = os.environ | {"RAY_ADDRESS": "local"}
     driver, workers = 0, 0

@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Two pytest processes share the cores: threads that wait by spinning, and Ray's workers, which give way to everything
-# else, would make them wait for each other.
+# Two pytest processes share the cores. Threads that spin, and Ray's workers, which have low priority, would make the
+# two wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Graphs that another test kept would hide what this one is about.
+# Graphs kept by an earlier test would hide what this test checks.
 os.environ["ISTHMUS_CACHE"] = ""
-# A training run of a tenth of a second should not wait for Ray Train's two-second poll, nor start what watches for
-# the end of spot instances.
+# A training run of a tenth of a second should neither wait for Ray Train's two-second poll nor start its watcher for
+# spot instances.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
@@ -34,7 +34,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Ray with 4 logical CPUs (two would starve actors and tasks of each other)."""
+    """Ray with 4 logical CPUs (with two, actors and tasks would starve each other)."""
     import ray
 
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
@@ -44,7 +44,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=[pytest.param("ray", marks=pytest.mark.slow), "process"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The module runs twice: jobs with the options `on_engine()` run on Ray, then in processes."""
+    """Runs the module twice: jobs with the options `on_engine()` run on Ray, then in worker processes."""
     from engines import turn_of
 
     if request.param == "ray":

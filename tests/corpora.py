@@ -1,4 +1,4 @@
-"""Small corpora that tests make: the same pictures and captions as Parquet, WebDataset tars and a folder."""
+"""Small corpora for tests: the same pictures and captions as Parquet, WebDataset tars and a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options by which a test's jobs run on one engine or the other; see the fixture `engine`."""
+"""Options that run a test's jobs on one engine or the other; see the fixture `engine`."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def turn_of(engine: str) -> Iterator[None]:
 
 
 def on_engine() -> dict[str, Any]:
-    """Options of a job, for the engine whose turn it is."""
+    """Options of a job for the current engine."""
     return OPTIONS[_turns[-1]]

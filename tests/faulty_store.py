@@ -1,6 +1,6 @@
-"""A store as it is: an HTTP proxy in front of an S3 server that throttles, stalls, resets, cuts short and refuses.
+"""A faulty store: an HTTP proxy in front of an S3 server that throttles, stalls, resets, cuts short and refuses.
 
-It hands on the Host header that the client signed, so that the server behind it verifies the signatures.
+It forwards the Host header that the client signed, so that the server behind it can verify the signatures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-# What a client may try again, and so what a job has to live with.
+# The faults that a client may retry, and that a job must therefore survive.
 TRANSIENT = (
     "slow_down", "internal_error", "stall", "reset_before", "reset_after", "reset_in_body", "short_body", "not_found",
 )  # fmt: skip
@@ -35,12 +35,12 @@ _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length
 
 
 class FaultyStore:
-    """What the proxy does to requests: the chance of each kind of fault, and how many of each it made.
+    """What the proxy does to requests: the chance of each kind of fault, and the number of faults so far.
 
     Attributes:
-        rates: chance per request of each kind that can happen to the request; the tests change it as they go.
-        faults: how many of each kind were made.
-        requests: how many requests came in, by method.
+        rates: chance per request of each kind of fault that can happen to it; tests change the rates as they go.
+        faults: number of faults of each kind.
+        requests: number of requests, by method.
     """
 
     def __init__(self, upstream: str, rates: dict[str, float], seed: int) -> None:
@@ -59,15 +59,15 @@ class FaultyStore:
         return f"{sum(self.requests.values())} requests, {dict(self.faults)}"
 
     def begin(self, kind: str, *, after: int = 0, path: str = "/", method: str = "", times: int | None = None) -> None:
-        """Each request of the method, with `path` in its path, gets this fault, once `after` of them were served.
+        """Inject this fault into each request of the method with `path` in its path, after `after` of them succeeded.
 
-        With `times` that many of them, else whatever request comes from then on.
+        With `times` only that many requests fail, else all of them from then on.
         """
         with self._lock:
             self._rule = _Rule(kind, after, path, method, times)
 
     def choose(self, method: str, path: str) -> str | None:
-        """The fault of a request, None for none."""
+        """The fault of a request; None for none."""
         with self._lock:
             self.requests[method] += 1
             if self._rule is not None and (kind := self._rule.choose(method, path)):
@@ -82,7 +82,7 @@ class FaultyStore:
 
 @dataclass
 class _Rule:
-    """Faults that a test asked for, rather than chance."""
+    """The faults that a test asked for, as opposed to random ones."""
 
     kind: str
     after: int
@@ -189,13 +189,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, code, [("Content-Type", "application/xml")], data, len(data))
 
     def _reset(self) -> None:
-        """End the connection with an RST, what was not sent is lost."""
+        """End the connection with an RST; unsent data is lost."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
 
     def log_message(self, *args: object) -> None:
-        """The counts say it better."""
+        """Silent: the counts are more useful."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -203,12 +203,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that went away, and connections that were reset, are what this is about."""
+        """Silent: clients that went away and reset connections are expected."""
 
 
 @contextmanager
 def faulty(upstream: str, rates: dict[str, float] | None = None, *, seed: int = 0) -> Iterator[FaultyStore]:
-    """A proxy in front of the S3 server at `upstream`; its `endpoint` is what clients talk to."""
+    """A proxy in front of the S3 server at `upstream`; clients connect to its `endpoint`."""
     store = FaultyStore(upstream, rates or {}, seed)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": store}))
     store.endpoint = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Run by the Python of an environment with FiftyOne: reads a dataset with it and tells what it found, as JSON."""
+"""Runs in an environment with FiftyOne: reads a dataset with it and reports the content as JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read(folder: str, answer: str) -> None:
 
 
 def read_values(folder: str, answer: str) -> None:
-    """All fields with their values, whatever they are."""
+    """All fields with their values, of any kind."""
     dataset = fo.Dataset.from_dir(dataset_dir=folder, dataset_type=fo.types.FiftyOneDataset)
     found = {name: [repr(sample[name]) for sample in dataset] for name in dataset.get_field_schema()}
     Path(answer).write_text(json.dumps(found))

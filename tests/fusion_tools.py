@@ -16,7 +16,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def naive(image: np.ndarray | None, text: np.ndarray | None, made: FusionRecipe) -> np.ndarray | None:
-    """The definition, of one row."""
+    """The definition, for one row."""
     if image is None or text is None:
         alone = text if image is None else image
         return None if alone is None else unit(alone)
@@ -25,7 +25,7 @@ def naive(image: np.ndarray | None, text: np.ndarray | None, made: FusionRecipe)
 
 
 def assert_fused(table: TableRef, *, lacking: frozenset[str] = frozenset()) -> FusionRecipe:
-    """Each row's fused vector is that of the definition, by the recipe that the column carries."""
+    """Assert that each row's fused vector follows the definition, with the recipe that the column carries."""
     dataset = open_dataset(table)
     made = Provenance.from_schema(dataset.schema).fused
     assert made is not None

@@ -1,4 +1,4 @@
-"""What a source tree imports, read from its syntax: edges between modules, for tests of the architecture."""
+"""The imports of a source tree, read from its syntax: edges between modules, for tests of the architecture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Import:
 
 
 def modules_of(root: Path, packages: tuple[str, ...]) -> dict[str, Path]:
-    """Dotted name → file of every module of the packages."""
+    """Dotted name → file, for every module of the packages."""
     found = {}
     for package in packages:
         for path in sorted((root / package).rglob("*.py")):
@@ -30,7 +30,7 @@ def modules_of(root: Path, packages: tuple[str, ...]) -> dict[str, Path]:
 
 
 def imports_of(root: Path, packages: tuple[str, ...]) -> list[Import]:
-    """Every import in the packages, lazy ones included; of modules in the tree and of others."""
+    """Every import in the packages, lazy ones included, of modules in the tree and of others."""
     modules = modules_of(root, packages)
     return [
         Import(module, name, line)
@@ -64,7 +64,7 @@ def sibling_edges(imports: list[Import], parent: str) -> dict[tuple[str, str], I
 
 
 def loops(edges: dict[tuple[str, str], Import]) -> list[Import]:
-    """The imports that lie on a loop: those whose target reaches their source."""
+    """The imports on a loop: those whose target leads back to their source."""
     targets: dict[str, set[str]] = {}
     for a, b in edges:
         targets.setdefault(a, set()).add(b)

@@ -1,4 +1,4 @@
-"""Embed jobs that are killed, and what is left of them: for tests of recovery."""
+"""Embed jobs that get killed, and what is left of them: for tests of recovery."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(corpus: Path, table: Path, engine: str = "ray") -> list[str]:
 
 
 def write_corpus(path: Path) -> Path:
-    """3,000 rows, every thirtieth without a picture that can be read."""
+    """3,000 rows, every thirtieth with an unreadable picture."""
     items = pairs(ROWS)
     for i in range(0, ROWS, 30):
         items[i] = type(items[i])(items[i].key, b"not a picture", items[i].caption, items[i].year)
@@ -35,7 +35,7 @@ def write_corpus(path: Path) -> Path:
 
 
 def start(corpus: Path, table: Path, log: Path, ray: str = "local", engine: str = "ray") -> subprocess.Popen[bytes]:
-    """The job, on a Ray of its own or on the one of that address; what it says goes to the log."""
+    """Start the job, on its own Ray or on the one at that address; its output goes to the log."""
     with log.open("ab") as stream:
         return subprocess.Popen(
             command(corpus, table, engine), stdout=subprocess.PIPE, stderr=stream, env=os.environ | {"RAY_ADDRESS": ray}
@@ -65,18 +65,19 @@ def is_agent(process: psutil.Process) -> bool:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the driver alone; its Ray must go with it."""
+    """SIGKILL the driver alone; its Ray must end with it."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     gone, alive = psutil.wait_procs(children, timeout=15)
-    # Ray's own agents look for their parent every minute or so; all that could touch the table must be gone.
+    # Ray's own agents look for their parent only every minute or so; everything that could touch the table must be
+    # gone.
     alive = [process for process in alive if not is_agent(process)]
     assert not alive, f"processes outlive their driver: {[p.name() for p in alive]} ({len(gone)} gone)"
 
 
 def assert_same(table: Path, calm: Path) -> None:
-    """Vectors to a few parts in 10^7: sums of floats depend on what else is in a batch, which the engines cut apart."""
+    """Compare vectors to a few parts in 10^7: float sums depend on the batch, and engines cut batches differently."""
     found, wanted = rows(table), rows(calm)
     for name in _KEPT:
         if name.endswith("_vector"):
@@ -93,12 +94,12 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether it runs the stages of a small job."""
+    """Whether the process runs the stages of a small job."""
     return any("engines.worker" in part for part in process.cmdline())
 
 
 def victims(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Processes of tasks and actors; Ray's own die with the driver, or with the machine."""
+    """Processes of tasks and actors; Ray's own processes die only with the driver or the machine."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)
         return [child for child in children if child.name().startswith("ray::") or is_worker(child)]

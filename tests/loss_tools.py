@@ -1,4 +1,4 @@
-"""Small towers and batches for the tests of the losses, and naive oracles' shared pieces."""
+"""Small towers and batches for the tests of the losses, and pieces that the naive oracles share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of given vectors to mine, and the plain answer to compare with."""
+"""Tables of given vectors to mine, and the naive answer to compare with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.vectors.digests import normalised_caption
 
 
 def card(dim: int, *, spaces: tuple[str, str] = ("one", "one")) -> EncoderCard:
-    """A card of `dim` dimensions; two spaces where asked."""
+    """A card with `dim` dimensions; two spaces if requested."""
     towers = describe(f"fake-{max(dim, 8)}").card.towers
     changed = tuple(
         TowerCard(modality=t.modality, dim=dim, space=space, weights=t.weights, tokenizer=t.tokenizer, preprocessing="")
@@ -39,7 +39,7 @@ def write_table(
     fragments: int = 2,
     encoder: EncoderCard | None = None,
 ) -> TableRef:
-    """A table such as `isthmus embed` makes, of given vectors, in some fragments."""
+    """A table as `isthmus embed` makes it, of given vectors, in several fragments."""
     n = len(images)
     dim = dim or len(next(v for v in images if v is not None))
     kind = pa.list_(pa.float32(), dim)

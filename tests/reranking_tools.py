@@ -22,7 +22,7 @@ WORDS = (*COLOURS, "left", "right", "of")
 
 
 def halves(left: str, right: str, seed: int) -> bytes:
-    """A picture of two colours side by side, and noise."""
+    """A picture of two colours side by side, with noise."""
     noise = np.random.default_rng(seed).normal(0, 18, (32, 32, 3))
     pixels = np.empty((32, 32, 3))
     pixels[:, :16], pixels[:, 16:] = COLOURS[left], COLOURS[right]
@@ -32,7 +32,7 @@ def halves(left: str, right: str, seed: int) -> bytes:
 
 
 def write_planted(path: Path, copies: int, first: int = 0) -> Path:
-    """A Parquet corpus: each ordered pair of colours so many times."""
+    """A Parquet corpus: each ordered pair of colours, repeated a number of times."""
     pairs = [(left, right, n) for n in range(first, first + copies) for left, right in permutations(COLOURS, 2)]
     path.parent.mkdir(parents=True, exist_ok=True)
     table = {

@@ -1,4 +1,4 @@
-"""A table over a corpus of picture files, for the tests of what is served; some rows point where they should not."""
+"""A table over a corpus of picture files, for tests of the server; some rows point outside the corpus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = b"the content of a file that is nobody's business"
 
 
 def make_table(folder: Path) -> TableRef:
-    """The table; rows 1 to 4 name a file outside of the corpus, a host, a link and a way out."""
+    """The table; rows 1 to 4 name a file outside the corpus, a remote host, a link and a path that leads out."""
     corpus = folder / "corpus"
     corpus.mkdir()
     (folder / "secret.txt").write_bytes(SECRET)

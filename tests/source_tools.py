@@ -1,4 +1,4 @@
-"""Reading a corpus whole, as the tests of the sources want it."""
+"""Reads a whole corpus for the tests of the sources."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipelines.store.storage import Storage
 
 
 def opened(corpus: object, format: str = "auto", storage: Storage | None = None, **columns: str) -> Source:
-    """The source, after a journey by pickle: workers read with a copy."""
+    """The source after a round trip through pickle, as workers get it."""
     return open_source(str(corpus), columns=Columns(**columns), storage=storage or Storage(), format=format)
 
 
 def rows_of(source: Source) -> list[dict[str, Any]]:
-    """All records in the order of the shards; `@` in front of the contract's fields."""
+    """All records in the order of the shards; the contract's fields start with `@`."""
     copy = pickle.loads(pickle.dumps(source))
     expected = pa.schema([*RECORD_SCHEMA, *source.schema()])
     rows: list[dict[str, Any]] = []

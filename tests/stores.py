@@ -1,4 +1,4 @@
-"""Object stores for tests: moto in this process for quick ones, SeaweedFS, a real S3 server, for the rest."""
+"""Object stores for tests: moto in this process for quick ones; SeaweedFS, a real S3 server, for the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 KEY, SECRET = "test-key-id", "test-secret-that-must-not-show"
 BUCKET = "corpus"
-# A second bucket of SeaweedFS, which other credentials reach and the first ones do not.
+# A second bucket of SeaweedFS, which needs other credentials than the first.
 OTHER_KEY, OTHER_SECRET = "other-key-id", "other-secret-that-must-not-show"
 OTHER_BUCKET = "tables"
 _START_S = 60.0
@@ -41,7 +41,7 @@ def other_options(endpoint: str) -> dict[str, str]:
 
 
 def client(endpoint: str, *, other: bool = False):  # type: ignore[no-untyped-def]
-    """A boto3 client of a test store; `other` for the second bucket's credentials."""
+    """A boto3 client of a test store; with `other`, one with the second bucket's credentials."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -82,7 +82,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}",
         *(f"-{name}.port={port}" for name, port in ports.items()),
-        # Their ports are fixed ones: two servers on a machine would meet.
+        # These ports are fixed: two servers on a machine would conflict.
         "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-volume.max=100", "-master.volumeSizeLimitMB=128",
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
 
 
 def _identity(name: str, key: str, secret: str, bucket: str) -> dict[str, object]:
-    """Who may do everything in one bucket and nothing elsewhere."""
+    """Users who may do everything in one bucket and nothing elsewhere."""
     actions = [f"{action}:{bucket}" for action in ("Admin", "Read", "Write", "List", "Tagging")]
     return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
 

@@ -1,6 +1,6 @@
-"""Imports go jobs → pipelines → encoders; in pipelines, wings stand on a ground floor and never import each other.
+"""Imports go jobs → pipelines → encoders. In pipelines, wings rest on a ground floor and never import each other.
 
-An arrow the other way, and the encoders need a cluster to be used, or a change to search breaks the sink.
+With an import in the other direction, the encoders would need a cluster, or a change to search would break the sink.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WINGS = ("ingest", "search", "train", "curate", "samples")
 
 
 def upward(root: Path) -> list[str]:
-    """Imports against jobs → pipelines → encoders, and of libraries that a package must not need."""
+    """Imports against jobs → pipelines → encoders, and imports of libraries that a package must not need."""
     found = imports_of(root, PACKAGES)
     return [str(one) for one in found if one.imported.split(".")[0] in FORBIDDEN.get(one.importer.split(".")[0], ())]
 
@@ -91,7 +91,7 @@ def test_the_house_keeps_to_its_plan(check: str) -> None:
     ],
 )
 def test_each_check_fails_on_a_planted_violation(check: str, module: str, line: str, tmp_path: Path) -> None:
-    """A check that sees nothing would let the plan rot in silence."""
+    """A check that finds nothing would let the architecture decay silently."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     before = CHECKS[check](tmp_path)

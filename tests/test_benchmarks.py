@@ -1,4 +1,4 @@
-"""A bench that computes its ratios wrongly misleads longer than a slow line of code."""
+"""A bench that computes its ratios wrongly misleads for longer than a slow line of code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_contenders_take_turns_and_none_always_follows_the_same_one() -> None:
 
 
 def test_a_ratio_is_taken_within_the_rounds() -> None:
-    """A machine that is ten times slower in one round must not move it."""
+    """A machine that is ten times slower in one round must not change the result."""
     assert ratio({"a": [2.0, 20.0, 2.0], "b": [1.0, 10.0, 1.0]}, "a", "b") == 2.0
     assert medians({"a": [3.0, 1.0, 2.0]}) == {"a": {"median": 2.0, "min": 1.0, "max": 3.0}}
 
@@ -46,7 +46,7 @@ def test_goals_are_met_at_their_target_and_on_its_right_side(figure: float, at_l
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_bench_can_be_imported(name: str) -> None:
-    """What is not part of the tests' environment is imported when it is used."""
+    """Packages outside the tests' environment are imported only when they are used."""
     assert importlib.import_module(f"benchmarks.{name}").__doc__
 
 

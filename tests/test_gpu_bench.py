@@ -1,4 +1,4 @@
-"""A GPU is at hand for minutes: a script that then fails, hangs or loses what it measured has wasted them."""
+"""A GPU is available for minutes: a script that then fails, hangs or loses its measurements has wasted them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = ("torch", "transformers", "Pillow", "numpy", "pyarrow", "safetensors")
 OWN = ("benchmarks", "encoders")
-# On a machine that does other things too it takes several times as long as alone.
+# On a busy machine it takes several times as long as on an idle one.
 MINUTES = 4.0
-# What a bare machine has not got: the packages of the towers, and peft.
+# Packages that a bare machine lacks: those of the towers, and peft.
 ABSENT = ("efficientnet-lite0", "minilm", "LoRA")
 MODULES = sorted(path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py"))
 
@@ -51,7 +51,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def miniature(bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the command writes in a bare environment."""
+    """The output of the command in a bare environment."""
     folder = tmp_path_factory.mktemp("out")
     done = run_command(folder, bare)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -60,7 +60,7 @@ def miniature(bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_bare_environment_is_bare(bare: dict[str, str]) -> None:
-    """Else the next tests would say nothing of a machine that has no Ray."""
+    """Otherwise the next tests would not cover a machine without Ray."""
     absent = ("ray", "lance", "lancedb", "blake3", "platformdirs", "psutil", "openvino", "peft")
     program = f"""
         import importlib.util, encoders, torch, transformers, PIL, numpy, pyarrow, safetensors
@@ -81,7 +81,7 @@ def test_it_needs_nothing_but_encoders_and_a_machine_for_deep_learning(miniature
 
 
 def test_in_miniature_all_is_measured_but_what_is_for_cuda(miniature: dict[str, Any]) -> None:
-    """What is left out silently here would be run for the first time on the GPU."""
+    """A part that is silently left out here would run for the first time on the GPU."""
     skipped = {row["what"]: row["note"] for part in miniature["parts"].values() for row in part["rows"]
                if row["status"] == "skipped"}  # fmt: skip
     modules = [importlib.import_module(part.module) for part in PARTS if part.name != "follows"]
@@ -123,7 +123,7 @@ STEPS = {
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part]:
-    """A part a kind of step, in modules that the worker can import."""
+    """One part per kind of step, in modules that the worker can import."""
     monkeypatch.syspath_prepend(str(tmp_path))
     head = "import os, signal, time\nfrom benchmarks.gpu.base import Row, Step, check\ndef run(bench):\n    "
     for name, body in STEPS.items():
@@ -233,7 +233,7 @@ def test_a_step_that_would_run_past_the_limit_is_skipped_and_says_so(tmp_path: P
 
 
 def test_a_figure_that_is_no_number_holds_no_check() -> None:
-    """A NaN compares as false with everything, the bound of a cosine included."""
+    """Comparisons with NaN are false, the bound of a cosine included."""
     assert check("cosine", math.nan, 0.999).status == "wrong"
     assert check("difference", math.nan, 1e-5, at_least=False).status == "wrong"
     assert check("cosine", 0.9995, 0.999).status == "done"

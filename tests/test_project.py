@@ -1,4 +1,4 @@
-"""What the project says of itself must hold: its cluster, its pins, its commands."""
+"""The project's own claims must hold: its cluster, its pins, its commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_ray_takes_the_cluster_file() -> None:
     prepared = prepare_config(config)
     validate_config(prepared)
     types = config["available_node_types"]
-    # What Ray's own validator lets pass.
+    # Mistakes that Ray's own validator lets pass.
     assert config["provider"]["region"]
     assert config["head_node_type"] in types
     assert types[config["head_node_type"]]["max_workers"] == 0
@@ -38,7 +38,7 @@ def test_ray_takes_the_cluster_file() -> None:
 
 @pytest.mark.parametrize("name", ["ray", "lancedb", "pylance", "pyarrow", "torch", "transformers"])
 def test_the_installed_versions_are_the_ones_that_were_tried_together(name: str) -> None:
-    """ray, lancedb and pylance move fast and break one another: an upgrade is a decision, not an accident."""
+    """ray, lancedb and pylance change fast and break one another: an upgrade is a decision, not an accident."""
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     assert metadata.version(name).split("+")[0] == pins[name]
 

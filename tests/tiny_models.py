@@ -152,7 +152,7 @@ def tiny_blip(directory: Path) -> Path:
 
 
 def tiny_vilt(directory: Path, words: tuple[str, ...] = (), **larger: Any) -> Path:
-    """ViLT with its retrieval head, with more words or more of anything, if wanted."""
+    """ViLT with its retrieval head; optionally with more words or other larger settings."""
     tokenizer = wordpiece_tokenizer(words)
     both = {**_VISION, "vocab_size": len(tokenizer), "max_position_embeddings": 40, **larger}
     processor = tf.ViltImageProcessorPil(size={"shortest_edge": _SIZE}, size_divisor=8)
@@ -178,7 +178,7 @@ def tiny_bridgetower(directory: Path) -> Path:
 
 
 def edit_json(path: Path, **entries: Any) -> None:
-    """Set entries of a JSON file, made if it is not there."""
+    """Set entries of a JSON file, which is created if missing."""
     data = json.loads(path.read_text()) if path.is_file() else {}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(data | entries))
@@ -191,7 +191,7 @@ def edit_weights(directory: Path, edit: Callable[[dict[str, torch.Tensor]], dict
 
 
 def halve(directory: Path) -> None:
-    """Store a directory's weights in half precision, as many checkpoints are."""
+    """Store a directory's weights in half precision, as many checkpoints do."""
     edit_weights(directory, lambda weights: {name: tensor.half() for name, tensor in weights.items()})
     edit_json(directory / "config.json", dtype="float16")
 
@@ -216,7 +216,7 @@ def bpe_tokenizer(*, max_length: int = 24, bos: bool = True) -> Any:
 
 
 def wordpiece_tokenizer(more: tuple[str, ...] = ()) -> Any:
-    """A WordPiece tokenizer of letters, some Chinese characters and more words."""
+    """A WordPiece tokenizer of letters, some Chinese characters and further words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [*special, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *_CHINESE, *more]
     vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}

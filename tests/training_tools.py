@@ -1,4 +1,4 @@
-"""Corpora that can be learned, tables of given features, and runs for the tests of training."""
+"""Learnable corpora, tables of given features, and runs, for the tests of training."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def coloured_shape(colour: str, shape: str, size: int = 32) -> bytes:
 
 
 def latent_table(path: Path, spec: str, n: int = 200, *, seed: int = 0, bad_row: int | None = None) -> TableRef:
-    """A table such as `isthmus embed` makes with `spec`, of features with a hidden cause that heads can find."""
+    """A table as `isthmus embed` makes it with `spec`, of features with a hidden cause that heads can find."""
     card = describe(spec).card
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, _LATENT))
     columns: dict[str, Any] = {}
     for modality in ("image", "text"):
         dim = card.tower(modality).dim  # type: ignore[arg-type,union-attr]
-        # The same mixing for every table of a seed's family, so that what was learned on one serves on another.
+        # The same mixing for every table of a seed's family, so that what was learned on one works on another.
         mixing = np.random.default_rng(len(modality)).normal(size=(_LATENT, dim))
         vectors = cause @ mixing + 0.1 * rng.normal(size=(n, dim))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -91,14 +91,14 @@ def shapes_corpus(folder: Path, n: int = 48) -> Path:
 
 
 def vit_and_bert(folder: Path) -> str:
-    """The spec of two tiny backbones that get fresh heads."""
+    """The spec of two tiny backbones that get new heads."""
     import tiny_models
 
     return f"{tiny_models.tiny_vit(folder / 'vit')}+{tiny_models.tiny_bert(folder / 'bert')}"
 
 
 def heads_config(table: str, towers: str, out: Path, **changes: Any) -> FinetuneConfig:
-    """Heads on features that a table holds: hundreds of steps a second."""
+    """Heads on features that a table holds: hundreds of steps per second."""
     given = {
         "corpus": table,
         "encoder": towers,
@@ -115,7 +115,7 @@ def heads_config(table: str, towers: str, out: Path, **changes: Any) -> Finetune
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Of a trained model."""
+    """The parameters of a trained model."""
     return load_file(out / "model.safetensors")
 
 
@@ -126,7 +126,7 @@ def losses(out: Path) -> dict[int, float]:
 
 
 def assert_same_weights(a: Path, b: Path, tolerance: float = 0.0) -> None:
-    """Bit for bit, or to a tolerance."""
+    """Assert equality, bit for bit or to a tolerance."""
     first, second = weights(a), weights(b)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
@@ -137,7 +137,7 @@ def assert_same_weights(a: Path, b: Path, tolerance: float = 0.0) -> None:
 
 
 def latest_step(run_folder: Path) -> int:
-    """The step of the last checkpoint of a run, −1 where there is none."""
+    """The step of a run's last checkpoint; −1 if there is none."""
     path = run_folder / "latest.pt"
     return int(torch.load(path, weights_only=True)["step"]) if path.is_file() else -1
 

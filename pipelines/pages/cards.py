@@ -1,4 +1,4 @@
-"""One self-contained HTML page of what a search found: thumbnails, captions, scores. No script, no request."""
+"""One self-contained HTML page of search results: thumbnails, captions, scores. No script, no request."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Section:
 
     Attributes:
         title: the query, in words.
-        hits: what was found.
-        picture: the query's own picture, if it was one.
+        hits: the rows that the search returned.
+        picture: the query's own picture, if the query was a picture.
     """
 
     title: str
@@ -38,12 +38,12 @@ class Card:
     """A row on a page.
 
     Attributes:
-        row_id: its id.
-        caption: its caption.
+        row_id: the row's id.
+        caption: its caption; None if it has none.
         score: a line about it: its score, or what is wrong with it.
-        picture: a data URI.
+        picture: its picture as a data URI; None if there is none to show.
         missing: why there is no picture.
-        facts: names and values below.
+        facts: (name, value) pairs shown below.
     """
 
     row_id: str
@@ -56,7 +56,14 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class CardSection:
-    """A heading, a line below it, perhaps a picture (a data URI) beside it, and cards."""
+    """A heading, a line below it, cards, and optionally a picture beside the heading.
+
+    Attributes:
+        title: the heading.
+        subtitle: the line below it.
+        cards: the cards, in order.
+        picture: a data URI; None for no picture.
+    """
 
     title: str
     subtitle: str
@@ -65,14 +72,14 @@ class CardSection:
 
 
 def write_page(path: str | Path, title: str, sections: Sequence[Section], storage: Storage, note: str = "") -> Path:
-    """Write the page.
+    """Write a page of search results.
 
     Args:
-        path: the file.
-        title: of the page.
+        path: the file to write.
+        title: the page's title.
         sections: queries with their hits.
         storage: how to reach the pictures of rows that have no thumbnail in the table.
-        note: a line at the foot (an attribution, say).
+        note: a line at the foot of the page, such as an attribution.
     """
     shown = [
         CardSection(
@@ -88,13 +95,13 @@ def write_page(path: str | Path, title: str, sections: Sequence[Section], storag
 
 
 def write_cards(path: str | Path, title: str, sections: Sequence[CardSection], note: str = "") -> Path:
-    """Write a page of cards; all that is on it is escaped.
+    """Write a page of cards. All text on it is escaped.
 
     Args:
-        path: the file.
-        title: of the page.
+        path: the file to write.
+        title: the page's title.
         sections: headings with their cards.
-        note: a line at the foot.
+        note: a line at the foot of the page.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -123,7 +130,7 @@ def _cards(hits: Hits, storage: Storage) -> list[Card]:
 
 
 def _pictures(hits: Hits, storage: Storage) -> list[str | None]:
-    """A data URI for each row, or why there is none; None for a row without a picture."""
+    """Per row a data URI, or why there is none; None for a row without a picture."""
     kept = hits.pictures[THUMBNAIL].to_pylist() if THUMBNAIL in hits.pictures.column_names else []
     kept = kept or [None] * hits.pictures.num_rows
     uris = hits.pictures[IMAGE_URI].to_pylist()
@@ -148,7 +155,7 @@ def _show(found: bytes | Exception | None) -> str | None:
 
 
 def picture_uri(thumbnail_bytes: bytes | None, image_uri: str | None, storage: Storage) -> str | None:
-    """A row's picture as a data URI, from its thumbnail or its file; None where there is none that can be read."""
+    """A row's picture as a data URI, from its thumbnail or else its file; None if neither can be read."""
     found = (
         thumbnail_bytes
         if thumbnail_bytes is not None

@@ -1,4 +1,4 @@
-"""Plots as files."""
+"""Checks for plots that are written to files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a file that no plot can be drawn into, before the work is done.
+    """Reject a file type that matplotlib cannot write, before the work is done.
 
     Raises:
         ValueError: matplotlib does not know the file's type.

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of rejected rows: what each says, and what its picture's file really holds."""
+"""One self-contained HTML page of rejected rows: each reject's message, and what its picture's file really holds."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pipelines.tables.rejects import RejectsSummary
 
 _MOST_BYTES = 256 << 10
 _MIME = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WebP": "webp", "AVIF": "avif"}
-# A browser would fare no better with these than our own decoder did.
+# A browser would handle these no better than our own decoder did.
 _NOT_SHOWN = ("timeout", "decoder_crashed", "too_many_pixels")
 
 
 def write_rejects_page(path: str | Path, table: str, summary: RejectsSummary, storage: Storage) -> Path:
-    """Write the page: a section for each reason, with the rows that the summary lists.
+    """Write a page with a section per reason and the rows that the summary lists.
 
-    Pictures are not decoded here; those that are small are handed to the browser as they are, which shows what there
-    is of a truncated one.
+    Pictures are not decoded here. Small ones go to the browser as they are; it shows as much of a truncated picture as
+    there is.
 
     Args:
-        path: the file.
-        table: its name, for the title.
-        summary: counts and rows, as `read_rejects` gives them.
+        path: the file to write.
+        table: the table's name, for the title.
+        summary: counts and rows, as returned by `read_rejects`.
         storage: how to reach the corpus' pictures.
     """
     listed: dict[str, list[dict[str, Any]]] = {reason: [] for reason in summary.by_reason}
@@ -56,7 +56,7 @@ def _cards(rows: Sequence[dict[str, Any]], storage: Storage) -> list[Card]:
 
 
 def _short(source: str | None) -> str:
-    """The last part of a path: the folder is the same for most."""
+    """The last part of a path: the folder is the same for most rows."""
     return source.rsplit("/", 1)[-1] if source else "none"
 
 

@@ -1,1 +1,1 @@
-"""Corpora of real pictures, built from packages with open licences."""
+"""Sample corpora of real pictures, built from packages with open licences."""

@@ -1,4 +1,4 @@
-"""The corpora that can be built, by name."""
+"""The sample corpora by name."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def build(
 
     Args:
         name: one of `NAMES`.
-        folder: made if it is not there.
-        cache: where fetched packages are kept; default: `.cache` in the folder.
-        pictures: how many, drawn by `seed`; None for all.
-        captions: `label`, or `label+tags` for tags as further captions.
-        seed: of that draw.
+        folder: output folder; created if missing.
+        cache: folder of fetched packages; the default is `.cache` in `folder`.
+        pictures: number of pictures, drawn at random; None for all.
+        captions: `label`, or `label+tags` to add the tags as further captions.
+        seed: seed of the random draw.
         progress: called with (pictures written, pictures in all, if known).
 
     Raises:
@@ -48,7 +48,7 @@ def build(
         )
     emoji_set = emoji_sets.SETS.get(name.removeprefix("emoji-"))
     if name not in NAMES or emoji_set is None:
-        raise ValueError(f"corpus {name!r}: there is no such corpus; there are {', '.join(NAMES)}")
+        raise ValueError(f"corpus {name!r}: unknown sample corpus; choose from {', '.join(NAMES)}")
     return emoji_sets.build(
         folder, emoji_set, cache=packages, pictures=pictures, captions=captions, seed=seed, progress=progress
     )

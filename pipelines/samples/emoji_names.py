@@ -1,4 +1,4 @@
-"""Names of emoji in English and Chinese, from the data of emojibase, under one form of their code points."""
+"""English and Chinese names of emoji from emojibase, keyed by a canonical form of their code points."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ _SKIN_TONES = frozenset(f"{point:X}" for point in range(0x1F3FB, 0x1F400))
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What an emoji is called."""
+    """The names of an emoji.
+
+    Attributes:
+        english: the English label.
+        chinese: the Chinese label.
+        tags: English keywords, without the label.
+        tags_zh: Chinese keywords, without the label.
+        group: emojibase's group, such as `animals-nature`; None if it has none.
+    """
 
     english: str
     chinese: str
@@ -44,7 +52,7 @@ def has_skin_tone(concept: str) -> bool:
 
 
 def fetch_names(cache: Path) -> dict[str, Names]:
-    """The names of every emoji by its concept.
+    """The names of every emoji, by concept.
 
     Raises:
         FetchError: the package could not be fetched.
@@ -56,7 +64,7 @@ def fetch_names(cache: Path) -> dict[str, Names]:
 
 
 def parse_names(english: bytes, chinese: bytes, messages: bytes) -> dict[str, Names]:
-    """Names out of emojibase's `data.json` of both languages and its `messages.json`; those in both are kept."""
+    """Names from emojibase's `data.json` in both languages and its `messages.json`. Emoji must have both names."""
     groups = {group["order"]: group["key"] for group in json.loads(messages)["groups"]}
     zh = {concept_code(entry["hexcode"]): entry for entry in json.loads(chinese)}
     names = {}

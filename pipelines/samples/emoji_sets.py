@@ -1,7 +1,7 @@
 """Emoji of Google and Twitter as corpora: about 1,900 concepts, each drawn once in 64 pixels, named in two languages.
 
-The drawings come from the npm packages `emoji-datasource-google` (Apache-2.0) and `emoji-datasource-twitter`
-(CC BY 4.0), the names and tags from `emojibase-data` (MIT). The `-apple` and `-facebook` packages are no open licence.
+The drawings come from the npm packages `emoji-datasource-google` (Apache-2.0) and `emoji-datasource-twitter` (CC BY
+4.0), the names and tags from `emojibase-data` (MIT). The `-apple` and `-facebook` packages do not have an open licence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ Changes: transparent parts were made white; skin-tone variants were left out.
 
 @dataclass(frozen=True, kw_only=True)
 class EmojiSet:
-    """A set of drawings with an open licence."""
+    """A set of drawings with an open licence.
+
+    Attributes:
+        name: the set's name in the npm package, `google` or `twitter`.
+        license: short name of the licence.
+        attribution: the text that the licence requires.
+    """
 
     name: str
     license: str
@@ -39,12 +45,12 @@ class EmojiSet:
 
     @property
     def package(self) -> str:
-        """Its npm package."""
+        """The set's npm package."""
         return f"emoji-datasource-{self.name}"
 
     @property
     def notice(self) -> str:
-        """The text that goes beside its pictures."""
+        """The notice that is stored beside its pictures."""
         return self.attribution + "\n" + _NAMES_NOTICE
 
 
@@ -73,19 +79,19 @@ def build(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> CorpusInfo:
-    """Write a set of emoji into `emoji-NAME.parquet` of a folder, with the attribution beside it.
+    """Write a set of emoji into `emoji-NAME.parquet` in a folder, with the attribution beside it.
 
     Args:
-        folder: made if it is not there.
+        folder: output folder; created if missing.
         emoji_set: `GOOGLE` or `TWITTER`.
-        cache: folder of the fetched packages; what is there is not fetched again.
-        pictures: how many, drawn by `seed`; None for all.
-        captions: `label`, or `label+tags` for the tags as further captions.
-        seed: of that draw.
+        cache: folder of fetched packages; packages in it are not fetched again.
+        pictures: number of pictures, drawn at random; None for all.
+        captions: `label`, or `label+tags` to add the tags as further captions.
+        seed: seed of the random draw.
         progress: called with (pictures written, pictures in all).
 
     Raises:
-        FetchError: npm is not there, or could not fetch a package.
+        FetchError: npm is missing, or could not fetch a package.
     """
     dropped: Counter[str] = Counter()
     names = fetch_names(cache)
@@ -104,9 +110,9 @@ def build(
 
 
 def wanted_files(index: bytes, set_name: str, dropped: Counter[str]) -> dict[str, str]:
-    """{picture's file name: concept} of a package's `emoji.json`, whose entries are emoji without a skin tone.
+    """{picture's file name: concept} for the entries of a package's `emoji.json` without a skin tone.
 
-    An emoji that the set has not drawn is left out: other drawings, with other licences, may stand in for it.
+    An emoji that the set has not drawn is left out, because drawings with other licences may take its place.
     """
     files = {}
     for entry in json.loads(index):

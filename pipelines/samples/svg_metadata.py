@@ -1,4 +1,4 @@
-"""What the RDF inside an SVG says of it: title, keywords, licence."""
+"""Parses the RDF metadata inside an SVG: title, keywords, licence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
-# Both namespaces of Creative Commons are in use, so the local name decides.
+# Both namespaces of Creative Commons are in use, so only the local name is matched.
 _WORK = re.compile(r"\{[^}]*\}Work")
 _LICENSE = re.compile(r"\{[^}]*\}license")
 _DIGITS = re.compile(r"\d+")
@@ -18,7 +18,7 @@ _PUNCTUATION = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What an SVG says of itself; what it does not say is empty."""
+    """Metadata of an SVG; missing values are empty."""
 
     title: str = ""
     keywords: tuple[str, ...] = ()
@@ -31,9 +31,9 @@ class Metadata:
 
 
 def parse_metadata(svg: bytes) -> Metadata:
-    """The metadata of an SVG; empty for one that is no XML.
+    """The metadata of an SVG; empty if it is not well-formed XML.
 
-    The title is that of the work: publisher and creator have titles too.
+    Only titles of the work count: publisher and creator have titles too.
     """
     try:
         root = ElementTree.fromstring(svg)
@@ -52,7 +52,7 @@ def parse_metadata(svg: bytes) -> Metadata:
 
 
 def concept_of(title: str) -> str:
-    """A title as the name of its series: no case, digits, punctuation or numbering.
+    """A title reduced to the name of its series: no case, digits, punctuation or numbering.
 
     >>> concept_of("Clipart by Nicu Buculei - smiley111"), concept_of("Card_03 (2004)")
     ('clipart by nicu buculei smiley', 'card')

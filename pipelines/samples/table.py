@@ -1,4 +1,4 @@
-"""What every corpus here has in common: its columns, how it is written, and what is said of it."""
+"""The common parts of the sample corpora: columns, split, writing, summary."""
 
 from __future__ import annotations
 
@@ -37,14 +37,22 @@ COMMON_FIELDS = (
     pa.field("group", pa.string()),
     pa.field("split", pa.string()),
 )
-# Of the concepts; the rest trains.
+# Shares of the concepts; the remaining ones are for training.
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 SCHEMA = pa.schema(COMMON_FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusInfo:
-    """What was built; `dropped` counts what was left out, by reason."""
+    """Summary of a corpus that was built.
+
+    Attributes:
+        path: the Parquet file.
+        concepts: number of distinct concepts.
+        pictures: number of pictures.
+        license: short name of the licence.
+        dropped: reason → number of pictures left out.
+    """
 
     path: str
     concepts: int
@@ -58,7 +66,7 @@ class CorpusInfo:
 
 
 def no_progress(done: int, total: int | None) -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
 def split_of(concept: str) -> str:
@@ -68,7 +76,7 @@ def split_of(concept: str) -> str:
 
 
 def captions_of(labels: Sequence[str], tags: Sequence[str], tags_zh: Sequence[str], style: Captions) -> list[str]:
-    """The captions of a picture: its labels; with `label+tags` its tags as one more caption a language.
+    """The captions of a picture: its labels; with `label+tags` its tags as one more caption per language.
 
     >>> captions_of(["dog", "狗"], ["pet", "animal"], ["宠物"], "label+tags")
     ['dog', '狗', 'pet, animal', '宠物']
@@ -80,7 +88,7 @@ def captions_of(labels: Sequence[str], tags: Sequence[str], tags_zh: Sequence[st
 
 
 def shuffled(candidates: Iterable[T], pictures: int | None, seed: int) -> list[T]:
-    """The order in which to try candidates: as they come, if all are wanted; else at random, by the seed."""
+    """The order in which to try candidates: as given if `pictures` is None (all wanted), else shuffled by the seed."""
     order = list(candidates)
     if pictures is not None:
         random.Random(seed).shuffle(order)
@@ -88,7 +96,7 @@ def shuffled(candidates: Iterable[T], pictures: int | None, seed: int) -> list[T
 
 
 def first_by_key(rows: Iterable[Row], pictures: int | None) -> Iterable[Row]:
-    """All rows as they come; or the first so many, ordered by key. Made lazily, so that no more are made."""
+    """All rows as given, or only the first `pictures` rows, ordered by key. Lazy: no further rows are made."""
     return rows if pictures is None else sorted(islice(rows, pictures), key=lambda row: str(row["key"]))
 
 
@@ -103,16 +111,16 @@ def write_corpus(
     total: int | None = None,
     progress: Progress = no_progress,
 ) -> CorpusInfo:
-    """Write rows as one Parquet file with its notice beside it; an equal file that is there already stays untouched.
+    """Write rows as one Parquet file with its notice beside it. If an equal file exists, it stays untouched.
 
     Args:
-        path: the Parquet file; its folder is made.
-        rows: one a picture, as `schema` has them.
+        path: the Parquet file; its folder is created if missing.
+        rows: one row per picture, with the columns of `schema` except for `split`.
         notice: text of the licence and the attribution.
-        license: its short name.
-        dropped: what was left out, by reason; read after the last row, so it may be filled while rows are made.
-        schema: `SCHEMA`, or that with more columns.
-        total: how many rows will come, if known.
+        license: short name of the licence.
+        dropped: reason → number of pictures left out; read after the last row, so it may be filled while rows are made.
+        schema: `SCHEMA`, possibly with more columns.
+        total: number of rows to come, if known.
         progress: called with (rows written, total).
 
     Raises:
@@ -131,7 +139,7 @@ def write_corpus(
             done += len(part)
             progress(done, total)
         if not done:
-            raise ValueError(f"corpus {path}: no picture was left of it; left out: {dict(dropped) or 'none'}")
+            raise ValueError(f"corpus {path}: no usable picture; left out: {dict(dropped) or 'none'}")
     (path.parent / NOTICE).write_text(notice, encoding="utf-8")
     counts = {reason: dropped[reason] for reason in sorted(dropped) if dropped[reason]}
     return CorpusInfo(path=str(path), concepts=len(concepts), pictures=done, license=license, dropped=counts)
@@ -139,7 +147,7 @@ def write_corpus(
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the path's place at the end, and goes away on an error."""
+    """A file to write, which replaces the path at the end and is deleted on an error."""
     partial = path.with_suffix(".partial")
     try:
         yield partial
@@ -149,8 +157,10 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def keep_if_equal(new: Path, old: Path) -> None:
-    """Put the new file in the old one's place, unless they are equal: a file with another date would count as
-    changed, and its rows as new."""
+    """Replace the old file with the new one unless they are equal.
+
+    A file with another modification time would count as changed, and its rows as new.
+    """
     if old.is_file() and filecmp.cmp(new, old, shallow=False):
         new.unlink()
     else:

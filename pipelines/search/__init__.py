@@ -1,1 +1,1 @@
-"""Finding rows: indexes, queries, bulk queries, fused vectors, the web page."""
+"""Search: indexes, queries, bulk search, fused vectors, the web page."""

@@ -1,4 +1,4 @@
-"""Corpora: one small module a format, one schema out."""
+"""Corpora: one small module per format, one schema for all."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def open_source(corpus: str, *, columns: Columns, storage: Storage, format: str 
 
     Args:
         corpus: a file, a folder, a glob, or an `s3://` prefix.
-        columns: roles that were named.
-        storage: how to reach it.
-        format: one of `FORMATS`; `auto` looks at what is there.
+        columns: the roles that the user named.
+        storage: how to reach the corpus.
+        format: one of `FORMATS`; `auto` detects the format from the files.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: the format is not known or cannot be told, or the corpus is not of it.
+        ValueError: the format is unknown or cannot be detected, or the corpus does not have it.
         OSError: the store cannot be read.
     """
     if format not in FORMATS:
@@ -79,7 +79,7 @@ def open_source(corpus: str, *, columns: Columns, storage: Storage, format: str 
 
 
 def _only(corpus: str, files: list[FileInfo], suffixes: tuple[str, ...], format: str) -> list[FileInfo]:
-    """The files of a format; a single file that was named itself may be called anything.
+    """The files of a format. A single file that the user named may have any name.
 
     Raises:
         ValueError: there are none.

@@ -1,4 +1,4 @@
-"""What a source is: a listing of shards with stable identities, and a reader of one shard."""
+"""The interface of a source: a listing of shards with stable identities, and a reader of one shard."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import pyarrow as pa
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusShard:
-    """A piece of the corpus that is read as a whole: a file, or a range of row groups of one.
+    """A piece of the corpus that is read as a whole: a file, or a range of one.
 
     Attributes:
         uri: the file, absolute.
-        version: what changes when the file's content does: the etag on S3, size and mtime on disk.
-        start: first row group, record or byte, as the format cuts its files (0 where it does not).
-        stop: one past the last, -1 for the whole file.
+        version: a string that changes when the file's content does: the etag on S3, size and mtime on disk.
+        start: first row group, record or byte of the range, depending on the format (0 if the format does not split
+            files).
+        stop: one past the last; -1 for the whole file.
         first_row: index within the file of the shard's first record.
-        rows: number of records where it is known without reading, else None.
-        size_bytes: bytes to read, an estimate.
+        rows: number of records if it is known without reading; else None.
+        size_bytes: estimated number of bytes to read.
     """
 
     uri: str
@@ -33,10 +34,10 @@ class CorpusShard:
 
 
 class Source(Protocol):
-    """One format. A source is plain data (it is pickled to the workers) and opens nothing before it is asked."""
+    """One format. A source is plain data (it is pickled to the workers) and opens nothing until a method is called."""
 
     def schema(self) -> pa.Schema:
-        """Fields that pass through to the table, with their types. Reserved names of the contract never occur.
+        """The fields that pass through to the table, with their types. They never have a reserved name of the contract.
 
         Raises:
             ValueError: a named column is missing, or the corpus is not of this format.
@@ -45,18 +46,18 @@ class Source(Protocol):
         ...
 
     def modalities(self) -> frozenset[str]:
-        """Which of `image` and `text` the corpus holds, by its layout (not by each row)."""
+        """Which of `image` and `text` the corpus holds, judged by its layout (not by each row)."""
         ...
 
     def shards(self) -> list[CorpusShard]:
-        """All shards, ordered by uri and start; the order and the cuts depend on the corpus alone."""
+        """All shards, ordered by uri and start. The order and the cuts depend on the corpus alone."""
         ...
 
     def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The records of a shard in order, as tables of `RECORD_SCHEMA` + `schema()` of a few MiB each.
 
-        Reading the same shard twice gives the same records in the same order. A record that cannot be read
-        is a row whose `reason` and `message` are set. Pictures that are named by URI are not fetched here:
-        `image` is null and `image_uri` absolute.
+        Reading the same shard twice gives the same records in the same order. A record that cannot be read is a row
+        with `reason` and `message` set. Pictures that are named by URI are not fetched here: `image` is null and
+        `image_uri` is absolute.
         """
         ...

@@ -1,8 +1,8 @@
 """Lists of pictures and captions in CSV, TSV or JSONL files.
 
-The file is read once by the driver, as a stream: it finds the types of the columns and where each range of 1,024
-records begins. A worker then reads its range's bytes alone. The first line of a CSV or TSV names the columns. A cell
-such as `00012` stays text, since as a number it would not name its picture any more.
+The driver reads the file once, as a stream, to find the types of the columns and where each range of 1,024 records
+begins. A worker then reads only the bytes of its range. The first line of a CSV or TSV names the columns. A cell such
+as `00012` stays text, because as a number it would no longer name its picture.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BOOLS = {"true": True, "True": True, "false": False, "False": False}
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionsSource:
-    """A corpus that is a list. A shard is a range of bytes of it."""
+    """A corpus in one list. A shard is a range of its bytes."""
 
     info: FileInfo
     names: tuple[str, ...]
@@ -46,15 +46,15 @@ class CaptionsSource:
         return self.__dict__ | {"_shards": ()}
 
     def schema(self) -> pa.Schema:
-        """Fields that pass through."""
+        """The fields that pass through to the table."""
         return self.layout.passthrough
 
     def modalities(self) -> frozenset[str]:
-        """What there are columns for."""
+        """The modalities that have a column."""
         return self.layout.modalities()
 
     def shards(self) -> list[CorpusShard]:
-        """Ranges of bytes, each of 1,024 records."""
+        """Ranges of bytes with up to 1,024 records each."""
         return list(self._shards)
 
     def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
@@ -70,7 +70,7 @@ class CaptionsSource:
         yield self.layout.table([self._typed(row) for row in rows], shard.uri)
 
     def _typed(self, row: Row) -> Row:
-        """A CSV's cells as values, where their column is not one of strings."""
+        """The cells of a CSV or TSV as values, except in string columns."""
         if self.info.suffix == ".jsonl":
             return row
         others = {f.name for f in self.layout.passthrough if not pa.types.is_string(f.type)}
@@ -79,16 +79,16 @@ class CaptionsSource:
 
 
 def open_captions(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> CaptionsSource:
-    """The source of a list; reads it once.
+    """The source of a list; reads the list once.
 
     Args:
-        corpus: as the user named it, for messages.
+        corpus: the corpus as the user named it, for messages.
         info: the list.
-        columns: roles that were named.
+        columns: the roles that the user named.
         storage: how to reach it.
 
     Raises:
-        ValueError: it holds no record, or a named column is missing.
+        ValueError: the list holds no record, or a named column is missing.
     """
     scan = _Scan(info)
     with open_shard(
@@ -107,7 +107,7 @@ def open_captions(corpus: str, info: FileInfo, columns: Columns, storage: Storag
 
 
 def cell_value(cell: str | None) -> Any:
-    """What a cell says, as the narrowest type that says it without loss.
+    """The value of a cell, in the narrowest type that represents it without loss.
 
     >>> [cell_value(cell) for cell in ("12", "1.5", "true", "", "007", "cat")]
     [12, 1.5, True, None, '007', 'cat']
@@ -122,7 +122,14 @@ def cell_value(cell: str | None) -> Any:
 
 
 class _Scan:
-    """What the driver learns of a list by reading it through once."""
+    """What the driver learns from one pass over a list.
+
+    Attributes:
+        names: columns of a CSV or TSV; empty for JSONL.
+        tally: the kinds of values in each field.
+        shards: the ranges of records.
+        probes: the first records, to find out where the pictures are.
+    """
 
     def __init__(self, info: FileInfo) -> None:
         self.names: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
-"""COCO captions: `images` with ids and file names, `annotations` with captions of them.
+"""COCO captions: `images` with ids and file names, `annotations` with their captions.
 
-A picture is one record with all of its captions; its item is its `id`. Pictures are looked for beside the file, in
-`images/`, and in the folder of the split that the file is named for (`captions_val2017.json` → `val2017/`), there and
-one folder up.
+A picture is one record with all of its captions. Its item is its `id`. Pictures are looked for beside the file, in
+`images/`, and in the folder of the split that the file is named for (`captions_val2017.json` → `val2017/`), both there
+and one folder up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def open_coco(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -
     """The source of a COCO captions file; roles as in `open_json_list`.
 
     Raises:
-        ValueError: it is not one, or a named field is missing.
+        ValueError: the file is not COCO captions, or a named field is missing.
     """
     split = posixpath.splitext(info.name)[0].rpartition("_")[2]
     here = posixpath.dirname(info.uri)
@@ -30,7 +30,7 @@ def open_coco(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -
 
 
 def coco_records(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record a picture, with its fields but for the file name; captions of unknown pictures come last.
+    """One record per picture, with its fields except for the file name. Captions of unknown pictures come last.
 
     Raises:
         KeyError: a field of the format is missing.

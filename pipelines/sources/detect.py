@@ -1,4 +1,4 @@
-"""Which format a corpus is of, told by the files that are there. Pure, but for a look at a JSON file's beginning."""
+"""Detects a corpus' format from its files. Pure, except that it may read the beginning of a JSON file."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def detect_format(corpus: str, files: Sequence[FileInfo], root: str, storage: St
     """The format of a corpus.
 
     Args:
-        corpus: as the user named it, for messages.
-        files: its files.
+        corpus: the corpus as the user named it, for messages.
+        files: all of its files.
         root: its folder.
         storage: how to reach it.
 
     Raises:
-        ValueError: nothing that is known, or several formats at once.
+        ValueError: no known format, or several at once.
     """
     data = without_underscored(files, root)
     parquet, tars = with_suffix(data, PARQUET), with_suffix(data, TARS)
     if parquet and tars and not _are_side_tables(parquet, tars):
         raise ValueError(
             f"corpus {corpus}: holds {len(parquet)} Parquet files and {len(tars)} tars; "
-            "say which by --format parquet or --format webdataset"
+            "choose with --format parquet or --format webdataset"
         )
     if tars:
         return "webdataset"
@@ -46,14 +46,14 @@ def detect_format(corpus: str, files: Sequence[FileInfo], root: str, storage: St
     if with_suffix(files, (*PICTURE_SUFFIXES, ".txt")):
         return "folder"
     kinds = ", ".join(sorted({info.suffix or "files without an extension" for info in files}))
-    raise ValueError(f"corpus {corpus}: holds {kinds}, none of which isthmus reads by itself; give --format")
+    raise ValueError(f"corpus {corpus}: holds {kinds}, none of which isthmus recognises; give --format")
 
 
 def choose_list(corpus: str, files: Sequence[FileInfo], root: str, suffixes: tuple[str, ...]) -> FileInfo:
-    """The one file of a folder that lists its pictures: `captions.*` or `metadata.*` if there are several.
+    """The one file that lists the pictures of a folder: `captions.*` or `metadata.*` if there are several lists.
 
     Raises:
-        ValueError: there is none, or which it is cannot be told.
+        ValueError: there is no list, or several candidates.
     """
     lists = [info for info in with_suffix(files, suffixes) if is_top(info, root)]
     named = [info for info in lists if posixpath.splitext(info.name)[0].lower() in _LIST_NAMES]
@@ -62,35 +62,35 @@ def choose_list(corpus: str, files: Sequence[FileInfo], root: str, suffixes: tup
         return chosen[0]
     names = ", ".join(info.name for info in lists) or f"no {' or '.join(suffixes)} file"
     raise ValueError(
-        f"corpus {corpus}: one list of pictures is wanted and there is {names}; name the file itself, or give "
+        f"corpus {corpus}: expected one list of pictures, found {names}; name the file itself, or give "
         "--format folder for the pictures alone"
     )
 
 
 def with_suffix(files: Sequence[FileInfo], suffixes: tuple[str, ...]) -> list[FileInfo]:
-    """The files whose names end with one of the suffixes, in any case."""
+    """The files whose names end with one of the suffixes, in upper or lower case."""
     return [info for info in files if info.name.lower().endswith(suffixes)]
 
 
 def is_top(info: FileInfo, root: str) -> bool:
-    """Whether a file lies in the folder itself."""
+    """Whether a file is directly in the folder."""
     return posixpath.dirname(info.uri) == root.rstrip("/")
 
 
 def _are_side_tables(parquet: Sequence[FileInfo], tars: Sequence[FileInfo]) -> bool:
-    """Whether each Parquet file only describes the tar of its name, as img2dataset writes them."""
+    """Whether each Parquet file only describes the tar of the same name, as img2dataset writes them."""
     stems = {posixpath.splitext(info.uri)[0] for info in tars}
     return all(posixpath.splitext(info.uri)[0] in stems for info in parquet)
 
 
 def _json_kind(info: FileInfo, storage: Storage) -> str:
-    """COCO or Karpathy, by the file's beginning: COCO's annotations may come hundreds of MB later."""
+    """COCO or Karpathy, judged by the file's beginning, because COCO's annotations may come hundreds of MB later."""
     head = bytes(storage.filesystem(info.uri).cat_file(info.uri, start=0, end=_PEEK_BYTES))
     if b'"images"' in head and b'"sentences"' in head:
         return "karpathy"
     if b'"annotations"' in head or (b'"images"' in head and b'"file_name"' in head):
         return "coco"
     raise ValueError(
-        f"corpus {info.uri}: neither COCO captions nor a Karpathy split; a list of JSON objects is read one a line "
-        "from a .jsonl file"
+        f"corpus {info.uri}: neither COCO captions nor a Karpathy split; for a list of JSON objects write one per line "
+        "into a .jsonl file"
     )

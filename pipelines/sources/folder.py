@@ -1,4 +1,4 @@
-"""A folder of pictures with sidecar captions: `cat.jpg` and `cat.txt`, one caption a line.
+"""A folder of pictures with sidecar captions: `cat.jpg` and `cat.txt`, one caption per line.
 
 A picture without a text, and a text without a picture, are records too.
 """
@@ -23,7 +23,7 @@ from pipelines.store.storage import Storage
 
 _FIELDS = ("path", "stem")
 _SCHEMA = pa.schema([pa.field("path", pa.string())])
-# What a shard's `start` says: so a worker knows without a listing whether to look for the text.
+# The values of a shard's `start`: they tell a worker, without a listing, whether to look for a text.
 _PICTURE_AND_TEXT = 1
 _PICTURE_ALONE = 2
 _TEXT_ALONE = 3
@@ -31,7 +31,7 @@ _TEXT_ALONE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSource:
-    """A folder. Each record is its own shard, so that a picture more or less touches no other one."""
+    """A folder. Each record is its own shard, so adding or removing a picture affects no other record."""
 
     root: str
     columns: Columns
@@ -46,17 +46,17 @@ class FolderSource:
         return _SCHEMA
 
     def modalities(self) -> frozenset[str]:
-        """Whether there is any picture, and any text."""
+        """The modalities present: whether there is any picture, and any text."""
         kinds = {shard.start for shard in self._shards}
         has = {"image": kinds - {_TEXT_ALONE}, "text": kinds - {_PICTURE_ALONE}}
         return frozenset(name for name, there in has.items() if there)
 
     def shards(self) -> list[CorpusShard]:
-        """A record each."""
+        """One shard per record."""
         return list(self._shards)
 
     def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
-        """The one record of a shard; its picture is fetched by whoever needs it."""
+        """The one record of a shard. Its picture is not fetched here."""
         relative = relative_to(shard.uri, self.root)
         names = {"path": relative, "stem": _stem(relative)}
         record: dict[str, Any] = {
@@ -88,8 +88,8 @@ def open_folder(corpus: str, files: list[FileInfo], root: str, columns: Columns,
     """The source of a folder of pictures and texts.
 
     Args:
-        corpus: as the user named it, for messages.
-        files: all of its files; those that are neither pictures nor texts are left out.
+        corpus: the corpus as the user named it, for messages.
+        files: all files of the folder; those that are neither pictures nor texts are left out.
         root: the folder that `path` and `stem` are relative to.
         columns: `key` and `item` may name `path` or `stem`.
         storage: how to reach it.
@@ -122,13 +122,13 @@ def _check_stems(corpus: str, pictures: list[FileInfo]) -> None:
     for stem, count in counts.items():
         if count > 1:
             raise ValueError(
-                f"corpus {corpus}: {count} pictures are named {posixpath.basename(stem)!r} but for their extension; "
-                "take the key from path instead: --columns.key path"
+                f"corpus {corpus}: {count} pictures are named {posixpath.basename(stem)!r} with different extensions; "
+                "use the path as the key: --columns.key path"
             )
 
 
 def _picture_shard(picture: FileInfo, text: FileInfo | None) -> CorpusShard:
-    """A picture's shard; its version ends with the text's suffix (`.txt`, `.TXT`), by which a worker finds it."""
+    """A picture's shard. Its version ends with its text's suffix (`.txt`, `.TXT`): so a worker finds the text."""
     if text is None:
         return _shard(picture, picture.version, _PICTURE_ALONE)
     suffix = posixpath.splitext(text.name)[1]

@@ -1,4 +1,4 @@
-"""Corpora that are one JSON file about a folder of pictures: parsed once a process, cut into ranges of records."""
+"""Corpora described by one JSON file: parsed once per process, cut into ranges of records."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class JsonListSource:
     """A corpus in a JSON file.
 
     Attributes:
-        info: the file.
-        parse: from the parsed JSON to records with `URI`, `CAPTIONS`, and fields that pass through; a function of a
-            module, since the source is pickled.
+        info: the JSON file.
+        parse: turns the parsed JSON into records with `URI`, `CAPTIONS` and pass-through fields. It is a module-level
+            function, because the source is pickled.
         layout: the records' roles.
         storage: how to reach the file.
         rows: number of records.
@@ -43,7 +43,7 @@ class JsonListSource:
     rows: int
 
     def schema(self) -> pa.Schema:
-        """Fields that pass through."""
+        """The fields that pass through to the table."""
         return self.layout.passthrough
 
     def modalities(self) -> frozenset[str]:
@@ -51,7 +51,7 @@ class JsonListSource:
         return self.layout.modalities()
 
     def shards(self) -> list[CorpusShard]:
-        """Ranges of records."""
+        """Ranges of up to 1,024 records."""
         return [
             CorpusShard(
                 uri=self.info.uri,
@@ -81,11 +81,11 @@ def open_json_list(
     """The source of a JSON file.
 
     Args:
-        corpus: as the user named it, for messages.
-        info: the file.
-        parse: see `JsonListSource`.
-        folders: where the pictures may lie, in the order to look.
-        columns: `key` and `item` may name fields; the item is `id` if none is named.
+        corpus: the corpus as the user named it, for messages.
+        info: the JSON file.
+        parse: turns the parsed JSON into records; see `JsonListSource`.
+        folders: folders where the pictures may be, in search order.
+        columns: `key` and `item` may name fields; the item defaults to `id`.
         storage: how to reach it.
 
     Raises:
@@ -110,8 +110,8 @@ def load(info: FileInfo, parse: Parse, storage: Storage) -> list[dict[str, Any]]
     """The records of a file.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
-        OSError: it cannot be read, or changed after it was listed.
+        ValueError: names the file and the problem.
+        OSError: the file cannot be read, or changed after it was listed.
     """
     with open_shard(CorpusShard(uri=info.uri, version=info.version), storage) as handle:
         data = handle.read()
@@ -127,5 +127,5 @@ def load(info: FileInfo, parse: Parse, storage: Storage) -> list[dict[str, Any]]
 def _check_roles(columns: Columns, names: list[str], corpus: str) -> None:
     for role in ("image", "uri", "caption"):
         if getattr(columns, role) is not None:
-            raise ValueError(f"corpus {corpus}: --columns.{role}: the format says itself which field that is")
+            raise ValueError(f"corpus {corpus}: --columns.{role}: the format fixes this field; omit the option")
     check_roles(columns, names, corpus, roles=("key", "item"))

@@ -1,7 +1,7 @@
-"""Karpathy's splits of Flickr8k, Flickr30k and COCO: several sentences a picture, and the split it belongs to.
+"""Karpathy's splits of Flickr8k, Flickr30k and COCO: several sentences per picture, and the split of each picture.
 
-A picture is one record; its `id` is the `cocoid`, else the `imgid`, and is its item. `split` and the other fields pass
-through.
+A picture is one record. Its `id`, which is also its item, is the `cocoid`, else the `imgid`. `split` and the other
+fields pass through.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def open_karpathy(corpus: str, info: FileInfo, columns: Columns, storage: Storag
     """The source of a Karpathy split; roles as in `open_json_list`.
 
     Raises:
-        ValueError: it is not one, or a named field is missing.
+        ValueError: the file is not a Karpathy split, or a named field is missing.
     """
     here = posixpath.dirname(info.uri)
     folders = (here, posixpath.join(here, "images"), posixpath.dirname(here), f"{posixpath.dirname(here)}/images")
@@ -29,7 +29,7 @@ def open_karpathy(corpus: str, info: FileInfo, columns: Columns, storage: Storag
 
 
 def karpathy_records(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record a picture.
+    """One record per picture.
 
     Raises:
         KeyError: a field of the format is missing.

@@ -1,4 +1,4 @@
-"""The records of CSV, TSV and JSONL files, one by one, with the bytes that each took."""
+"""The records of CSV, TSV and JSONL files, one by one, each with the number of bytes that it took."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import IO
 from pipelines.sources.listing import FileInfo
 from pipelines.sources.row_layout import Row
 
-# A quote that is never closed swallows the lines after it up to this length, then costs one record.
+# An unclosed quote swallows the lines after it, up to this length, and then costs one record.
 _MAX_CELL_CHARS = 1 << 16
 
 
 class Lines:
-    """The lines of a file as text, and how many bytes they took. Bytes that are not UTF-8 become surrogates."""
+    """The lines of a file as text, with a count of the bytes read. Bytes that are not UTF-8 become surrogates."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self._handle = handle
@@ -28,11 +28,11 @@ class Lines:
 
 
 def read_rows(handle: IO[bytes], info: FileInfo, names: tuple[str, ...]) -> Iterator[tuple[Row, int]]:
-    """Each record, and the bytes it took (blank lines before it counted in).
+    """Each record, and the number of bytes that it took (including blank lines before it).
 
     Args:
-        handle: at the beginning of a record.
-        info: the file, for its suffix.
+        handle: the file, positioned at the beginning of a record.
+        info: the file's entry; its suffix decides the format.
         names: the columns of a CSV or TSV.
     """
     lines = Lines(handle)
@@ -59,7 +59,7 @@ def _json_rows(lines: Lines) -> Iterator[Row]:
 
 
 def _reader(lines: Lines, info: FileInfo) -> Iterator[list[str] | str]:
-    """The cells of each record; a message where it cannot be taken apart."""
+    """The cells of each record; an error message in place of a record that cannot be parsed."""
     csv.field_size_limit(_MAX_CELL_CHARS)
     reader = csv.reader(iter(lines), delimiter="\t" if info.suffix == ".tsv" else ",")
     while True:
@@ -83,10 +83,10 @@ def _cell_rows(lines: Lines, info: FileInfo, names: tuple[str, ...]) -> Iterator
 
 
 def read_header(handle: IO[bytes], info: FileInfo) -> tuple[tuple[str, ...], int]:
-    """The names of the columns, and where the first record begins.
+    """The column names, and the byte offset of the first record; no names if the file has no line.
 
     Raises:
-        ValueError: there is no header, or it names a column twice.
+        ValueError: the header names a column twice or is not UTF-8.
     """
     lines = Lines(handle)
     for cells in _reader(lines, info):

@@ -1,4 +1,4 @@
-"""The files of a corpus: one listing call, with sizes and versions, the same on disk and on S3."""
+"""Lists the files of a corpus with sizes and versions, in one call, in the same way on disk and on S3."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GLOB_CHARACTERS = "*?["
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """A file.
+    """A file of the corpus.
 
     Attributes:
-        uri: absolute.
-        size: bytes.
-        version: changes when the content does: the etag on S3, size and mtime on disk.
+        uri: absolute path or `s3://` URI.
+        size: size in bytes.
+        version: a string that changes when the content does: the etag on S3, size and mtime on disk.
     """
 
     uri: str
@@ -45,8 +45,8 @@ class FileInfo:
 def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
     """The files of a file path, a folder (recursively), a glob, or an `s3://` prefix, sorted by uri.
 
-    Names that begin with `.` are left out unless they are named themselves. On disk, symbolic links are followed;
-    a link that leads nowhere is listed, so that its record is rejected rather than lost.
+    Names that begin with `.` are left out unless the user named them. On disk, symbolic links are followed. A broken
+    link is listed, so that its record is rejected and not lost.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -76,7 +76,7 @@ def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
 
 
 def corpus_root(corpus: str, files: Iterable[FileInfo]) -> str:
-    """The folder that relative names start from: of a file its folder, of a glob the part before its wildcard."""
+    """The folder that relative names start from: a file's folder, or the part of a glob before its first wildcard."""
     uri = absolute(corpus)
     uris = [info.uri for info in files]
     if uri in uris:
@@ -89,31 +89,31 @@ def corpus_root(corpus: str, files: Iterable[FileInfo]) -> str:
 
 
 def without_underscored(files: Iterable[FileInfo], root: str) -> list[FileInfo]:
-    """The files without those whose name, or folder, begins with `_`, as Spark and Hive leave them out.
+    """The files without those whose name or folder begins with `_`, which Spark and Hive leave out too.
 
-    Pictures are another matter: cameras name them `_DSC0001.jpg`.
+    Not for pictures: cameras name them `_DSC0001.jpg`.
     """
     return [info for info in files if not _has_part(info.uri, root, "_")]
 
 
 def relative_to(uri: str, root: str) -> str:
-    """The part of `uri` below `root`; the whole uri where it is not below."""
+    """The part of `uri` below `root`; the whole uri if it is not below."""
     return uri.removeprefix(root.rstrip("/") + "/")
 
 
 def open_shard(
     shard: CorpusShard, storage: Storage, *, cache_type: str = "none", block_size: int = 5 << 20
 ) -> IO[bytes]:
-    """The file of a shard, opened.
+    """Open the file of a shard.
 
     Args:
-        shard: what to open.
+        shard: the shard to open.
         storage: how to reach it.
-        cache_type: how fsspec reads ahead on S3; `none` where the caller buffers.
-        block_size: bytes that are read ahead at once.
+        cache_type: how fsspec reads ahead on S3; `none` if the caller buffers.
+        block_size: number of bytes read ahead at once.
 
     Raises:
-        OSError: the file changed after it was listed: its records would not be those of the shard.
+        OSError: the file changed after it was listed, so its records would not be those of the shard.
     """
     if not is_remote(shard.uri):
         version = _stat(shard.uri).version
@@ -145,7 +145,7 @@ def _find_local(root: str) -> Iterator[FileInfo]:
 
 
 def _walk(folder: str) -> Iterator[FileInfo]:
-    """Files below a folder. fsspec's `find` would leave out whatever is a symbolic link."""
+    """Files below a folder. fsspec's `find` would leave out symbolic links."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.is_dir():
@@ -155,7 +155,7 @@ def _walk(folder: str) -> Iterator[FileInfo]:
 
 
 def _is_above(link: str, folder: str) -> bool:
-    """Whether a link leads to a folder that holds it: following it would never end."""
+    """Whether a link leads to a folder that contains it. Following it would never end."""
     target = os.path.realpath(link).rstrip("/") + "/"
     return (os.path.realpath(folder) + "/").startswith(target)
 

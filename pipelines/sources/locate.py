@@ -1,4 +1,4 @@
-"""From an image URI to the picture's bytes.
+"""Reads a picture's bytes by its image URI.
 
 Besides paths and `s3://` URIs there are two locators for pictures inside other files:
 `<file>#row=<index>&column=<name>` (a row of a Parquet file) and `<tar>#offset=<byte>&size=<bytes>`.
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.store.retries import retry
 from pipelines.store.storage import Storage, is_remote
 
-# At the end alone: file names may hold a `#` too.
+# Matched only at the end: file names may contain a `#` too.
 _ROW = re.compile(r"(?s)(.+)#row=(\d+)&column=([^#&]*)")
 _RANGE = re.compile(r"(?s)(.+)#offset=(\d+)&size=(\d+)")
 _ROWS_AT_ONCE = 64
@@ -33,25 +33,25 @@ def range_locator(uri: str, offset: int, size: int) -> str:
 
 
 def file_of(image_uri: str) -> str:
-    """The file that a picture is, or lies in."""
+    """The file that is the picture, or contains it."""
     match = _ROW.fullmatch(image_uri) or _RANGE.fullmatch(image_uri)
     return match[1] if match else image_uri
 
 
 def range_end(image_uri: str) -> int | None:
-    """The byte of its file at which the picture of a `range_locator` ends, None for other URIs."""
+    """The offset in its file at which the picture of a `range_locator` ends; None for other URIs."""
     match = _RANGE.fullmatch(image_uri)
     return int(match[2]) + int(match[3]) if match else None
 
 
 def read_image(image_uri: str, storage: Storage) -> bytes:
-    """The bytes of a picture; a store that fails is asked again.
+    """The bytes of a picture. A request to a store is retried if it fails.
 
     Raises:
-        FileNotFoundError: the file, or the picture in it, is not there.
+        FileNotFoundError: the file, or the picture in it, is missing.
         PermissionError: the store refuses the credentials.
-        ValueError: a scheme that is not supported.
-        ConnectionError: the store failed too often in a row.
+        ValueError: the URI has an unsupported scheme.
+        ConnectionError: the store failed as often as the retry policy allows.
         OSError: the disk cannot be read.
     """
     return retry(lambda: _read_once(image_uri, storage), image_uri)
@@ -64,13 +64,13 @@ def _read_once(image_uri: str, storage: Storage) -> bytes:
         return _read_range(part[1], int(part[2]), int(part[3]), storage)
     if "://" in image_uri and not image_uri.startswith("s3://"):
         raise ValueError(f"scheme {image_uri.split('://')[0]!r} is not fetched; download the pictures first")
-    # Without the limit s3fs asks for the size first: two requests a picture.
+    # Without the limit s3fs asks for the size first: two requests per picture.
     more = {"max_concurrency": 1} if is_remote(image_uri) else {}
     return bytes(storage.filesystem(image_uri).cat_file(image_uri, **more))
 
 
 def read_images(uris: Sequence[str], storage: Storage, *, threads: int = 8) -> list[bytes | Exception]:
-    """The bytes of several pictures, in order; an exception stands where a picture could not be read."""
+    """The bytes of several pictures, in order; an exception in place of each picture that could not be read."""
 
     def attempt(uri: str) -> bytes | Exception:
         try:
@@ -92,7 +92,7 @@ def _read_range(uri: str, offset: int, size: int, storage: Storage) -> bytes:
 
 
 def _read_row(uri: str, row: int, column: str, storage: Storage) -> bytes:
-    """The picture of a row, by decoding its row group as far as that row."""
+    """The picture in a row, found by decoding its row group up to that row."""
     with storage.filesystem(uri).open(uri, "rb") as handle:
         file = pq.ParquetFile(handle, buffer_size=1 << 20)
         group, left = _find_row(file, row)
@@ -110,7 +110,7 @@ def _read_row(uri: str, row: int, column: str, storage: Storage) -> bytes:
 
 
 def _find_row(file: pq.ParquetFile, row: int) -> tuple[int | None, int]:
-    """The row group of a row, and the row's index in it."""
+    """The row group that holds a row, and the row's index in it; (None, …) if the file has fewer rows."""
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if row < rows:

@@ -1,4 +1,4 @@
-"""Parquet files: pictures as bytes, as Hugging Face `{bytes, path}` structs, or by path; captions single or many."""
+"""Parquet files: pictures as bytes, Hugging Face `{bytes, path}` structs, or paths; captions single or in lists."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FOOTER_THREADS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class _Footer:
-    """What a file's footer says: its schema, and (rows, compressed bytes) of each row group."""
+    """The content of a file's footer: its schema, and (rows, compressed bytes) of each row group."""
 
     info: FileInfo
     schema: pa.Schema
@@ -38,7 +38,7 @@ class _Footer:
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource:
-    """A Parquet corpus. The footers stay on the driver: workers get the layout alone."""
+    """A Parquet corpus. The footers stay on the driver; workers get only the layout."""
 
     root: str
     layout: Layout
@@ -49,11 +49,11 @@ class ParquetSource:
         return self.__dict__ | {"_footers": ()}
 
     def schema(self) -> pa.Schema:
-        """Fields that pass through."""
+        """The fields that pass through to the table."""
         return self.layout.passthrough
 
     def modalities(self) -> frozenset[str]:
-        """What there are columns for."""
+        """The modalities that have a column."""
         layout = self.layout
         found = {"image": layout.image or layout.uri, "text": layout.caption}
         return frozenset(name for name, column in found.items() if column is not None)
@@ -63,7 +63,7 @@ class ParquetSource:
         return [shard for footer in self._footers for shard in cut_shards(footer.info, footer.groups)]
 
     def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
-        """The records of a range of row groups; what cannot be read of a row group gives rejects.
+        """The records of a range of row groups. The unreadable part of a row group becomes rejects.
 
         Raises:
             OSError: the file cannot be opened, changed after it was listed, or the store fails.
@@ -94,7 +94,7 @@ class ParquetSource:
             yield bad_records(rows - done, message, uri, self.schema())
 
     def _fitting(self, table: pa.Table, uri: str) -> Iterator[pa.Table | str]:
-        """The rows in the corpus' types, in order; a message stands for a row that does not fit them."""
+        """The rows in the corpus types, in order; an error message in place of a row that does not fit."""
         try:
             fitted = _cast(table, self.layout.types)
             fitted.validate(full=True)  # strings that are not UTF-8 break every later stage
@@ -131,12 +131,14 @@ class ParquetSource:
         return records_table(records, table.select(self.schema().names), images)
 
     def _pictures(self, table: pa.Table) -> tuple[pa.Array, list[str | None]]:
-        """The bytes of each row's picture, where it holds one, not copied; and the path beside them."""
+        """The bytes of each row's picture, not copied (null if there are none), and the path beside them."""
         paths: list[str | None] = [None] * table.num_rows
         if self.layout.image is None:
             return pa.nulls(table.num_rows, pa.large_binary()), paths
         column = table[self.layout.image]
-        found = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies one, too
+        found = (
+            column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        )  # combine_chunks copies even a single chunk
         if pa.types.is_struct(found.type):
             if found.type.get_field_index("path") >= 0:
                 paths = pc.struct_field(found, "path").to_pylist()
@@ -148,11 +150,11 @@ def open_parquet(corpus: str, files: list[FileInfo], root: str, columns: Columns
     """The source of a Parquet corpus; reads every footer once.
 
     Args:
-        corpus: as the user named it, for messages.
-        files: its Parquet files.
+        corpus: the corpus as the user named it, for messages.
+        files: the Parquet files.
         root: the folder that relative picture paths start from.
-        columns: roles that were named.
-        storage: how to reach it.
+        columns: the roles that the user named.
+        storage: how to reach the files.
 
     Raises:
         ValueError: a footer is corrupt, the files do not agree, or a named column is missing.
@@ -166,7 +168,7 @@ def open_parquet(corpus: str, files: list[FileInfo], root: str, columns: Columns
 
 
 def _batches(file: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
-    """A row group in batches of a few MiB; a row's size is the row group's mean."""
+    """A row group in batches of a few MiB, assuming that each row has the row group's mean size."""
     meta = file.metadata.row_group(group)
     bytes_per_row = max(1, meta.total_byte_size // max(1, meta.num_rows))
     rows = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // bytes_per_row))
@@ -185,7 +187,9 @@ def _read_footer(info: FileInfo, storage: Storage) -> _Footer:
         if not is_corrupt(error):
             raise
         why = str(error).strip()
-        raise ValueError(f"{info.uri} is not a whole Parquet file ({why}); write it again, or take it out") from error
+        raise ValueError(
+            f"{info.uri} is not a whole Parquet file ({why}); write it again, or take it out of the corpus"
+        ) from error
 
 
 def _compressed_bytes(group: pq.RowGroupMetaData) -> int:
@@ -193,7 +197,7 @@ def _compressed_bytes(group: pq.RowGroupMetaData) -> int:
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns and types of `schema`; columns that it lacks are null.
+    """The table with the columns and types of `schema`; missing columns are null.
 
     Raises:
         pa.ArrowInvalid: a value does not fit.

@@ -1,4 +1,4 @@
-"""Which column of a Parquet corpus plays which role, and what passes through with which type."""
+"""Which column of a Parquet corpus plays which role, and which columns pass through with which type."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Layout:
 
     Attributes:
         image: the column of pictures, as bytes or as a `{bytes, path}` struct.
-        uri: the column of paths, used where a row has no bytes.
-        caption: the caption's column.
-        key: the key's column.
-        item: the item's column.
-        path_as: the pass-through column that takes the pictures' paths as they are written.
-        types: every column as it is read, with the type that all files are cast to.
-        partitions: columns that come from `key=value` folders (none that a file has itself).
+        uri: the column of paths, used for rows without bytes.
+        caption: the column of captions, single or in lists.
+        key: the column of row ids.
+        item: the column of item ids.
+        path_as: the pass-through column that stores the pictures' paths as written.
+        types: all columns of the files, with the types that all files are cast to.
+        partitions: columns from `key=value` folders (those that the files lack themselves).
         passthrough: the fields that go to the table.
     """
 
@@ -52,11 +52,11 @@ def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corp
     Args:
         schema: the unified schema of the files.
         partitions: fields of the hive partitions.
-        columns: roles that were named.
-        corpus: for messages.
+        columns: the roles that the user named.
+        corpus: the corpus as the user named it, for messages.
 
     Raises:
-        ValueError: a named column is missing or of the wrong type, or a name is kept by isthmus.
+        ValueError: a named column is missing or of the wrong type, or a column's name is reserved.
     """
     folders = pa.schema([field for field in partitions if field.name not in schema.names])
     everything = pa.schema([*schema, *folders])
@@ -67,7 +67,7 @@ def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corp
     if image is None and uri is None and caption is None:
         raise ValueError(
             f"corpus {corpus}: neither pictures nor captions are among its columns {', '.join(everything.names)}; "
-            "name one by --columns.image, --columns.uri or --columns.caption"
+            "name one with --columns.image, --columns.uri or --columns.caption"
         )
     kept = {columns.key, columns.item} - RESERVED
     hidden = {caption, image, uri} | ({columns.key, columns.item} & RESERVED)
@@ -92,13 +92,14 @@ def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corp
 
 
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
-    """One schema for all files: null gives way, integers and floats widen, missing columns are null.
+    """One schema for all files: null yields to any type, integers and floats widen, missing columns are null.
 
     Args:
         schemas: (uri, schema) of each file.
 
     Raises:
-        ValueError: names the column, both files and both types; or a file has a column twice.
+        ValueError: the types of a column do not agree (names the column, both files and both types), or a file has a
+            column twice.
     """
     fields: dict[str, pa.Field] = {}
     origins: dict[str, str] = {}
@@ -122,7 +123,7 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
 
 
 def partition_values(relative: str) -> dict[str, str | None]:
-    """The `key=value` folders of a file's path below the corpus' root.
+    """The `key=value` folders of a file's path below the corpus root.
 
     >>> partition_values("year=2020/lang=zh%20TW/a.parquet")
     {'year': '2020', 'lang': 'zh TW'}
@@ -133,7 +134,7 @@ def partition_values(relative: str) -> dict[str, str | None]:
 
 
 def partition_schema(relatives: Iterable[str]) -> pa.Schema:
-    """Fields of the `key=value` folders: int64 where every value is a whole number, else strings."""
+    """Fields of the `key=value` folders: int64 if every value is a whole number, else strings."""
     values: dict[str, set[str | None]] = {}
     for relative in relatives:
         for name, value in partition_values(relative).items():
@@ -143,8 +144,10 @@ def partition_schema(relatives: Iterable[str]) -> pa.Schema:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type as a table keeps it: dictionaries decoded, extensions as they are stored, views and large strings as
-    ordinary ones, within lists and structs too.
+    """The type in which a table stores this type.
+
+    Dictionaries are decoded, extensions become their storage type, views and large strings become ordinary ones, also
+    within lists and structs.
     """
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
@@ -160,7 +163,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _picture_columns(schema: pa.Schema, columns: Columns, corpus: str) -> tuple[str | None, str | None]:
-    """The column of pictures' bytes, and the column of their paths."""
+    """The column of the pictures' bytes, and the column of their paths."""
     image, uri = columns.image, columns.uri
     if image is not None and _is_string(schema.field(image).type):
         image, uri = None, uri or image
@@ -172,7 +175,7 @@ def _picture_columns(schema: pa.Schema, columns: Columns, corpus: str) -> tuple[
     if image is None and uri is None:
         image = _first(schema, _IMAGE_NAMES, _holds_bytes)
     if uri is None:
-        # Beside pictures, a `url` is a column like any other; but `image_uri` can mean nothing else in the table.
+        # Beside pictures, a `url` is an ordinary column. But `image_uri` can have only one meaning in the table.
         uri = _first(schema, _URI_NAMES if image is None else (IMAGE_URI,), _is_string)
     return image, uri
 

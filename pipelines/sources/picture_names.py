@@ -1,4 +1,4 @@
-"""What counts as a picture by its name."""
+"""The file name suffixes of pictures."""
 
 from __future__ import annotations
 

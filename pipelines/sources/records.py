@@ -1,4 +1,4 @@
-"""Records as tables: what every reader does after it has found its values."""
+"""Records as tables: the steps that every reader takes once it has found its values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.rows.contract import IMAGE, RECORD_FIELDS, RECORD_PREFIX, RECORD_
 from pipelines.sources.values import as_text
 
 IMAGE_PATH = "image_path"
-# Names that the blocks between the stages, or Lance itself, use beside the corpus' columns.
+# Names that the blocks between the stages, or Lance itself, use beside the corpus columns.
 _INTERNAL = {
     *(IMAGE, blocks.LAST, blocks.STAGE, blocks.REASON, blocks.MESSAGE),
     *(blocks.PIXELS, blocks.HEIGHT, blocks.WIDTH, blocks.OVERLONG, blocks.REUSED),
@@ -24,9 +24,9 @@ def records_table(records: Sequence[dict[str, Any]], passthrough: pa.Table, imag
     """A table of `RECORD_SCHEMA` and the pass-through columns.
 
     Args:
-        records: contract fields of each record; fields left out are null.
-        passthrough: the other columns, as many rows.
-        images: `image` of each record as large binary, so that it is not copied; None takes the records' own.
+        records: contract fields of each record; missing fields become null.
+        passthrough: the other columns, one row per record.
+        images: (n,) large binary array of the records' `image` fields, to avoid a copy; None takes them from `records`.
     """
     arrays = [
         images
@@ -50,10 +50,10 @@ def bad_records(count: int, message: str, image_uri: str, passthrough: pa.Schema
 
 
 def is_corrupt(error: BaseException) -> bool:
-    """Whether an error of Arrow is about the file's content, not about the store or the memory.
+    """Whether an Arrow error is about the file's content, as opposed to the store or the memory.
 
-    Arrow raises a bare OSError without a number for a page that cannot be decoded; whatever comes from the
-    operating system or from S3 has a number, or is a subclass.
+    Arrow raises a bare OSError without an error number for a page that cannot be decoded. Errors of the operating
+    system and of S3 have a number or are a subclass.
     """
     if isinstance(error, MemoryError | KeyboardInterrupt | pa.ArrowCancelled):
         return False
@@ -61,7 +61,7 @@ def is_corrupt(error: BaseException) -> bool:
 
 
 def check_passthrough(names: Sequence[str], corpus: str) -> None:
-    """Refuse columns whose names mean something else in a table.
+    """Reject columns whose names have another meaning in a table.
 
     Raises:
         ValueError: names the column and the remedy.
@@ -69,22 +69,22 @@ def check_passthrough(names: Sequence[str], corpus: str) -> None:
     for name in names:
         if name in RESERVED or name in _INTERNAL or name.startswith((RECORD_PREFIX, blocks.SECONDS_PREFIX)):
             raise ValueError(
-                f"corpus {corpus}: column {name!r} has a name that isthmus keeps for itself; rename it, or give it "
-                "a role by --columns.ROLE"
+                f"corpus {corpus}: column {name!r} has a name that isthmus reserves; rename it, or give it "
+                "a role with --columns.ROLE"
             )
 
 
 def check_roles(columns: Columns, names: Sequence[str], corpus: str, roles: Sequence[str] = ()) -> None:
-    """Refuse roles that name a column which is not there.
+    """Reject roles that name a missing column.
 
     Args:
-        columns: roles that were named.
-        names: the columns there are.
-        corpus: for messages.
-        roles: the roles to look at, all if empty.
+        columns: the roles that the user named.
+        names: the existing columns.
+        corpus: the corpus as the user named it, for messages.
+        roles: the roles to check; all if empty.
 
     Raises:
-        ValueError: lists the columns there are.
+        ValueError: names the missing column and lists the existing ones.
     """
     for role, name in vars(columns).items():
         if name is not None and name not in names and (not roles or role in roles):
@@ -94,7 +94,7 @@ def check_roles(columns: Columns, names: Sequence[str], corpus: str, roles: Sequ
 
 
 def as_key(value: Any) -> str | None:
-    """A key column's value as a row id, None if there is none; bytes that are no text (a UUID) in hexadecimal."""
+    """A key column's value as a row id; None if it is empty. Bytes that are not text (a UUID) become hexadecimal."""
     if isinstance(value, bytes):
         try:
             return value.decode() or None
@@ -104,7 +104,7 @@ def as_key(value: Any) -> str | None:
 
 
 def as_captions(value: Any) -> list[str] | None:
-    """A caption, or a list of them, as a list of strings."""
+    """A caption, or a list of captions, as a list of strings; None stays None."""
     if value is None:
         return None
     if isinstance(value, list | tuple):
@@ -113,7 +113,7 @@ def as_captions(value: Any) -> list[str] | None:
 
 
 def picture_fields(path: Any, root: str) -> dict[str, Any]:
-    """The contract fields of a picture that is named by its path: where it is, or why it is refused."""
+    """The contract fields of a picture named by its path: its URI, or the reason for its rejection."""
     if path is None or path == "":
         return {}
     text = as_text(str(path))

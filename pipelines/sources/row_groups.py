@@ -1,4 +1,4 @@
-"""How the row groups of a Parquet file are cut into shards: by the file alone, never by the machine."""
+"""Cuts the row groups of a Parquet file into shards. The cuts depend on the file alone, never on the machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MIN_SHARDS = 16
 def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[CorpusShard]:
     """Contiguous row groups packed into shards.
 
-    Bounded in bytes and rows, and at least 16 where the file has as many row groups: one file of many small row
-    groups must still be read by many tasks.
+    Shards are bounded to 32 MiB and 16,384 rows. There are at least 16 of them if the file has that many row groups, so
+    that many tasks can read a file of many small row groups.
 
     Args:
         info: the file.

@@ -1,4 +1,4 @@
-"""Which field plays which role in a list of pictures (CSV, TSV, JSONL, COCO, Karpathy), and what passes through."""
+"""Which field plays which role in a list of pictures (CSV, TSV, JSONL, COCO, Karpathy), and which pass through."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ _PROBES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A record of a list: its fields, or why it could not be read."""
+    """A record of a list.
+
+    Attributes:
+        fields: field → value; empty if the record could not be read.
+        error: why it could not be read; None if it could.
+    """
 
     fields: Mapping[str, Any]
     error: str | None = None
@@ -44,12 +49,12 @@ class RowLayout:
     """Roles and pass-through fields of a list.
 
     Attributes:
-        uri: the field of the picture's path.
-        caption: the field of the caption, or of the list of them.
-        key: the key's field.
-        item: the item's field.
-        root: the folder that the pictures' paths start from.
-        path_as: the pass-through column that takes the path as it is written.
+        uri: the field with the picture's path.
+        caption: the field with the caption or the list of captions.
+        key: the field with the row id.
+        item: the field with the item id.
+        root: the folder that relative picture paths start from.
+        path_as: the pass-through column that stores the path as written.
         passthrough: the fields that go to the table.
     """
 
@@ -62,7 +67,7 @@ class RowLayout:
     passthrough: pa.Schema
 
     def modalities(self) -> frozenset[str]:
-        """What there are fields for."""
+        """The modalities that have a field."""
         found = {"image": self.uri, "text": self.caption}
         return frozenset(name for name, field in found.items() if field is not None)
 
@@ -70,8 +75,8 @@ class RowLayout:
         """Rows as records and pass-through columns.
 
         Args:
-            rows: the rows.
-            uri: the list itself, which rejects are named by.
+            rows: rows of the list.
+            uri: the URI of the list, which rejects are named by.
         """
         records = [self._record(row, uri) for row in rows]
         fields: list[Mapping[str, Any]] = [row.fields for row in rows]
@@ -92,7 +97,7 @@ class RowLayout:
 
 
 def choose_roles(names: Sequence[str], columns: Columns, corpus: str) -> Columns:
-    """The roles of a list's fields: those that were named, and the usual names for the others.
+    """The roles of a list's fields: the roles that the user named, and the usual names for the others.
 
     Raises:
         ValueError: a named field is missing, or there are neither pictures nor captions.
@@ -103,7 +108,7 @@ def choose_roles(names: Sequence[str], columns: Columns, corpus: str) -> Columns
     if uri is None and caption is None:
         raise ValueError(
             f"corpus {corpus}: neither pictures nor captions are among its columns {', '.join(names) or 'none'}; "
-            "name one by --columns.uri or --columns.caption (the first line of a CSV holds the names)"
+            "name one with --columns.uri or --columns.caption (the first line of a CSV holds the names)"
         )
     return Columns(key=columns.key, item=columns.item, uri=uri, caption=caption)
 
@@ -112,13 +117,13 @@ def make_row_layout(types: pa.Schema, roles: Columns, root: str, corpus: str) ->
     """The layout of a list.
 
     Args:
-        types: its fields.
-        roles: the fields' roles, all of them there.
+        types: the list's fields and their types.
+        roles: the fields' roles; all of these fields exist.
         root: the folder that relative paths start from.
-        corpus: for messages.
+        corpus: the corpus as the user named it, for messages.
 
     Raises:
-        ValueError: a field's name is kept by isthmus.
+        ValueError: a field has a name that isthmus reserves.
     """
     ids = {roles.key, roles.item}
     hidden = ({roles.uri, roles.caption} - (ids - RESERVED)) | (ids & RESERVED)
@@ -141,7 +146,7 @@ def make_row_layout(types: pa.Schema, roles: Columns, root: str, corpus: str) ->
 
 
 def find_root(paths: Sequence[str], candidates: Sequence[str], storage: Storage) -> str:
-    """The first folder in which one of the first pictures lies; the first candidate if none does.
+    """The first folder that contains one of the first pictures; the first candidate if none does.
 
     Args:
         paths: some pictures' paths as the list gives them.

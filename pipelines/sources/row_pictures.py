@@ -1,4 +1,4 @@
-"""Pictures of a table's rows, decoded for a model that looks at them again."""
+"""Decodes the pictures of a table's rows for a model that reads them again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipelines.store.storage import Storage
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Models of this kind look at 288 to 384 pixels; a JPEG need not be decoded at much more.
+# Cross-encoders read 288 to 384 pixels; a JPEG need not be decoded at much more.
 _SIDE = 384
 
-# The pictures' bytes of rows that have `IMAGE_URI` and perhaps `THUMBNAIL`; None or an error where there are none.
+# Reads the picture bytes of rows that have `IMAGE_URI` and perhaps `THUMBNAIL`; None or an error for missing pictures.
 ReadPictures = Callable[[pa.Table], Sequence[bytes | Exception | None]]
 
 
 def reader(storage: Storage) -> ReadPictures:
-    """What reads pictures from the corpus itself."""
+    """A function that reads pictures from the corpus itself."""
 
     def read(rows: pa.Table) -> list[bytes | Exception | None]:
         uris = rows[IMAGE_URI].to_pylist()
@@ -35,11 +35,11 @@ def reader(storage: Storage) -> ReadPictures:
 
 
 def decoded(rows: pa.Table, read: ReadPictures) -> list[Image | None]:
-    """The rows' pictures, RGB; what cannot be read or decoded is taken from its thumbnail, or is None.
+    """The rows' pictures, RGB. A picture that cannot be read or decoded is replaced by its thumbnail, or else is None.
 
     Args:
-        rows: with `IMAGE_URI`, and `THUMBNAIL` where the table has any.
-        read: where the bytes come from.
+        rows: rows with `IMAGE_URI`, and with `THUMBNAIL` if the table has that column.
+        read: reads the pictures' bytes.
     """
     small = rows[THUMBNAIL].to_pylist() if THUMBNAIL in rows.column_names else [None] * rows.num_rows
     return [_first(data, thumbnail) for data, thumbnail in zip(read(rows), small, strict=True)]

@@ -1,6 +1,6 @@
 """The samples of a tar, read as a stream: consecutive members that share a name before the first dot.
 
-Member names are names alone: nothing is ever written to, or read from, the disk under them.
+Member names are only names: no file on disk is ever read or written under them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _BLOCK = 512
 
 @dataclass(kw_only=True)
 class TarSample:
-    """The members of one key.
+    """The members with one key.
 
     Attributes:
         key: folder and name before the first dot.
         image: the picture's bytes.
-        image_uri: where in the tar they lie (None in a compressed tar, which has no addresses).
-        text: the caption's member.
-        meta: the JSON member.
-        suffixes: of the members seen, lower-case, with their dots.
-        has_picture: whether there is one, its bytes wanted or not.
-        error: why the sample cannot be used.
+        image_uri: locator of these bytes in the tar (None in a compressed tar, which has no addresses).
+        text: the caption, from the text member.
+        meta: the fields of the JSON member.
+        suffixes: suffixes of the members seen, lower-case, with their dots.
+        has_picture: whether there is a picture, even if its bytes were not wanted.
+        error: why the sample cannot be used; None if it can.
     """
 
     key: str
@@ -51,8 +51,8 @@ class TarReader:
 
     Attributes:
         uri: the tar.
-        columns: `image` and `caption` may name the suffixes to take (`jpg`, `en.txt`).
-        pictures: whether the pictures' bytes are wanted.
+        columns: `image` and `caption` may name the suffixes to use (`jpg`, `en.txt`).
+        pictures: whether to read the pictures' bytes.
     """
 
     uri: str
@@ -60,7 +60,7 @@ class TarReader:
     pictures: bool = True
 
     def samples(self, handle: IO[bytes]) -> Iterator[TarSample]:
-        """The samples in order; one with `error` set where the tar is torn, or is not a tar.
+        """The samples in order. If the tar is torn, or is not a tar, the last one has `error` set.
 
         Raises:
             OSError: the store fails.
@@ -70,7 +70,7 @@ class TarReader:
         try:
             with tarfile.open(fileobj=handle, mode="r|*" if self._is_compressed() else "r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
+                    tar.members.clear()  # type: ignore[attr-defined]  # otherwise every header stays in memory
                     key, suffix = split_name(member.name)
                     if not member.isfile() or posixpath.basename(key) == "":
                         continue
@@ -90,7 +90,7 @@ class TarReader:
             yield from self._torn(pending, typical, torn)
 
     def _torn(self, pending: TarSample | None, typical: set[str] | None, why: str) -> Iterator[TarSample]:
-        """The last sample, if it has all that the one before it had, and the reject that stands for the torn end."""
+        """The last sample, if it has all suffixes of the one before it, and the reject that stands for the torn end."""
         if pending is not None and pending.error is None and typical is not None and typical <= pending.suffixes:
             yield pending
             pending = None
@@ -154,7 +154,7 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _torn_end(handle: IO[bytes], offset: int) -> str | None:
-    """Why the tar is torn where tarfile stopped reading without a word, None at a proper end-of-archive marker."""
+    """Why the tar is torn where tarfile silently stopped reading; None at a proper end-of-archive marker."""
     handle.seek(offset)
     block = handle.read(_BLOCK)
     if block == bytes(_BLOCK):

@@ -1,4 +1,4 @@
-"""Types of loosely typed values (JSON fields, cells): found once for the corpus, then forced on every value."""
+"""Types for loosely typed values (JSON fields, cells): determined once for the corpus, then applied to every value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 class TypeTally:
-    """Which kinds of values each field was seen to hold, in the order in which the fields were first seen.
+    """Collects the kinds of values in each field, in the order in which the fields first occur.
 
     >>> tally = TypeTally()
     >>> tally.add({"a": 1, "b": [True], "c": "x"})
@@ -26,22 +26,26 @@ class TypeTally:
         self._kinds: dict[str, set[str]] = {}
 
     def add(self, fields: Mapping[str, Any]) -> None:
-        """Count one record's fields in."""
+        """Add the fields of one record."""
         for name, value in fields.items():
             self._kinds.setdefault(name, set()).update(_kinds_of(value))
 
     def names(self) -> list[str]:
-        """The fields that were seen."""
+        """The fields seen so far."""
         return list(self._kinds)
 
     def schema(self, without: Iterable[str] = ()) -> pa.Schema:
-        """The narrowest types that hold what was seen; strings (JSON where need be) for mixtures."""
+        """The narrowest types that hold the values seen so far; strings (JSON if necessary) for mixtures.
+
+        Args:
+            without: fields to leave out.
+        """
         left_out = set(without)
         return pa.schema([(name, _type_of(kinds)) for name, kinds in self._kinds.items() if name not in left_out])
 
 
 def fit(value: Any, kind: pa.DataType) -> Any:
-    """A value as its column's type wants it: JSON where the column is text, None where it does not fit."""
+    """The value converted to its column's type: JSON if the column is text, None if it does not fit."""
     if value is None:
         return None
     if pa.types.is_string(kind):
@@ -58,13 +62,13 @@ def fit(value: Any, kind: pa.DataType) -> Any:
 
 
 def fit_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of `schema`; fields that the schema does not have are dropped, missing ones null."""
+    """Rows as a table of `schema`. Fields that the schema lacks are dropped; missing ones become null."""
     arrays = [pa.array([fit(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def as_text(text: str) -> str:
-    """A string that UTF-8 can hold: JSON may escape half of a surrogate pair, which Arrow refuses.
+    """The string in a form that UTF-8 can hold. JSON may escape half of a surrogate pair, which Arrow rejects.
 
     >>> as_text("caf\\u00e9 \\ud800")
     'café ?'

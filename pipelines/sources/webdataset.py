@@ -1,4 +1,4 @@
-"""WebDataset tars as img2dataset writes them: `000.jpg`, `000.txt`, `000.json` make one record."""
+"""WebDataset tars as img2dataset writes them: `000.jpg`, `000.txt` and `000.json` make one record."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _SAMPLE_RECORDS = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class WebDatasetSource:
-    """A corpus of tars; the types of the JSON fields are decided once, by a sample of the first tars.
+    """A corpus of tars. A sample of the first tars decides the types of the JSON fields once.
 
-    A JSON field that the sample did not hold is dropped, a value that does not fit its column is null.
+    A JSON field that is not in the sample is dropped. A value that does not fit its column becomes null.
     """
 
     columns: Columns
@@ -44,19 +44,19 @@ class WebDatasetSource:
         return self.__dict__ | {"_files": ()}
 
     def schema(self) -> pa.Schema:
-        """Fields that pass through."""
+        """The fields that pass through to the table."""
         return self.passthrough
 
     def modalities(self) -> frozenset[str]:
-        """What the sampled records hold."""
+        """The modalities that the sampled records hold."""
         return self.has
 
     def shards(self) -> list[CorpusShard]:
-        """A tar each."""
+        """One shard per tar."""
         return [_whole(info) for info in self._files]
 
     def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
-        """The records of a tar; a torn end is one reject after the records before it.
+        """The records of a tar. A torn end becomes one reject after the records before it.
 
         Raises:
             OSError: the tar cannot be opened, changed after it was listed, or the store fails.
@@ -88,16 +88,16 @@ class WebDatasetSource:
 
 
 def open_webdataset(corpus: str, files: list[FileInfo], columns: Columns, storage: Storage) -> WebDatasetSource:
-    """The source of a corpus of tars; reads the heads of the first ones.
+    """The source of a corpus of tars; reads the beginnings of the first ones.
 
     Args:
-        corpus: as the user named it, for messages.
-        files: its tars.
+        corpus: the corpus as the user named it, for messages.
+        files: the tars.
         columns: `key` and `item` name `__key__` or a JSON field, `caption` a suffix or a JSON field, `image` a suffix.
-        storage: how to reach it.
+        storage: how to reach them.
 
     Raises:
-        ValueError: a named field occurs in no sampled record, a field's name is kept by isthmus, or no tar is one.
+        ValueError: a named field is in no sampled record, a field's name is reserved, or no record can be read.
     """
     sampled = _sample(files, columns, storage)
     whole = [sample for sample in sampled if sample.error is None]
@@ -126,7 +126,7 @@ def open_webdataset(corpus: str, files: list[FileInfo], columns: Columns, storag
 def _check(corpus: str, columns: Columns, fields: list[str], suffixes: set[str]) -> None:
     if columns.uri is not None:
         raise ValueError(
-            f"corpus {corpus}: --columns.uri {columns.uri!r}: a tar holds its pictures itself; leave it out"
+            f"corpus {corpus}: --columns.uri {columns.uri!r}: a tar holds its pictures itself; omit the option"
         )
     check_roles(columns, [_KEY, *fields], corpus, roles=("key", "item"))
     check_roles(columns, [*sorted(suffixes), *fields], corpus, roles=("caption",))

@@ -1,1 +1,1 @@
-"""Local paths and S3: where data lies, and how a step on a store is tried again."""
+"""Access to local paths and S3, and retries of steps on a store."""

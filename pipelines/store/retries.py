@@ -1,8 +1,8 @@
-"""Retries of what stores do: throttle, stall, break off, answer late, refuse.
+"""Retries of steps that failed because a store throttled, stalled, broke off, answered late or refused.
 
-s3fs and Lance's object store try again by themselves, a few times, what they know to be harmless. This is the layer
-above: whole steps (a picture, a listing, a shard from the record on where it broke, a staged group, a commit) that
-can be done again without doubling anything. A refusal (credentials, rights) is never tried again.
+s3fs and Lance's object store retry a few times by themselves what they know to be harmless. This layer is above them
+and repeats whole steps that are safe to repeat: a picture, a listing, a shard from the record where it broke off, a
+staged group, a commit. A refusal (credentials, rights) is never retried.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MANY_DENIED = 8
 
 
 class Fault(StrEnum):
-    """What kind of failure an error is, as far as trying again goes."""
+    """The kind of a failure, as far as retries are concerned."""
 
     TRANSIENT = "transient"
     NOT_FOUND = "not_found"
@@ -43,13 +43,14 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how patiently a step is tried again. Waits are drawn from [0, bound): full jitter.
+    """How often a step is retried, and how long it waits in between. Waits are drawn from [0, bound): full jitter.
 
     Attributes:
-        attempts: tries of a step that fails transiently, the first one counted in.
-        base_s: bound of the first wait in seconds; it doubles from try to try.
-        cap_s: what the bound never exceeds.
-        missing_attempts: tries of what a store says is not there; stores can be late, but dead links are common.
+        attempts: most attempts of a step that fails transiently, the first one included.
+        base_s: bound of the first wait in seconds; it doubles with each attempt.
+        cap_s: upper limit of that bound in seconds.
+        missing_attempts: most attempts for something that the store reports as missing. Stores can lag, but dead links
+            are common.
     """
 
     attempts: int = 8
@@ -58,17 +59,17 @@ class RetryPolicy:
     missing_attempts: int = 4
 
     def allows(self, fault: Fault, attempt: int) -> bool:
-        """Whether there is another try after `attempt` tries."""
+        """Whether another attempt is allowed after `attempt` attempts."""
         limits = {Fault.TRANSIENT: self.attempts, Fault.NOT_FOUND: self.missing_attempts}
         return attempt < limits.get(fault, 1)
 
     def bound_s(self, attempt: int) -> float:
-        """The bound of the wait after `attempt` tries."""
+        """The bound, in seconds, of the wait after `attempt` attempts."""
         return min(self.cap_s, self.base_s * 2.0 ** (attempt - 1))
 
 
 DEFAULT = RetryPolicy()
-# For a job's first requests: an endpoint that is spelled wrongly is to be told soon.
+# For a job's first requests: a misspelled endpoint should be reported soon.
 CONTACT = RetryPolicy(attempts=6)
 _DENIED_CODES = {"AccessDenied", "AllAccessDisabled", "Forbidden", "403", "401"}
 _BAD_CREDENTIALS_CODES = {
@@ -88,7 +89,7 @@ _TRANSIENT_CLASSES = {
     *("HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError", "ResponseStreamingError"),
     *("ClientConnectionError", "ClientPayloadError", "ServerTimeoutError", "EndpointConnectionError"),
 }
-# Of Lance an error is a text. Its statuses and codes stand in fixed places, which no URI looks like.
+# Lance's errors are plain text. Their statuses and codes stand in fixed places, in forms that no URI has.
 _CODE_IN_TEXT = re.compile(r"<Code>(\w+)</Code>|status code: (\d{3})")
 _TRANSIENT_TEXT = re.compile(
     r"HTTP error: |error sending request|error decoding response body|operation timed out|timeout occurred"
@@ -99,7 +100,7 @@ _MISSING_TEXT = re.compile(r"LanceError\(NotFound\)|\bNot found: |was not found|
 
 
 def classify(error: BaseException) -> Fault:
-    """What kind of failure an error is, by itself and by its causes; a refusal outweighs what came of it."""
+    """The kind of an error, judged by itself and its causes. A refusal outranks the errors that it led to."""
     kinds = {_kind(link) for link in _causes(error)}
     order = (Fault.EXPIRED, Fault.BAD_CREDENTIALS, Fault.DENIED, Fault.NOT_FOUND, Fault.TRANSIENT)
     return next((kind for kind in order if kind in kinds), Fault.OTHER)
@@ -108,19 +109,19 @@ def classify(error: BaseException) -> Fault:
 def retry(
     step: Callable[[], T], uri: str, policy: RetryPolicy = DEFAULT, sleep: Callable[[float], None] = time.sleep
 ) -> T:
-    """What `step` returns, tried again as the policy says where `uri` is on a store; errors on disk are final.
+    """The result of `step`. If `uri` is on a store, the step is retried as the policy says; errors on disk are final.
 
     Args:
-        step: can be done again without harm.
-        uri: what the step is about.
-        policy: how often.
-        sleep: waits for seconds.
+        step: the step; it must be safe to repeat.
+        uri: the object that the step works on; decides whether to retry, and appears in messages.
+        policy: how often to retry, and how long to wait.
+        sleep: called with the seconds to wait.
 
     Raises:
-        PermissionError: the store refuses; never tried again.
-        FileNotFoundError: it still is not there.
+        PermissionError: the store refuses; never retried.
+        FileNotFoundError: the object is still missing after all attempts.
         ConnectionError: the step failed as often as the policy allows.
-        Exception: whatever else the step raises, at once and as it is.
+        Exception: any other error of the step, at once and unchanged.
     """
     if not is_remote(uri):
         return step()
@@ -139,7 +140,7 @@ def retry(
 
 
 def retried(step: Callable[P, T]) -> Callable[P, T]:
-    """A function tried again as by `retry`; its first argument is a table or dataset, and it can be done again."""
+    """Run the decorated function under `retry`. Its first argument is a table or dataset; it must be safe to repeat."""
 
     @wraps(step)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -154,16 +155,16 @@ def read_again(
     policy: RetryPolicy = DEFAULT,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[pa.Table]:
-    """The tables of `read()`; where it breaks off it is called again, and the rows that were yielded are skipped.
+    """The tables of `read()`. If it breaks off, it is called again, and the rows already yielded are skipped.
 
     Args:
         read: gives the same rows in the same order each time.
         uri: the file, for messages.
-        policy: how often, from one table to the next.
-        sleep: waits for seconds.
+        policy: how often to retry each table.
+        sleep: called with the seconds to wait.
 
     Raises:
-        FileNotFoundError: a listed file is gone; names it and the remedy.
+        FileNotFoundError: a listed file is gone; names the file and the remedy.
     """
     done = 0
     tables: Iterator[pa.Table] | None = None
@@ -181,7 +182,9 @@ def read_again(
         try:
             table = retry(step, uri, policy, sleep)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{uri} was listed and is gone; run the job again, it lists anew") from error
+            raise FileNotFoundError(
+                f"{uri} was listed and is gone; run the job again to list the files anew"
+            ) from error
         if table is None:
             return
         done += table.num_rows
@@ -189,21 +192,22 @@ def read_again(
 
 
 def has_ended(error: BaseException) -> bool:
-    """Whether an error is what `retry` raises in the end: one line with the remedy, not to be tried again."""
+    """Whether `retry` raised this error as its final one: a single line with the remedy, not to be retried again."""
     return _ENDED in vars(error)
 
 
 def is_of_the_store(error: BaseException) -> bool:
-    """Whether a store failed or refused, rather than said that something is not there."""
+    """Whether the store failed or refused, as opposed to reporting something as missing."""
     return classify(error) in (Fault.TRANSIENT, Fault.DENIED, Fault.BAD_CREDENTIALS, Fault.EXPIRED)
 
 
 class Refusals:
     """Tells a store that refuses the credentials from one that refuses single objects.
 
-    Expired or unknown credentials stop a job: no other request would fare better. "Access denied" is also what a store
-    says of an object with rights of its own, or, to those who may not list, of one that is not there; such an object
-    is its row's loss alone. It stops a job only where a bucket gave nothing yet and refused several objects.
+    Expired or unknown credentials stop a job, because no other request would succeed either. "Access denied" is
+    ambiguous: a store also says it of an object with rights of its own, and, to users without the right to list, of a
+    missing object. Such an object costs only its row. "Access denied" stops a job only if a bucket has served nothing
+    yet and has refused eight objects.
     """
 
     def __init__(self) -> None:
@@ -211,11 +215,11 @@ class Refusals:
         self._denied: Counter[str] = Counter()
 
     def served(self, uri: str) -> None:
-        """An object was read."""
+        """Note that an object of this bucket was read."""
         self._served.add(_bucket(uri))
 
     def stops(self, uri: str, error: BaseException) -> bool:
-        """Whether a job should end with this error, rather than go on without the object."""
+        """Whether the job should end with this error, as opposed to going on without the object."""
         if not is_remote(uri):
             return False
         fault = classify(error)
@@ -231,7 +235,7 @@ def _bucket(uri: str) -> str:
 
 @cache
 def refusals() -> Refusals:
-    """Those of this process."""
+    """The instance of this process."""
     return Refusals()
 
 
@@ -246,7 +250,7 @@ def _may_help(policy: RetryPolicy) -> Callable[[tenacity.RetryCallState], bool]:
 
 
 def _final(error: Exception, uri: str, attempts: int) -> Exception:
-    """The error that ends the tries: one line with the remedy, marked, so that a step around it does not go on."""
+    """The final error: one line with the remedy, marked so that an enclosing `retry` does not repeat it."""
     if has_ended(error):
         return error
     fault = classify(error)
@@ -272,13 +276,13 @@ def _final(error: Exception, uri: str, attempts: int) -> Exception:
 
 
 def _summary(error: BaseException) -> str:
-    """An error in few words: the store's code, or the error's class."""
+    """An error in a few words: the store's code, or the class and first line of the error."""
     codes = [code for link in _causes(error) for code in _codes(link)]
     return codes[-1] if codes else f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it says it was raised from."""
+    """The error and the chain of errors that it was raised from, up to eight."""
     link: BaseException | None = error
     for _ in range(8):
         if link is None:
@@ -289,7 +293,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _kind(error: BaseException) -> Fault:
     if has_ended(error):
-        return Fault(vars(error)[_ENDED])  # its cause, and so the store's code, was left behind
+        return Fault(vars(error)[_ENDED])  # its cause, and with it the store's code, was dropped
     for code in _codes(error):
         for kind, codes in _CODES.items():
             if code in codes:
@@ -315,7 +319,7 @@ def _kind_by_text(text: str) -> Fault:
 
 
 def _codes(error: BaseException) -> list[str]:
-    """The store's own error codes, of botocore as data, of Lance out of the text; the most telling one first."""
+    """The store's own error codes: as data from botocore, parsed from the text for Lance; the most specific first."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return [str(response.get("Error", {}).get("Code"))]
@@ -325,7 +329,7 @@ def _codes(error: BaseException) -> list[str]:
 
 
 def _skip(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The tables without their first rows."""
+    """The tables without their first `rows` rows."""
     for table in tables:
         if rows < table.num_rows:
             yield table.slice(rows) if rows else table

@@ -1,9 +1,9 @@
-"""Local paths and `s3://` URIs behind one small object; credentials never show in a repr.
+"""Local paths and `s3://` URIs behind one small object. Credentials never appear in a repr.
 
-Option names are those of object stores in Lance: `aws_access_key_id`, `aws_secret_access_key`,
-`aws_session_token`, `aws_region`, `aws_endpoint`, `allow_http`. What is not given is taken from the AWS
-environment variables of the process that makes the object (the driver), so that workers need none.
-`connect_timeout` and `request_timeout` (`"30s"`) bound a single request, of the corpus and of the table alike.
+Options have the names that Lance's object store uses: `aws_access_key_id`, `aws_secret_access_key`,
+`aws_session_token`, `aws_region`, `aws_endpoint`, `allow_http`. Missing options are read from the AWS environment
+variables of the process that creates the object (the driver), so workers need no AWS variables. `connect_timeout` and
+`request_timeout` (`"30s"`) bound each single request, to the corpus and to the table.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _FROM_ENVIRONMENT = {
     "connect_timeout": (),
     "request_timeout": (),
 }
-# Of a single request; with Lance a large part has to be sent within it. Few tries in the clients: Lance tries what it
-# tried again, and `pipelines.store.retries` has whole steps done again.
+# Timeouts of a single request. Lance must send a large part within one `request_timeout`. The clients retry only a few
+# times, because Lance retries on top of its client and `pipelines.store.retries` repeats whole steps.
 _TIMEOUTS = {"connect_timeout": "10s", "request_timeout": "60s"}
 _LANCE_RETRIES = {"client_max_retries": "4", "client_retry_timeout": "120"}
 _S3FS_ATTEMPTS = 3
@@ -40,7 +40,11 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute (`~` expanded); a remote URI as it is, without a trailing slash."""
+    """The absolute form of a local path (`~` expanded). A remote URI is kept, without trailing slashes.
+
+    Raises:
+        ValueError: the URI has a scheme other than `s3://`.
+    """
     if is_remote(uri):
         return uri.rstrip("/")
     if "://" in uri:
@@ -51,16 +55,19 @@ def absolute(uri: str) -> str:
 
 @dataclass(frozen=True)
 class Storage:
-    """How to reach a store. Equal and hashable by its options; safe to print and to pickle."""
+    """How to reach a store. Equality and hash depend on the options alone; safe to print and to pickle."""
 
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
     def from_options(cls, options: dict[str, str] | None = None) -> Storage:
-        """Given options over those of the environment.
+        """Options from the environment, overridden by the given ones.
+
+        Args:
+            options: option name (any case) → value; None takes everything from the environment.
 
         Raises:
-            ValueError: an option that is not known, or a timeout that is none.
+            ValueError: an option is unknown, or a timeout is not a positive number of seconds.
         """
         merged = {
             name: next((os.environ[v] for v in variables if os.environ.get(v)), None)
@@ -69,14 +76,14 @@ class Storage:
         for name, value in (options or {}).items():
             if name.lower() not in _FROM_ENVIRONMENT:
                 known = ", ".join(_FROM_ENVIRONMENT)
-                raise ValueError(f"storage option {name!r} is not known; known are {known}")
+                raise ValueError(f"storage option {name!r}: unknown; choose from {known}")
             merged[name.lower()] = value
         for name in _TIMEOUTS:
             _seconds(name, merged[name] or _TIMEOUTS[name])
         return cls(tuple(sorted((name, value) for name, value in merged.items() if value)))
 
     def lance_options(self, uri: str) -> dict[str, str] | None:
-        """`storage_options` for Lance and LanceDB, None for a local path."""
+        """`storage_options` for Lance and LanceDB; None for a local path."""
         if not is_remote(uri):
             return None
         options = dict(self.options)
@@ -86,7 +93,7 @@ class Storage:
         return {**_TIMEOUTS, **_LANCE_RETRIES, **options}
 
     def redact(self, text: str) -> str:
-        """A text without the secrets of this store: servers quote requests, headers included, in their errors."""
+        """The text with this store's secrets masked. Servers quote requests, headers included, in their errors."""
         for name, value in self.options:
             if name in _SECRETS:
                 text = text.replace(value, "***")
@@ -96,7 +103,7 @@ class Storage:
         """The fsspec file system that holds `uri`.
 
         Raises:
-            ModuleNotFoundError: an `s3://` URI and s3fs is not installed.
+            ModuleNotFoundError: `uri` is on S3 and s3fs is not installed.
         """
         import fsspec
 
@@ -127,10 +134,10 @@ class Storage:
 
 
 def _seconds(name: str, value: str | None) -> float:
-    """Seconds of a timeout such as `30s` or `1.5s`; the default where none is given.
+    """A timeout such as `30s` or `1.5s`, in seconds. None gives the option's default.
 
     Raises:
-        ValueError: names the option and the value.
+        ValueError: the value is not a positive number of seconds; names the option and the value.
     """
     text = (value or _TIMEOUTS[name]).strip().removesuffix("s")
     try:
@@ -138,7 +145,7 @@ def _seconds(name: str, value: str | None) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"storage option {name} {value!r}: give seconds above 0, such as 30s")
+        raise ValueError(f"storage option {name} {value!r}: give a number of seconds above 0, such as 30s")
     return seconds
 
 
@@ -147,10 +154,10 @@ class TableRef:
     """A table by its URI: `path/to/db/name` or `s3://bucket/db/name`. The folder is a LanceDB database.
 
     Attributes:
-        database: the folder.
-        name: of the table in it.
-        storage: how to reach it.
-        version: a number or a tag, to read the table as it was; None is the latest.
+        database: the folder that holds the table: an absolute path or an `s3://` URI.
+        name: the table's name in the database, without `.lance`.
+        storage: how to reach the store.
+        version: a version number or a tag, to read the table as it was then; None is the latest version.
     """
 
     database: str
@@ -160,15 +167,16 @@ class TableRef:
 
     @classmethod
     def parse(cls, uri: str, storage: Storage | None = None, *, versions: bool = False) -> TableRef:
-        """A reference from `database/name` (a trailing `.lance` is allowed).
+        """A reference from `database/name`. A trailing `.lance` is allowed.
 
         Args:
-            uri: the text.
-            storage: how to reach it; None asks the environment.
-            versions: allow `database/name@version`, for what only reads.
+            uri: the URI as the user wrote it.
+            storage: how to reach the store; None reads the options from the environment.
+            versions: accept `database/name@version`, for commands that only read.
 
         Raises:
-            ValueError: there is no name, or it holds characters that LanceDB does not take.
+            ValueError: the name is missing or holds characters that LanceDB does not accept, or nothing follows the
+                `@`.
         """
         database, _, name = absolute(uri).removesuffix(".lance").rpartition("/")
         version: str | None = None
@@ -184,21 +192,21 @@ class TableRef:
 
     @property
     def uri(self) -> str:
-        """The Lance dataset of the table."""
+        """The URI of the table's Lance dataset."""
         return f"{self.database}/{self.name}.lance"
 
     @property
     def options(self) -> dict[str, str] | None:
-        """`storage_options` for Lance."""
+        """`storage_options` for Lance; None for a local path."""
         return self.storage.lance_options(self.database)
 
     def sibling(self, suffix: str) -> TableRef:
-        """The table `<name>_<suffix>` of the same database (its rejects, its ledger)."""
+        """The table `<name>_<suffix>` in the same database, such as the rejects or the ledger."""
         return TableRef(database=self.database, name=f"{self.name}_{suffix}", storage=self.storage)
 
     @property
     def label(self) -> str:
-        """The name within the database, with the version that was asked for."""
+        """The name within the database, with the requested version if there is one: `name` or `name@version`."""
         return self.name if self.version is None else f"{self.name}@{self.version}"
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""Opening tables, their provenance, leases, filters, splits and promotions."""
+"""Tables: opening, provenance, lease, filters, splits, promotion."""

@@ -1,4 +1,4 @@
-"""Columns that are added to a table or rewritten: one commit, on the very version that they were made from."""
+"""Adds or rewrites columns of a table: one commit, valid only on the exact version that it was prepared from."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from lance.fragment import FragmentMetadata
     from lance.schema import LanceSchema
 
-# A fragment with new values, and the fields that they are of.
+# A fragment with new values, and the ids of the rewritten fields.
 Rewritten = tuple["FragmentMetadata", list[int]]
 
 
 class TableMovedError(RuntimeError):
-    """Another job changed the table between the look at it and the commit."""
+    """Another job changed the table between the read and the commit."""
 
 
 def add_columns(
     table: TableRef, dataset: lance.LanceDataset, fragments: Sequence[FragmentMetadata], schema: LanceSchema
 ) -> None:
-    """Land fragments that have further columns.
+    """Commit fragments that have additional columns.
 
     Args:
         table: the table.
-        dataset: the version that the fragments are of.
-        fragments: all of that version's, as `merge_columns` gave them.
-        schema: with the new columns.
+        dataset: the version that the fragments belong to.
+        fragments: all fragments of that version, as returned by `merge_columns`.
+        schema: the schema with the new columns.
 
     Raises:
-        TableMovedError: the table changed meanwhile. Nothing was written.
+        TableMovedError: the table changed meanwhile. Nothing was committed.
         OSError: the store fails.
     """
     import lance
@@ -42,15 +42,15 @@ def add_columns(
 
 
 def rewrite_columns(table: TableRef, dataset: lance.LanceDataset, rewritten: Sequence[Rewritten]) -> None:
-    """Land new values of columns that are there; their indexes lose the fragments, and take them in when refreshed.
+    """Commit new values of existing columns. Their indexes drop these fragments until the next index refresh.
 
     Args:
         table: the table.
-        dataset: the version that the fragments are of.
-        rewritten: the fragments that changed, as `update_columns` gave them.
+        dataset: the version that the fragments belong to.
+        rewritten: the changed fragments, as returned by `update_columns`.
 
     Raises:
-        TableMovedError: the table changed meanwhile. Nothing was written.
+        TableMovedError: the table changed meanwhile. Nothing was committed.
         OSError: the store fails.
     """
     import lance
@@ -71,5 +71,7 @@ def _commit(table: TableRef, dataset: lance.LanceDataset, operation: lance.Lance
         lance.LanceDataset.commit(table.uri, transaction, storage_options=table.options, max_retries=0)
     except OSError as error:
         if is_conflict(error):
-            raise TableMovedError(f"table {table}: changed meanwhile; nothing was written, run again") from error
+            raise TableMovedError(
+                f"table {table}: another job changed it meanwhile, so nothing was written; run again"
+            ) from error
         raise

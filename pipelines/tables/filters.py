@@ -1,8 +1,8 @@
-"""`--where`: a filter expression and nothing else.
+"""Checks `--where`: exactly one filter expression.
 
-Lance parses `SELECT 1 FROM t WHERE <filter>` and ignores whatever follows the expression (`limit 3`, `) or (1=1`,
-any words), and it reads "name" as a string, not as a column. So the filter is checked here to be one expression,
-parentheses closed, and Lance plans it within parentheses, which checks names and types without reading a row.
+Lance parses `SELECT 1 FROM t WHERE <filter>` and ignores whatever follows the expression (`limit 3`, `) or (1=1`, any
+words). It also reads "name" as a string, not as a column. So this module checks that the filter is one expression with
+balanced parentheses. Lance then plans it inside parentheses, which checks names and types without reading a row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def check_filter(where: str, dataset: lance.LanceDataset) -> str:
     """The filter, if it is one boolean expression over the table's columns.
 
     Raises:
-        ValueError: names what is wrong, and the columns there are. Nothing was read.
+        ValueError: names the problem and lists the table's columns. No row was read.
     """
     outside = _STRING_OR_REST.sub("''", where)
     if outside.count("'") % 2:
@@ -48,7 +48,7 @@ def check_filter(where: str, dataset: lance.LanceDataset) -> str:
 
 
 def _closes_its_parentheses(outside: str) -> bool:
-    """Whether each `)` closes a `(` of the filter's own, else it could leave the parentheses put around it."""
+    """Whether parentheses balance. A stray `)` would close the parentheses that are put around the filter."""
     depth = 0
     for character in outside:
         depth += (character == "(") - (character == ")")
@@ -58,7 +58,7 @@ def _closes_its_parentheses(outside: str) -> bool:
 
 
 def quote(value: str) -> str:
-    """A string as an SQL literal."""
+    """The value as an SQL string literal."""
     return "'" + value.replace("'", "''") + "'"
 
 
@@ -67,7 +67,7 @@ def _message(where: str, problem: str, dataset: lance.LanceDataset) -> str:
 
 
 def _clean(text: str) -> str:
-    """Lance's message without the paths of its source and the names of internal columns."""
+    """Lance's message without its source paths and without the names of internal columns."""
     for _ in range(3):
         text = _NOISE.sub("", text)
     return text.split(" Valid fields are")[0].rstrip(". ")

@@ -1,4 +1,4 @@
-"""The jobs that filled a table, remembered in its config: what `retry` needs to do a part of one again."""
+"""The jobs that filled a table, recorded in its config, so that `retry` can repeat a part of one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PREFIX = "isthmus.job."
 
 @retried
 def remember_job(table: TableRef, corpus: str, options: Mapping[str, Any]) -> None:
-    """Keep the options of a job, one job for each corpus; a version of the table is made where they are new.
+    """Record a job's options, one job per corpus. This makes a new version of the table if the options are new.
 
     Args:
-        table: the table.
+        table: the table that the job fills.
         corpus: the corpus, as the user named it.
-        options: JSON-ready, without secrets.
+        options: the job's options: JSON-ready, without secrets.
     """
     dataset = open_dataset(table)
     where = absolute(corpus)

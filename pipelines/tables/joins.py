@@ -1,4 +1,4 @@
-"""Rows of two tables joined by `row_id`: each table streamed once, eight bytes a row kept."""
+"""Joins rows of two tables by `row_id`: each table is streamed once, and 16 bytes per row stay in memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def hashed(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> NDArray[np.int64]:
-    """A 64-bit hash of each value, as text; null is a value of its own."""
+    """(n,) int64: a 64-bit hash of each value's text. Null has a hash of its own."""
     texts = values.to_pylist() if isinstance(values, (pa.Array, pa.ChunkedArray)) else values
     found = (hashlib.blake2b(("\0" if text is None else str(text)).encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(found), "<i8").astype(np.int64)
 
 
 class RowIndex:
-    """From row ids to the offsets of a table's rows."""
+    """Maps row ids to the offsets of a table's rows."""
 
     def __init__(self, dataset: lance.LanceDataset) -> None:
         hashes, offsets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -37,7 +37,7 @@ class RowIndex:
         self._hashes, self._offsets = unsorted[order], np.concatenate(offsets)[order]
 
     def find(self, row_ids: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> NDArray[np.int64]:
-        """Offsets of rows by their ids, −1 where there is none."""
+        """(n,) offsets of the rows with these ids; −1 for ids that the table lacks."""
         wanted = hashed(row_ids)
         if not len(self._hashes):
             return np.full(len(wanted), -1, np.int64)
@@ -46,7 +46,7 @@ class RowIndex:
 
 
 def places_of(offsets: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where offsets stand among ascending ones, −1 where they do not."""
+    """(n,) the index of each offset in the ascending array `among`; −1 for offsets that are not in it."""
     if not len(among):
         return np.full(len(offsets), -1, np.int64)
     found = np.searchsorted(among, offsets).clip(max=len(among) - 1)
@@ -56,10 +56,19 @@ def places_of(offsets: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[n
 def joined_offsets(
     dataset: lance.LanceDataset, offsets: NDArray[np.int64], other: lance.LanceDataset, what: str
 ) -> NDArray[np.int64]:
-    """For each row of one table its row in another.
+    """For each row of one table, the offset of the row with the same id in another table.
+
+    Args:
+        dataset: the first table.
+        offsets: (n,) offsets of its rows.
+        other: the table to look in.
+        what: how error messages call the other table.
+
+    Returns:
+        (n,) offsets in `other`.
 
     Raises:
-        ValueError: rows without a partner.
+        ValueError: some rows have no partner.
     """
     index = RowIndex(other)
     ids = dataset.take(offsets.tolist(), columns=[ROW_ID])[ROW_ID] if len(offsets) else pa.array([], pa.string())

@@ -1,8 +1,8 @@
 """The lease: one driver at a time works on a table.
 
-Correctness does not rest on it: the committer's compare-and-swap does that (see `committing`). The lease saves
-the second driver's work and tells its user who is at it. It lives in the table's config, where two takers that
-started from one version conflict.
+Correctness does not depend on the lease: the committer's compare-and-swap ensures it (see `committing`). The lease
+saves the second driver's work and tells its user which process holds the table. It is kept in the table's config, where
+two drivers that start from the same version conflict.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.tables.opening import is_conflict, open_dataset, translate
 LEASE_KEY = "isthmus.lease"
 TTL_S = 600.0
 _ATTEMPTS = 10
-# Jobs of this process that have ended and could not give their lease back, since the store refused.
+# Jobs of this process that ended but could not release their lease, because the store refused.
 _LEFT: set[str] = set()
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,15 @@ class LeaseHeldError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who holds a lease, and until when (Unix seconds)."""
+    """The process that holds a lease.
+
+    Attributes:
+        job: random id of the job.
+        host: host name of the machine.
+        pid: process id on that host.
+        started: when the process started, Unix seconds; tells it from a later process with the same id.
+        expires: when the lease expires, Unix seconds.
+    """
 
     job: str
     host: str
@@ -45,13 +53,13 @@ class Holder:
 
     @classmethod
     def this_process(cls, job: str) -> Holder:
-        """This process, with a fresh time to live."""
+        """This process, with a lease of full length from now."""
         started = psutil.Process().create_time()
         expires = time.time() + TTL_S
         return cls(job=job, host=socket.gethostname(), pid=os.getpid(), started=started, expires=expires)
 
     def is_alive(self) -> bool:
-        """False once the lease ran out, or at once where the holder was a process of this host that has ended."""
+        """False once the lease has expired, or as soon as a holder on this host has ended."""
         if time.time() >= self.expires:
             return False
         if self.host != socket.gethostname():
@@ -63,7 +71,7 @@ class Holder:
 
 
 class Lease:
-    """A lease on a table, taken at `acquire`, kept by `renew`, given back by `release`."""
+    """A lease on a table: taken by `acquire`, extended by `renew`, given back by `release`."""
 
     def __init__(self, table: TableRef, holder: Holder) -> None:
         self._table = table
@@ -74,34 +82,34 @@ class Lease:
         """Take the lease of an existing table.
 
         Raises:
-            LeaseHeldError: names the holder.
+            LeaseHeldError: another driver holds it; names the holder.
         """
         lease = cls(table, Holder.this_process(uuid.uuid4().hex))
         lease._write(lease._holder)
         return lease
 
     def renew(self) -> None:
-        """Extend the lease when half of its time is gone.
+        """Extend the lease once half of its time has passed.
 
         Raises:
-            LeaseHeldError: it was lost to another driver.
+            LeaseHeldError: another driver has taken the lease.
         """
         if self._holder.expires - time.time() < TTL_S / 2:
             self._holder = Holder.this_process(self._holder.job)
             self._write(self._holder)
 
     def release(self) -> None:
-        """Give the lease back, if it is still this one's."""
+        """Give the lease back, if this job still holds it."""
         try:
             self._write(None)
         except LeaseHeldError:
             return
-        except OSError as error:  # would hide the error that ends the job, mostly the same one
+        except OSError as error:  # raising it would hide the error that ends the job, usually the same one
             _LEFT.add(self._holder.job)
-            log.warning("table %s: the lease could not be given back; it runs out by itself: %s", self._table, error)
+            log.warning("table %s: the lease could not be released; it will expire by itself: %s", self._table, error)
 
     def _write(self, holder: Holder | None) -> None:
-        """Set the lease by compare-and-swap on the table's config; a try whose answer was lost finds its own."""
+        """Set the lease by compare-and-swap on the config. A retry after a lost response finds its own lease."""
         retry(lambda: self._write_once(holder), self._table.uri)
 
     def _write_once(self, holder: Holder | None) -> None:

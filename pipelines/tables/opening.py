@@ -1,4 +1,4 @@
-"""Opening and creating Lance datasets with errors that name the table and the remedy."""
+"""Opens and creates Lance datasets. Errors name the table and the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.tables.provenance import Provenance
 if TYPE_CHECKING:
     import lance
 
-# Columns without which a table is as good, only slower to bring up to date: older tables lack them.
+# Columns that a table may lack: older tables do. Without them, updating the table is only slower.
 OPTIONAL = frozenset({PICTURE, TEXT})
 
 
@@ -24,10 +24,10 @@ def open_dataset(ref: TableRef, *, missing_ok: Literal[False] = False) -> lance.
 @overload
 def open_dataset(ref: TableRef, *, missing_ok: bool) -> lance.LanceDataset | None: ...
 def open_dataset(ref: TableRef, *, missing_ok: bool = False) -> lance.LanceDataset | None:
-    """The latest version of a table's dataset, or the one that `ref` names.
+    """The latest version of a table's dataset, or the version that `ref` names.
 
     Raises:
-        FileNotFoundError: there is no such table (unless `missing_ok`) or version; lists those that are there.
+        FileNotFoundError: there is no such table (unless `missing_ok`) or version; lists those that exist.
         PermissionError: the store refuses the credentials.
         OSError: the store cannot be read.
     """
@@ -44,10 +44,10 @@ def open_dataset(ref: TableRef, *, missing_ok: bool = False) -> lance.LanceDatas
 
 
 def _open(ref: TableRef) -> lance.LanceDataset | None:
-    """The dataset, None where there is none.
+    """The dataset; None if there is none.
 
     Raises:
-        FileNotFoundError: the store lists a version of it and does not give it (yet).
+        FileNotFoundError: the store lists a version of the dataset but does not (yet) serve it.
     """
     import lance
 
@@ -56,9 +56,10 @@ def _open(ref: TableRef) -> lance.LanceDataset | None:
     except (ValueError, OSError) as error:
         if not _is_missing(error):
             raise
-    # Taken for absent, a table that is there would be made anew: a store's word is not enough.
+    # A store may report an existing table as missing, and the table would then be created anew. So the listing is
+    # checked too.
     if is_remote(ref.uri) and ref.storage.filesystem(ref.uri).find(f"{ref.uri}/_versions"):
-        raise FileNotFoundError(f"{ref.uri}: the store lists this table and does not give it; try again later")
+        raise FileNotFoundError(f"{ref.uri}: the store lists this table but does not serve it; try again later")
     return None
 
 
@@ -69,13 +70,13 @@ def open_at(
     index_cache_bytes: int | None = None,
     metadata_cache_bytes: int | None = None,
 ) -> lance.LanceDataset:
-    """A table pinned at a version or a tag: what every task of a job opens, so that all of them see the same rows.
+    """A table pinned at a version or a tag. Every task of a job opens it this way, so that all tasks see the same rows.
 
     Args:
         ref: the table.
-        version: a version number or a tag; None is the latest.
-        index_cache_bytes: memory for the pages of its indexes; None is Lance's default, which is gigabytes.
-        metadata_cache_bytes: memory for its fragments' metadata; None is Lance's default.
+        version: a version number or a tag; None is the latest version.
+        index_cache_bytes: memory for pages of the table's indexes; None is Lance's default, which is gigabytes.
+        metadata_cache_bytes: memory for metadata of the table's fragments; None is Lance's default.
 
     Raises:
         FileNotFoundError: there is no such table, version or tag; lists those that are kept.
@@ -110,7 +111,7 @@ def open_at(
 
 
 def list_tables(ref: TableRef) -> list[str]:
-    """Names of the tables in the database of `ref`; empty where the folder is not there."""
+    """Names of the tables in the database of `ref`, sorted; empty if the folder does not exist."""
     files = ref.storage.filesystem(ref.database)
     try:
         names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in files.ls(ref.database, detail=False)]
@@ -120,7 +121,7 @@ def list_tables(ref: TableRef) -> list[str]:
 
 
 def create_dataset(ref: TableRef, schema: pa.Schema) -> lance.LanceDataset:
-    """An empty dataset of `schema`; the one that is there if another process was faster."""
+    """A new empty dataset of `schema`, or the existing one if another process created it first."""
     import lance
 
     def create() -> lance.LanceDataset:
@@ -137,7 +138,7 @@ def create_dataset(ref: TableRef, schema: pa.Schema) -> lance.LanceDataset:
 
 
 def append_rows(ref: TableRef, rows: pa.Table, *, overwrite: bool = False) -> None:
-    """Append rows to a dataset, or put them in place of all that it holds; makes it if it is not there."""
+    """Append rows to a dataset, creating it if necessary. With `overwrite`, the rows replace its content."""
     import lance
 
     if open_dataset(ref, missing_ok=True) is None:
@@ -146,11 +147,11 @@ def append_rows(ref: TableRef, rows: pa.Table, *, overwrite: bool = False) -> No
 
 
 def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> None:
-    """Refuse rows that do not fit a table that is there already.
+    """Reject rows that do not fit the existing table.
 
     Raises:
-        EncoderMismatchError: the table's vectors are another encoder's.
-        ValueError: a column is new, or of another type.
+        EncoderMismatchError: another encoder made the table's vectors.
+        ValueError: a column is missing from the table, or has another type there.
     """
     there, new = Provenance.from_schema(existing, str(table)), Provenance.from_schema(wanted)
     there.check_same_encoder(new.encoder, str(table))
@@ -164,11 +165,11 @@ def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> Non
             )
         found = existing.field(column.name).type
         if found != column.type:
-            raise ValueError(f"table {table}: column {column.name!r} is {found}, the corpus gives {column.type}")
+            raise ValueError(f"table {table}: column {column.name!r} is {found}, but the corpus has {column.type}")
 
 
 def translate(error: Exception, uri: str) -> Exception:
-    """A store's error as one line with a remedy; the original error where nothing better is known."""
+    """A store's error as one line with a remedy; the original error if it is not one of the known kinds."""
     if has_ended(error):
         return error
     text = str(error)
@@ -178,14 +179,16 @@ def translate(error: Exception, uri: str) -> Exception:
     if "nosuchbucket" in lower or ("bucket" in lower and "not" in lower and "exist" in lower):
         return FileNotFoundError(f"{uri}: the bucket does not exist")
     if "no space left" in lower or "disk quota" in lower or "os error 28" in lower:
-        return OSError(f"{uri}: no space left on the device; the table is as of its last commit: free space, run again")
+        return OSError(
+            f"{uri}: no space left on the device; the table is as of its last commit: free space and run again"
+        )
     if is_remote(uri) and any(word in lower for word in ("connect", "dns", "timed out", "error sending request")):
         return ConnectionError(f"{uri}: the store cannot be reached; check AWS_ENDPOINT_URL and the network")
     return error
 
 
 def is_conflict(error: Exception) -> bool:
-    """Whether a commit failed because another one came first (and may be tried on the newer version)."""
+    """Whether a commit failed because another one came first. Such a commit may be retried on the newer version."""
     from lance.commit import CommitConflictError
 
     return isinstance(error, CommitConflictError) or "incompatible transaction" in str(error).lower()

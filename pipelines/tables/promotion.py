@@ -1,10 +1,9 @@
 """Which table answers for a name: the table itself, or one that was promoted to its place.
 
-Another encoder gives vectors of another length, so its vectors cannot be a version of the same table. They stand in a
-table of their own (the
-shadow), and promotion writes into the config of the first which table, at which version, answers for it from now on;
-a tag keeps that version from
-being cleaned up. All promotions are remembered, so that one command goes back.
+Another encoder gives vectors of another length, so its vectors cannot be a version of the same table. They go into a
+table of their own, the shadow. A promotion writes into the config of the first table which table, at which version,
+answers for it from now on. A tag keeps that version from being cleaned up. All promotions are recorded, so that one
+command can undo the last one.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _TAG = "published"
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """A table put in another's place.
+    """A promoted table: it answers in another table's place.
 
     Attributes:
-        name: of the table, in the same database.
-        version: of it.
-        why: what the decision rested on.
+        name: the promoted table, in the same database.
+        version: the version of it that answers.
+        why: the grounds for the decision, as text.
     """
 
     name: str
@@ -39,13 +38,13 @@ class Promotion:
 
 
 def promotions(dataset: lance.LanceDataset) -> list[Promotion]:
-    """All promotions that are in force or behind, oldest first; the last one answers."""
+    """All promotions that were not undone, oldest first. The last one is in force."""
     raw = dataset.config().get(_KEY)
     return [Promotion(**entry) for entry in json.loads(raw)] if raw else []
 
 
 def answering(table: TableRef) -> tuple[TableRef, lance.LanceDataset]:
-    """The table that answers for a name, at its version; where a version was asked for, the table itself as it was.
+    """The table that answers for a name, at its version. If `table` names a version, the table itself at that version.
 
     Raises:
         FileNotFoundError: there is no such table, or the promoted one was removed.
@@ -59,8 +58,8 @@ def answering(table: TableRef) -> tuple[TableRef, lance.LanceDataset]:
         return promoted, open_at(promoted, stack[-1].version)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"table {table}: was replaced by {promoted.name}@{stack[-1].version}, which is not there any more; "
-            f"go back by `isthmus promote {table} --rollback`"
+            f"table {table}: was replaced by {promoted.name}@{stack[-1].version}, which no longer exists; "
+            f"undo the promotion with `isthmus promote {table} --rollback`"
         ) from error
 
 
@@ -72,7 +71,7 @@ def promote(table: TableRef, candidate: TableRef, version: int, why: str) -> Pro
     """
     if candidate.database != table.database:
         raise ValueError(
-            f"candidate {candidate}: must be in the database of {table}, so that one follows the other when it is moved"
+            f"candidate {candidate}: must be in the database of {table}, so that the two stay together when it is moved"
         )
     shadow = open_dataset(candidate)
     tag = f"{_TAG}-{version}"
@@ -87,14 +86,14 @@ def roll_back(table: TableRef) -> tuple[Promotion, str]:
     """Undo the last promotion.
 
     Returns:
-        What was undone, and the name of the table that answers now.
+        The promotion that was undone, and the name of the table that answers now.
 
     Raises:
         ValueError: nothing was promoted.
     """
     stack = promotions(open_dataset(table))
     if not stack:
-        raise ValueError(f"table {table}: nothing was promoted in its place; it answers for itself")
+        raise ValueError(f"table {table}: nothing was promoted; the table answers for itself")
     _write(table, stack[:-1])
     return stack[-1], stack[-2].name if len(stack) > 1 else table.name
 

@@ -1,4 +1,4 @@
-"""Where a table's vectors came from, kept in the schema metadata of the table."""
+"""The provenance of a table's vectors, stored in the table's schema metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIBRARIES = ("isthmus", "torch", "transformers", "ray", "lancedb", "pylance", "
 
 
 class EncoderMismatchError(ValueError):
-    """Vectors of another encoder would be mixed with, or compared to, those of the table."""
+    """Vectors of different encoders would be mixed or compared."""
 
 
 def library_versions() -> dict[str, str]:
@@ -34,14 +34,13 @@ def library_versions() -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Which encoder made the vectors of a table, and how.
+    """Which encoder made the vectors of a table, and with which settings.
 
     Attributes:
         encoder: the encoder's card.
-        modalities: which modalities were embedded (a subset of the encoder's).
-        settings: precision, preprocessing mode, text policy, vector type, library versions: informative.
-        fused: how the column of fused vectors was made of the others, None where there is none. It is kept on that
-            column.
+        modalities: the modalities that were embedded (a subset of the encoder's).
+        settings: precision, preprocessing mode, text policy, vector type and library versions; for information.
+        fused: how the fused column was computed from the others; None if there is none. It is stored on that column.
     """
 
     encoder: EncoderCard
@@ -50,21 +49,21 @@ class Provenance:
     fused: FusionRecipe | None = None
 
     def tower(self, modality: Modality) -> TowerCard | None:
-        """The tower that made the vector column of `modality`; None where there is no such column."""
+        """The tower that made the vector column of `modality`; None if there is no such column."""
         return self.encoder.tower(modality) if modality in self.modalities else None
 
     def vector_columns(self) -> dict[str, TowerCard]:
-        """Vector column name → the tower that made it; the fused column was made by none."""
+        """Vector column name → the tower that made it. The fused column is absent, because no tower made it."""
         towers = {m: self.encoder.tower(m) for m in self.modalities}
         return {VECTOR_COLUMNS[m]: tower for m, tower in towers.items() if tower is not None}
 
     def spaces(self) -> dict[str, str]:
-        """Every column that can be searched, the fused one last → the name of the space that its vectors lie in."""
+        """Every searchable column → the name of its embedding space. The fused column comes last."""
         found = {column: tower.space for column, tower in self.vector_columns().items()}
         return found | ({FUSED_VECTOR: self.fused.space} if self.fused is not None else {})
 
     def to_metadata(self) -> dict[bytes, bytes]:
-        """Schema metadata that holds this, but for how vectors were fused."""
+        """Schema metadata that holds the provenance, except for the fusion recipe, which is stored on its column."""
         data = {"encoder": self.encoder.to_dict(), "modalities": list(self.modalities), "settings": self.settings}
         return {METADATA_KEY: json.dumps(data, sort_keys=True).encode()}
 
@@ -87,10 +86,10 @@ class Provenance:
         )
 
     def check_same_encoder(self, other: EncoderCard, table: str) -> None:
-        """Refuse an encoder whose towers differ from those that made the table.
+        """Reject an encoder whose towers differ from those that made the table.
 
         Raises:
-            EncoderMismatchError: names both encoders.
+            EncoderMismatchError: a tower differs; names both encoders.
         """
         for modality in self.modalities:
             mine, theirs = self.encoder.tower(modality), other.tower(modality)

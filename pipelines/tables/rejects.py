@@ -1,4 +1,4 @@
-"""The rejects table `<table>_rejects`, read: rows that could not be embedded, as data."""
+"""Reads the rejects table `<table>_rejects`: the rows that could not be embedded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ REJECTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class RejectsSummary:
-    """The rejects of a table: how many by reason, and some of them."""
+    """A summary of a table's rejects.
+
+    Attributes:
+        by_reason: reason → number of rejects, the most common reason first.
+        rows: some of the rejects, as dictionaries.
+    """
 
     by_reason: dict[str, int]
     rows: list[dict[str, Any]]
@@ -43,7 +48,7 @@ class RejectsSummary:
 
 @retried
 def read_rejects(table: TableRef, *, reason: str | None = None, limit: int = 20) -> RejectsSummary:
-    """Counts by reason over all rejects, and the first `limit` rows (of `reason`, if given)."""
+    """Counts by reason over all rejects, and the first `limit` rejects (only those of `reason`, if given)."""
     dataset = open_dataset(table.sibling("rejects"), missing_ok=True)
     if dataset is None:
         return RejectsSummary(by_reason={}, rows=[])

@@ -1,4 +1,4 @@
-"""Which rows of a table train and which validate: filtered by SQL, split by a hash of a column."""
+"""Splits a table's rows into training and validation: filtered by SQL, divided by a hash of a column."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Split:
     """How rows are divided.
 
     Attributes:
-        where: SQL filter of the rows that are used at all.
-        validation_where: SQL filter of those among them that validate; None splits by hash.
-        fraction: share of the groups that validate, where there is no such filter.
-        group: column whose equal values stay on one side.
+        where: SQL filter of the rows to use; None uses all rows.
+        validation_where: SQL filter of the validation rows among them; None splits by hash.
+        fraction: share of the groups that go to validation in a split by hash, from 0 to below 1.
+        group: column whose equal values stay on the same side.
     """
 
     where: str | None = None
@@ -38,7 +38,12 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """Offsets of rows in a table, int64, ascending."""
+    """The two sides of a split.
+
+    Attributes:
+        train: (n,) int64, offsets of the training rows, ascending.
+        validation: (m,) int64, offsets of the validation rows, ascending.
+    """
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -48,16 +53,16 @@ def select(dataset: lance.LanceDataset, split: Split, needed: tuple[str, ...] = 
     """Divide the rows of a table.
 
     Args:
-        dataset: the table at its version.
-        split: how.
-        needed: columns that must not be null (the caption never may).
+        dataset: the table, pinned at a version.
+        split: how to divide its rows.
+        needed: further columns that must not be null. The caption never may be.
 
     Raises:
-        ValueError: a filter or a column that the table has not got, a fraction out of range, or no row that has what is
-            needed.
+        ValueError: a filter is invalid, a column is missing, the fraction is out of range, or no row has all needed
+            columns.
     """
     if not 0 <= split.fraction < 1:
-        raise ValueError(f"validation_fraction {split.fraction}: from 0 to below 1")
+        raise ValueError(f"validation_fraction {split.fraction}: give a number from 0 to below 1")
     if split.group not in dataset.schema.names:
         raise ValueError(f"group {split.group!r}: no such column; columns are {', '.join(dataset.schema.names)}")
     columns = tuple(dict.fromkeys((CAPTION, *needed)))
@@ -70,8 +75,8 @@ def select(dataset: lance.LanceDataset, split: Split, needed: tuple[str, ...] = 
     if not dataset.count_rows(used):
         rows = dataset.count_rows(split.where)
         if split.where and not rows:
-            raise ValueError(f"where {split.where!r}: no row of the table")
-        raise ValueError(f"none of the {rows} rows has all that training needs: {', '.join(columns)}")
+            raise ValueError(f"where {split.where!r}: no row of the table matches; change the filter")
+        raise ValueError(f"none of the {rows} rows has all the columns that training needs: {', '.join(columns)}")
     if split.validation_where is not None:
         train = _offsets(dataset, f"{used} AND NOT coalesce(({split.validation_where}), false)")
         return Selected(train=train, validation=_offsets(dataset, f"{used} AND ({split.validation_where})"))
@@ -97,7 +102,15 @@ def _by_hash(dataset: lance.LanceDataset, where: str, split: Split) -> Selected:
 
 
 def in_validation(values: pa.Array, fraction: float) -> NDArray[np.bool_]:
-    """Whether each value's hash falls into the share that validates; the same on every machine and in every run."""
+    """Whether each value's hash falls into the validation share; the same on every machine and in every run.
+
+    Args:
+        values: (n,) values of the group column.
+        fraction: the validation share.
+
+    Returns:
+        (n,) bool. Null values are never in validation.
+    """
     encoded = (
         values.dictionary_encode() if isinstance(values, pa.Array) else values.combine_chunks().dictionary_encode()
     )

@@ -1,4 +1,4 @@
-"""Five thousand pictures, 250 of them broken in fifteen ways: each broken one is listed, no good one is lost."""
+"""Five thousand pictures, 250 of them broken in fifteen ways: each broken one is rejected, no good one is lost."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_picture_that_the_encoder_chokes_on_costs_that_picture_alone() -> None
 
 
 def test_rows_broken_in_other_ways_are_rejects_too(tmp_path: Path) -> None:
-    """Missing files, null pictures and null keys: a row that names nothing is not nothing."""
+    """Missing files, null pictures and null keys must become rejects: a row that names nothing must not disappear."""
     items = pairs(6)
     (tmp_path / "pictures").mkdir()
     for pair in items:

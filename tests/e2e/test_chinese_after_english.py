@@ -1,7 +1,7 @@
-"""Words in Chinese find pictures by an encoder that was trained on English captions alone.
+"""Chinese words find pictures with an encoder that was trained only on English captions.
 
-Nothing that was trained on is Chinese: the captions of the corpus are English, the text tower stays as it came, and its
-head sees English vectors only. That Chinese lands beside them is what a multilingual tower is for.
+No Chinese text is used in training: the captions of the corpus are English, the text tower is unchanged, and its head
+sees only English vectors. That Chinese vectors land beside the English ones is what a multilingual tower is for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Searched:
     names: dict[str, tuple[str, str]]
 
     def recall(self, language: int, split: str) -> tuple[float, float]:
-        """Share of a split's concepts whose picture is among the first ten concepts of that split; and by chance."""
+        """The share of a split's concepts whose picture is among its first ten concepts, and the share by chance."""
         where = f"split = '{split}'"
         rows = self.opened.dataset.to_table(columns=["item_id"], filter=where)
         items = sorted(set(rows["item_id"].to_pylist()) & set(self.names))
@@ -93,7 +93,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
 
 @pytest.mark.parametrize(("split", "share", "chances"), [("train", 0.7, 10), ("test", 0.4, 3)])
 def test_chinese_finds_what_english_taught(searched: Searched, split: str, share: float, chances: float) -> None:
-    """Of pictures that were trained on (by their English names), and of concepts that were not."""
+    """For pictures that were trained on (with their English names), and for concepts that were not."""
     english, chance = searched.recall(0, split)
     chinese, _ = searched.recall(1, split)
     print(f"\n{split}: R@{K} English {english:.3f}, Chinese {chinese:.3f}, chance {chance:.3f}")  # noqa: T201
@@ -102,7 +102,7 @@ def test_chinese_finds_what_english_taught(searched: Searched, split: str, share
 
 
 def test_a_mixed_query_is_understood(searched: Searched) -> None:
-    """Both names in one query do not do worse than the Chinese one alone by more than a tenth."""
+    """Searching with both names is at most a tenth worse than with the Chinese one alone."""
     rows = searched.opened.dataset.to_table(columns=["item_id"], filter="split = 'train'")
     items = sorted(set(rows["item_id"].to_pylist()) & set(searched.names))[:100]
 

@@ -1,4 +1,4 @@
-"""A decoder that hangs or crashes costs its picture, and no other row."""
+"""A decoder that hangs or crashes costs its own picture and no other row."""
 
 from __future__ import annotations
 

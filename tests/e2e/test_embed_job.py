@@ -1,4 +1,4 @@
-"""The main job, through real Ray and real Lance: what goes in comes out, once, and can be found."""
+"""The main job on real Ray and real Lance: every input row comes out exactly once, and can be found."""
 
 from __future__ import annotations
 

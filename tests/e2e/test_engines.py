@@ -1,4 +1,4 @@
-"""One machine embeds in processes, a cluster on Ray, and nobody can tell by the table."""
+"""A single machine embeds in worker processes, a cluster on Ray, and the tables do not differ."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = {"encoder": "fake", "columns": {"key": "id"}, "block_rows": 16, "commit_
 
 
 def corpus_of(folder: Path, rows: int = ROWS) -> Path:
-    """Pictures and captions that recur, and some that are broken."""
+    """Pictures and captions that recur, and some broken pictures."""
     items = pairs(rows)
     for i in range(0, rows, 20):
         items[i] = Pair(items[i].key, b"not a picture", items[i].caption, items[i].year)
@@ -58,7 +58,7 @@ def assert_same(table: Path, wanted: Path) -> None:
     assert found[0].column_names == other[0].column_names
     for name in other[0].column_names:
         if name.endswith("_vector"):
-            # Pictures meet in other batches, which may turn the last bit; of float16 that is worth a thousandth.
+            # Pictures are batched differently, which may change the last bit; in float16 that is a thousandth.
             step = 1e-3 if pa.types.is_float16(found[0][name].type.value_type) else 1e-7
             np.testing.assert_allclose(found[0][name].to_pylist(), other[0][name].to_pylist(), atol=1e-6, rtol=step)
         else:
@@ -67,7 +67,7 @@ def assert_same(table: Path, wanted: Path) -> None:
 
 @pytest.fixture
 def no_ray_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process of its own, where nobody started Ray."""
+    """As in a separate process where nobody started Ray."""
     monkeypatch.setattr(machine, "_has_ray", lambda: False)
 
 
@@ -118,7 +118,7 @@ def test_two_processes_that_die_leave_the_rest_to_ray(
 ) -> None:
     corpus = corpus_of(tmp_path)
     embed(corpus, tmp_path / "db" / "wanted", engine="ray")
-    # Ray's workers were started before and know nothing of the fault.
+    # Ray's workers were started earlier and do not see the fault.
     monkeypatch.setenv(VARIABLE, "encode:4:kill")
     report = embed(corpus, tmp_path / "db" / "t")
     assert (report.engine, report.rows_in) == ("ray", ROWS)
@@ -129,7 +129,7 @@ def test_two_processes_that_die_leave_the_rest_to_ray(
 
 @pytest.mark.parametrize("rows_of_a_group", [30, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_the_cores_share_the_work(rows_of_a_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many shards each process takes some; the only shard of a file is cut for them, and is whole again after."""
+    """With many shards each process takes some. A single shard is split among them, and is whole again afterwards."""
     monkeypatch.setattr(machine, "cores", lambda: 3)
     corpus = write_parquet(tmp_path / "c.parquet", pairs(ROWS), row_group_rows=rows_of_a_group)
     report = embed(corpus, tmp_path / "db" / "t", engine="process", commit_rows=ROWS, fragment_rows=ROWS)
@@ -142,7 +142,7 @@ def test_the_cores_share_the_work(rows_of_a_group: int, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_alone_it_goes_on_while_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process dies at its fourth block, with one group staged or more."""
+    """Each process dies at its fourth block, with at least one group staged."""
     corpus = corpus_of(tmp_path)
     embed(corpus, tmp_path / "db" / "wanted", engine="process")
     monkeypatch.setenv(VARIABLE, "encode:4:kill")
@@ -167,7 +167,7 @@ def test_what_the_process_raises_is_raised_and_says_where(tmp_path: Path, monkey
 
 
 class _Sticky(Exception):
-    """Cannot be pickled back: it wants two arguments and keeps one."""
+    """An exception that cannot be unpickled: it takes two arguments and keeps one."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
@@ -247,7 +247,7 @@ print(ray.get(process.remote()) == first)
 
 @pytest.mark.slow
 def test_rays_workers_wait_for_the_next_rows_to_stage() -> None:
-    """All cores are the actors': by default Ray would end the worker after a second."""
+    """The actors use all cores, so that Ray would by default kill the worker after a second."""
     done = subprocess.run(
         [sys.executable, "-c", _WAITING_WORKER],
         capture_output=True,
@@ -261,14 +261,14 @@ def test_rays_workers_wait_for_the_next_rows_to_stage() -> None:
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.slow
 def test_the_process_ends_with_its_driver(way: signal.Signals, tmp_path: Path) -> None:
-    """By Ctrl-C, or without a word, in the middle of a picture."""
+    """Stopped in the middle of a picture, by Ctrl-C or by SIGKILL."""
     corpus = corpus_of(tmp_path, 40)
     command = [
         sys.executable, "-m", "jobs.cli", "embed", str(corpus), "--table", str(tmp_path / "db" / "t"), "--encoder",
         "fake", "--columns.key", "id",
     ]  # fmt: skip
     fault = {VARIABLE: "encode:1:hang", "RAY_ADDRESS": "local", ONCE_VARIABLE: str(tmp_path / "hangs")}
-    # A shell that runs this in the background has its children ignore Ctrl-C.
+    # Children of a shell that runs this in the background would ignore Ctrl-C.
     process = subprocess.Popen(
         command,
         text=True,
@@ -288,7 +288,7 @@ def test_the_process_ends_with_its_driver(way: signal.Signals, tmp_path: Path) -
 
 
 def test_processes_that_start_early_do_the_work_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One takes part, one is not needed; a table that is there, a store and a cluster have none start early."""
+    """One early process takes part, another is not needed. An existing table, a store or a cluster starts none."""
     started: list[early.Started] = []
     monkeypatch.setattr(early, "start", lambda spec: started.append(begin(spec)) or started[-1])
     monkeypatch.setattr(processes, "start", lambda spec: pytest.fail("one was there"))

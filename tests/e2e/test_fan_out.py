@@ -1,4 +1,4 @@
-"""The fan-out is ours: a large file must be read by many tasks, ten thousand small ones by few."""
+"""The fan-out is decided by isthmus: many tasks must read a large file, and few tasks ten thousand small ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_500_pictures_in_a_folder_are_read_by_few_tasks(tmp_path: Path) -> None:
 
 
 def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_own_for_gpus(tmp_path: Path) -> None:
-    """On GPUs decoding must not run inside the GPU actors, where it would make the GPU wait."""
+    """On GPUs, decoding inside the GPU actors would make the GPU wait."""
     corpus = write_parquet(tmp_path / "c.parquet", pairs(64 * 4), row_group_rows=4)
     source = open_source(str(corpus), columns=Columns(), storage=Storage())
     work = [ShardWork(shard=shard, shard_id=str(i)) for i, shard in enumerate(source.shards())]

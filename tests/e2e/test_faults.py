@@ -1,4 +1,4 @@
-"""Every step between reading a shard and reporting it done fails once, in each way; the table ends as if none had."""
+"""Every step from reading a shard to reporting it fails once, in each way; the table ends as if nothing had failed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipelines.store.faults import ONCE_VARIABLE, POINTS, VARIABLE
 
 ROWS, COMMIT_ROWS = 400, 64
 pytestmark = pytest.mark.timeout(400)
-# In the middle of the job, but for those that are passed once.
+# In the middle of the job, except for points that are passed only once.
 _PASS = {point: 1 if "lease" in point or "sweep" in point or "release" in point else 2 for point in POINTS}
 _QUICK = {
     "ray": {("after_commit", "kill")},
@@ -34,7 +34,7 @@ _QUICK = {
 
 
 def embed(corpus: Path, table: str, fault: dict[str, str], flags: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    """The report of `isthmus sync` in a process of its own, None where it failed; on Ray, unless flags say else."""
+    """The report of `isthmus sync` in a separate process; None if it failed. On Ray unless flags say otherwise."""
     command = [
         sys.executable, "-m", "jobs.cli", "sync", str(corpus), "--table", table, "--encoder", "fake", "--columns.key",
         "id", "--block-rows", "16", "--commit-rows", str(COMMIT_ROWS), "--fragment-rows", "32", "--json", *flags,
@@ -48,7 +48,7 @@ def embed(corpus: Path, table: str, fault: dict[str, str], flags: tuple[str, ...
 
 @pytest.fixture(autouse=True)
 def no_suspects() -> None:
-    """Pictures at which processes of earlier tests died would be decoded in a child, past this test's fault."""
+    """Pictures that killed processes of earlier tests would be decoded in a child, past this test's fault."""
     for left in Path(tempfile.gettempdir()).glob(f"isthmus-decoding-{os.getuid()}/*"):
         with left.open("rb") as file, contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -72,7 +72,7 @@ def assert_equal(found: tuple[pa.Table, list[Any]], wanted: tuple[pa.Table, list
 
 
 def write_corpus(folder: Path, seed: int) -> Path:
-    """Two files with a broken picture in every 25 rows; the second differs from seed to seed."""
+    """Two files with a broken picture in every 25 rows; the second file depends on the seed."""
     items = pairs(ROWS)
     for i in range(0, ROWS, 25):
         items[i] = Pair(items[i].key, b"not a picture", items[i].caption, items[i].year)
@@ -95,7 +95,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, list[Any]]:
-    """What an undisturbed run gives."""
+    """The table of an undisturbed run."""
     table = str(tmp_path_factory.mktemp("calm") / "t")
     assert embed(corpus, table, {})
     return contents(table)

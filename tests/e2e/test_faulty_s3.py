@@ -1,6 +1,6 @@
-"""Stores as they are: with every kind of fault now and then, a job ends and all rows are there, once.
+"""Stores fail in every way now and then; a job still ends with every row in the table, exactly once.
 
-The store is a real S3 server; a proxy in front of it makes the faults.
+The store is a real S3 server; a proxy in front of it injects the faults.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_uris(folder: Path, items: list[Pair]) -> Path:
 def embed(  # type: ignore[no-untyped-def]
     corpus: str, table: str, corpus_endpoint: str, table_endpoint: str, sync: bool = False, **more: Any
 ):
-    """Corpus and table in different stores, each with credentials that the other one does not take."""
+    """Corpus and table in different stores, each with credentials that the other one rejects."""
     config: dict[str, Any] = {
         "columns": {"key": "id"},
         "commit_rows": 60,
@@ -81,7 +81,7 @@ def rows(endpoint: str, name: str) -> pa.Table:
 
 
 def check_same(found: pa.Table, wanted: pa.Table) -> None:
-    """The same rows, each once."""
+    """Assert that the table has the same rows, each once."""
     assert found["row_id"].to_pylist() == wanted["row_id"].to_pylist()
     assert found["caption"].equals(wanted["caption"])
     for column in ("image_vector", "text_vector"):
@@ -90,7 +90,7 @@ def check_same(found: pa.Table, wanted: pa.Table) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """The rows of `pairs(ITEMS)` from disk to disk, undisturbed."""
+    """The rows of `pairs(ITEMS)` embedded from disk to disk, undisturbed."""
     return undisturbed(tmp_path_factory.mktemp("plain"), ITEMS)
 
 
@@ -101,7 +101,7 @@ def undisturbed(folder: Path, n: int) -> pa.Table:
 
 
 def survive(store: str, uri: str, name: str, rates: dict[str, float], **more: Any) -> tuple[Any, Counter[str]]:
-    """Embeds a corpus through stores that fail; the report, and how many faults of each kind there were."""
+    """Embed a corpus through stores that fail; return the report and the number of faults of each kind."""
     with faulty(store, rates, seed=1) as reads, faulty(store, rates, seed=2) as writes:
         report = embed(uri, f"s3://{OTHER_BUCKET}/db/{name}", reads.endpoint, writes.endpoint, **more)
     log.info("%s: %s s, %s and %s", name, report.seconds, reads, writes)
@@ -111,7 +111,7 @@ def survive(store: str, uri: str, name: str, rates: dict[str, float], **more: An
 
 
 def check_settled(store: str, uri: str, name: str, n: int, **more: Any) -> None:
-    """What the ledger and the table say after all those faults is that nothing is left to do."""
+    """After all those faults, ledger and table must say that nothing is left to do."""
     again = embed(uri, f"s3://{OTHER_BUCKET}/db/{name}", store, store, **more)
     assert (again.rows_in, again.skipped) == (0, n)
 
@@ -126,7 +126,7 @@ def test_faults_of_every_kind_cost_no_row_and_show_no_secret(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Pictures by URI, a request each; a third of all requests fails in some way. One picture is not there."""
+    """Pictures by URI, one request each; a third of all requests fails in some way. One picture is missing."""
     caplog.set_level("DEBUG")
     uri = upload(store, write_uris(tmp_path / "uris", pairs(ITEMS)), "uris")
     client(store).delete_object(Bucket=BUCKET, Key="uris/images/00003.jpg")
@@ -142,7 +142,7 @@ def test_faults_of_every_kind_cost_no_row_and_show_no_secret(
 
 
 def search_store_and_logs(store: str, name: str) -> None:
-    """Every object beside and below the table (its transactions among them), and Ray's own logs."""
+    """The content of every object in and beside the table (its transactions included), and of Ray's own logs."""
     import ray
 
     files = client(store, other=True)
@@ -204,7 +204,7 @@ def test_all_faults_together_cost_no_row_of_a_larger_corpus(store: str, tmp_path
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
 def test_any_single_request_of_a_run_that_changes_a_table_may_fail(store: str, tmp_path: Path) -> None:
-    """Rows stay, are replaced, re-used and removed, rejects settle; one request in turn fails, each in another way."""
+    """Rows are kept, replaced, reused and removed, and rejects settle, while each request in turn fails once."""
     items = pairs(ITEMS)
     items[7] = replace(items[7], image=b"not a picture")
     first = write_parquet(tmp_path / "c" / "a.parquet", items[:60], row_group_rows=20).parent
@@ -242,7 +242,7 @@ def searched_for_secrets(text: str) -> None:
 
 
 def stopped(caught: pytest.ExceptionInfo[BaseException]) -> str:
-    """The line that the command line shows; no secret is in it, nor in all that is behind it."""
+    """The line that the command prints. Neither it nor the exceptions behind it contain a secret."""
     link: BaseException | None = caught.value
     while link is not None:
         searched_for_secrets(f"{link!r} {link}")
@@ -255,7 +255,7 @@ def stopped(caught: pytest.ExceptionInfo[BaseException]) -> str:
 def test_credentials_that_expire_stop_the_job_and_the_next_run_ends_it(
     store: str, plain: pa.Table, tmp_path: Path
 ) -> None:
-    """An expired token must not become a reject for each picture that is left."""
+    """An expired token must not turn every remaining picture into a reject."""
     items = pairs(ITEMS)
     uri = upload(store, write_uris(tmp_path / "uris", items), "expiring")
     table = f"s3://{OTHER_BUCKET}/db/expiring"

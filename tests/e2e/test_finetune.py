@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: the same model whatever the number of processes; refusals; divergence; losses by flags."""
+"""Fine-tuning end to end: the same model for any number of processes; refusals; divergence; losses by flags."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_heads_learn_what_the_features_hide(table: str, towers: str, tmp_path: P
     assert load(str(tmp_path / "out")).encode_texts(["a word"]).vectors.shape == (1, 8)
 
 
-# Whatever the number of processes and chunks, the same model
+# The same model for any number of processes and chunks
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_heads_learn_what_the_features_hide(table: str, towers: str, tmp_path: P
     ],
 )
 def test_workers_and_chunks_change_nothing(table: str, towers: str, tmp_path: Path, loss: list[str]) -> None:
-    """Negatives that a process does not see, or a gradient that is off by a factor, would bend the curve."""
+    """Missing negatives of other processes, or a gradient that is wrong by a factor, would change the loss curve."""
     for name, changes in {"one": {}, "two": {"workers": 2}, "chunks": {"chunk_size": 5}}.items():
         run(heads_config(table, towers, tmp_path / name, loss=loss, **changes))
     curve = losses(tmp_path / "one")
@@ -113,7 +113,8 @@ def test_workers_and_chunks_change_nothing_of_whole_towers(pictures: str, clip: 
         assert report.features == []
     for other in ("two", "chunks"):
         assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    # Adam divides by the root of squares: what is 0 but for rounding moves by up to the learning rate.
+    # Adam divides by the root of squares: a gradient that is 0 up to rounding moves a weight by up to the learning
+    # rate.
     assert_close_but_for_noise(tmp_path / "one", tmp_path / "chunks")
     assert_close_but_for_noise(tmp_path / "one", tmp_path / "two")
 
@@ -121,7 +122,7 @@ def test_workers_and_chunks_change_nothing_of_whole_towers(pictures: str, clip: 
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_sharded_workers_change_nothing_and_go_on_with_copies(pictures: str, clip: Path, tmp_path: Path) -> None:
-    """A part of the model in each worker; then a run that was begun so goes on with a copy in each."""
+    """Each worker holds a part of the model; then a run started this way goes on with a full copy in each worker."""
     changes = {"epochs": 2, "chunk_size": 3}
     run(whole_config(pictures, clip, tmp_path / "one", **changes))
     sharded = {**changes, "workers": 2, "sharding": "fsdp"}
@@ -137,13 +138,13 @@ def test_sharded_workers_change_nothing_and_go_on_with_copies(pictures: str, cli
 
 
 def stopped_after(steps: int, config: FinetuneConfig, table: str) -> Any:
-    """The settings of a run that stops after some steps, with a checkpoint, as if it had been ended from outside."""
+    """The settings of a run that stops after some steps with a checkpoint, as if it had been killed."""
     settings = run_settings(config, TableRef.parse(table), None)
     return replace(settings, train=replace(settings.train, stop_after_steps=steps))
 
 
 def assert_close_but_for_noise(a: Path, b: Path) -> None:
-    """Weights equal to 1e-5, but for those whose gradient is 0 up to rounding: the keys' biases of attention."""
+    """Weights must agree to 1e-5, except where the gradient is 0 up to rounding: the key biases of attention."""
     first, second = weights(a), weights(b)
     for name, tensor in first.items():
         if not name.endswith("k_proj.bias"):
@@ -158,13 +159,13 @@ def assert_close_but_for_noise(a: Path, b: Path) -> None:
 def test_unequal_shares_and_a_short_last_batch_end(
     towers: str, tmp_path: Path, rows: int, batch: int, workers: int
 ) -> None:
-    """107 = 3 · 32 + 11; of 34 rows two are left for three processes; a single row that is left is left out."""
+    """107 = 3 · 32 + 11. Of 34 rows, two remain for three processes; a single remaining row is left out."""
     uneven = str(latent_table(tmp_path / "db" / "uneven", towers, rows))
     shared = {"epochs": 2, "batch_size": batch, "validation_fraction": 0.0}
     alone = run(heads_config(uneven, towers, tmp_path / "alone", **shared))
     many = run(heads_config(uneven, towers, tmp_path / "many", workers=workers, **shared))
     assert many.steps == alone.steps == 2 * (rows // batch + (rows % batch > 1))
-    # A batch of two has a loss near 5e-4, the difference of logits near 14: one float32 rounding there is 1e-6.
+    # A batch of two has a loss near 5e-4, from logits that differ by about 14: one float32 rounding there is 1e-6.
     assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4, abs=1e-6)
 
 
@@ -176,7 +177,7 @@ def test_one_validating_row_and_two_workers_end(table: str, towers: str, tmp_pat
     assert report.best["R@1"] == 1.0
 
 
-# A run that was begun before
+# Resumed runs
 
 
 def test_another_config_is_refused_and_the_same_does_nothing(table: str, towers: str, tmp_path: Path) -> None:
@@ -205,12 +206,12 @@ def test_how_a_run_is_written_down_is_no_other_run(table: str, towers: str, tmp_
     assert again.steps == first.steps
 
 
-# What goes wrong
+# Failures
 
 
 @pytest.mark.heavy
 def test_an_infinite_vector_is_named_again_and_again(towers: str, tmp_path: Path) -> None:
-    """A run that hides the row, or spoils its checkpoint, or begins anew for ever, costs days."""
+    """A run that hides the row, damages its checkpoint, or restarts from the beginning for ever would cost days."""
     bad = latent_table(tmp_path / "db" / "bad", towers, 60, bad_row=7)
     config = heads_config(str(bad), towers, tmp_path / "out", batch_size=8, validation_fraction=0.0, checkpoint_every=1)
     said = []
@@ -236,7 +237,7 @@ def test_an_infinite_vector_is_named_again_and_again(towers: str, tmp_path: Path
 def test_steps_that_are_too_long_leave_no_spoilt_checkpoint(
     table: str, towers: str, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Weights that are no numbers rank every row first: they must never become the best ones, nor the last ones."""
+    """NaN weights rank every row first: they must become neither the best weights nor the last ones."""
     config = heads_config(table, towers, tmp_path / "out", warmup_steps=0, **changes)
     said = []
     for _ in range(2):
@@ -317,7 +318,7 @@ def test_a_teacher_without_some_rows_and_an_encoder_for_a_table_are_refused(
 
 
 def mined_table(path: Path, spec: str, pairs: list[tuple[str, str]]) -> str:
-    """A table such as `isthmus mine` writes, of given anchors and negatives."""
+    """A table as `isthmus mine` writes it, with given anchors and negatives."""
     from pipelines.train.mining.mined import MINED_SCHEMA, mined_schema, publish, stage
 
     ref = TableRef.parse(str(path))
@@ -389,7 +390,7 @@ def test_negatives_of_another_encoder_are_refused(table: str, towers: str, clip:
 
 @pytest.mark.heavy
 def test_mining_anew_resumes_as_a_whole(towers: str, tmp_path: Path) -> None:
-    """Two stages; the finished command, again, does no step and says the same; another run has tables of its own."""
+    """Two stages. The finished command, rerun, trains no step and reports the same; another run has its own tables."""
     table = str(latent_table(tmp_path / "db" / "t", towers, 120))
     shared = {"epochs": 2, "remine_every": 1}
     first = run(heads_config(table, towers, tmp_path / "one", **shared))
@@ -424,7 +425,7 @@ def test_each_way_trains_and_what_it_writes_is_an_encoder(
     pictures: str, clip: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     out = tmp_path / "out"
-    # Without validation the last weights are kept, not the best: of a tiny model those may be the first.
+    # Without validation the last weights are kept, not the best; a tiny model's best weights may be its first.
     report = run(whole_config(pictures, clip, out, batch_size=20, validation_fraction=0.0, **changes))
     assert report.steps == 2 or report.steps == math.ceil(report.train_rows / 20)
     assert report.loss is not None
@@ -452,7 +453,7 @@ def test_isthmus_embed_takes_what_training_made(pictures: str, clip: Path, tmp_p
 
 @pytest.mark.heavy
 def test_it_learns_what_pictures_show(clip: Path, tmp_path: Path) -> None:
-    """Captions name colour and shape; pictures of other sizes are held out."""
+    """Captions name colour and shape; the held-out pictures have other sizes."""
     corpus = shapes_corpus(tmp_path / "corpus", 120)
     report = run(
         whole_config(

@@ -1,4 +1,4 @@
-"""A fine-tuning killed at any moment ends with the very weights of one that was never disturbed."""
+"""A fine-tuning run that is killed at any moment ends with exactly the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def table(towers: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A corpus' table with pictures, and the tiny CLIP that embedded it."""
+    """A table with pictures, and the tiny CLIP that embedded it."""
     folder = tmp_path_factory.mktemp("pixels")
     clip = tiny_models.tiny_clip(folder / "clip")
     command = [
@@ -67,7 +67,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def kill_worker(workers: int) -> int:
-    """SIGKILL to one of the training processes of this session's Ray; its pid, 0 if none is up."""
+    """SIGKILL one of the training processes of this session's Ray; return its pid, or 0 if there is none."""
     found = training_workers()
     if len(found) < workers:
         return 0
@@ -77,7 +77,7 @@ def kill_worker(workers: int) -> int:
 
 
 def run_with_kills(config: FinetuneConfig, steps: list[int]) -> tuple[Any, int]:
-    """Run, and kill a training process as soon as each of these steps is logged; the report, and how many died."""
+    """Run, and kill a training process as soon as each of these steps is logged; return report and number killed."""
     left = sorted(steps)
     killed = 0
 
@@ -93,7 +93,7 @@ def run_with_kills(config: FinetuneConfig, steps: list[int]) -> tuple[Any, int]:
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_a_killed_worker_costs_no_bits(table: str, towers: str, tmp_path: Path, kills: int) -> None:
-    """Memory bank, dropout, optimiser, order: all of it comes back."""
+    """Memory bank, dropout, optimiser and order must all be restored."""
     run(heads_config(table, towers, tmp_path / "calm", **_FEATURES))
     steps = sorted(random.sample(range(5, 200), kills))
     report, killed = run_with_kills(heads_config(table, towers, tmp_path / "hit", **_FEATURES), steps)
@@ -137,7 +137,7 @@ def flags(config: FinetuneConfig) -> list[str]:
 
 
 def start(config: FinetuneConfig, log: Path) -> subprocess.Popen[bytes]:
-    """`isthmus finetune` in a process group of its own, with a Ray of its own."""
+    """Start `isthmus finetune` in its own process group, with its own Ray."""
     with log.open("ab") as stream:
         return subprocess.Popen(
             flags(config),
@@ -150,7 +150,7 @@ def start(config: FinetuneConfig, log: Path) -> subprocess.Popen[bytes]:
 
 
 def kill_driver_after(config: FinetuneConfig, step: int, log: Path) -> int:
-    """Start the command, and SIGKILL its process group once the checkpoint of `step` is there; the step it reached."""
+    """Start the command; SIGKILL its process group once the checkpoint of `step` exists; return the step reached."""
     process = start(config, log)
     folder = Path(f"{config.out}.run")
     deadline = time.monotonic() + 200
@@ -204,7 +204,7 @@ def test_a_killed_driver_on_pictures_goes_on(pixels: tuple[str, str], tmp_path: 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.heavy
 def test_a_full_disk_leaves_the_former_checkpoint(table: str, towers: str, tmp_path: Path) -> None:
-    """The training processes may write no more than 4 KiB to a file, from some step on: as on a disk that is full."""
+    """From some step on, the training processes may write at most 4 KiB per file, as on a full disk."""
     folder, ended = tmp_path / "out.run", threading.Event()
 
     def fill() -> None:

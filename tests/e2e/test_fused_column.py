@@ -1,4 +1,4 @@
-"""A corpus that changes after its vectors were fused: each row that comes is fused as it is written."""
+"""A corpus that changes after its vectors were fused: each new row is fused when it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thousands of mutated pictures: no crash, no hang, no good row lost, memory within its bound."""
+"""Thousands of mutated pictures: no crash, no hang, no good row lost, bounded memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEMORY_BYTES = 1 << 30
 
 
 def _sound(seed: int, kind: str) -> bytes:
-    """A picture of a format, some of them large enough to have more than one strip, scan or frame."""
+    """A picture of a format; some are large enough to have several strips, scans or frames."""
     image = Image.open(io.BytesIO(picture(seed, size=(40 + seed % 200, 30 + seed % 150), kind="PNG")))
     buffer = io.BytesIO()
     more = {"save_all": True, "append_images": [image.rotate(90)]} if kind in ("GIF", "WEBP") and seed % 3 == 0 else {}
@@ -49,7 +49,7 @@ def _flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def _flip_head(data: bytes, rng: random.Random) -> bytes:
-    """Sizes, tables and offsets stand at the beginning."""
+    """Change bytes near the beginning, where sizes, tables and offsets are."""
     changed = bytearray(data)
     for _ in range(rng.choice([1, 2, 5])):
         changed[rng.randrange(min(64, len(changed)))] = rng.choice([0, 0x7F, 0x80, 0xFF])
@@ -57,7 +57,7 @@ def _flip_head(data: bytes, rng: random.Random) -> bytes:
 
 
 def _splice(data: bytes, rng: random.Random) -> bytes:
-    """A piece of the file again, or left out, in the middle."""
+    """Repeat or leave out a piece in the middle of the file."""
     a, b = sorted(rng.randrange(len(data)) for _ in range(2))
     return data[:b] + data[a:] if rng.random() < 0.5 else data[:a] + data[b:]
 
@@ -70,7 +70,7 @@ MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [_cut, _flip, _flip_h
 
 
 def _corpus(folder: Path) -> tuple[Path, dict[str, bytes]]:
-    """A list of paths, mutated files between good ones, under extensions that lie; and the bytes by key."""
+    """A list of paths, with mutated files between good ones and misleading extensions; and the bytes by key."""
     rng = random.Random(7)
     kinds, extensions = list(FORMATS), list(FORMATS.values())
     files: dict[str, bytes] = {}
@@ -119,5 +119,5 @@ def test_a_fuzzed_corpus_ends_with_every_good_row(tmp_path: Path, engine: str) -
     assert set(written) | set(reasons) == set(files)
     assert {key for key in files if key.startswith("good-")} <= set(written)
     assert done.worker_bytes < MEMORY_BYTES
-    # What the job says of a file is what its bytes say when they are decoded alone.
+    # The job must judge a file as a decoder judges its bytes alone.
     assert reasons == {key: reason for key, data in files.items() if (reason := _reason_alone(data))}

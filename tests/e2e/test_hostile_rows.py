@@ -1,4 +1,4 @@
-"""Rows made to do harm, or that nobody thought of: each is a row or a reject, and no other row suffers."""
+"""Malicious or unusual rows: each becomes a row or a reject, and no other row is affected."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_hostile_keys_captions_and_pictures_cost_nobody_else(tmp_path: Path) -> 
     report = embed(EmbedConfig(**given, **on_engine()))  # type: ignore[arg-type]
     rejects = lance.dataset(f"{where}_rejects.lance").to_table().to_pylist()
     wanted = {f"p-{name}": reason for name, (_, reason) in PICTURES.items() if reason}
-    # Nothing can be seen of it: as good as none.
+    # No visible content, so it counts as missing.
     unseen = {"c-zero width only": "missing_caption"}
     assert {row["row_id"]: row["reason"] for row in rejects} in (wanted, wanted | unseen)
     rows = lance.dataset(f"{where}.lance").to_table(columns=["row_id", "caption"]).to_pylist()

@@ -1,4 +1,4 @@
-"""A corpus that changes: after each run the table is what a clean run over the corpus of that day gives."""
+"""A corpus that changes: after each run the table equals that of a clean run over the corpus of that day."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def rejects_of(table: Path) -> pa.Table | None:
 
 
 def assert_mirrors(table: Path, corpus: Path, clean: Path, **options: object) -> None:
-    """The table is the one that a clean run gives: rows, vectors, shards, rejects."""
+    """Assert that the table equals that of a clean run: rows, vectors, shards, rejects."""
     embed_into(clean, corpus, **options)
     found, wanted = rows_of(table), rows_of(clean)
     assert found["row_id"].equals(wanted["row_id"])
     for name in wanted.column_names:
         if name.endswith("_vector"):
-            # Sums of floats depend on what else is in a batch.
+            # Sums of floats depend on the rest of the batch.
             np.testing.assert_allclose(found[name].to_pylist(), wanted[name].to_pylist(), atol=1e-6)
         else:
             assert found[name].equals(wanted[name]), name
@@ -164,7 +164,7 @@ def test_a_folder_of_pictures_grows_shrinks_and_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("thumbnails", [pytest.param(0, marks=_HEAVY), 24])
 def test_what_was_encoded_once_is_not_encoded_again(thumbnails: int, tmp_path: Path) -> None:
-    """In a file that is new, or changed, or in another format; and the vectors are those of a clean run."""
+    """In a new or changed file, or in another format; the vectors are those of a clean run."""
     items, table, corpus = pairs(120), tmp_path / "db" / "t", tmp_path / "c"
     options = {"thumbnails": thumbnails}
     write_parquet(corpus / "a.parquet", items)
@@ -195,7 +195,7 @@ def test_a_table_from_before_digests_is_carried_on(tmp_path: Path) -> None:
 
 
 def test_a_table_goes_on_with_the_digests_that_it_began_with(tmp_path: Path) -> None:
-    """Its row ids are made of them, and its vectors are found by them. BLAKE2b was the first."""
+    """Row ids are derived from these digests, and vectors are found by them. The first digest was BLAKE2b."""
     items, table, corpus = pairs(40), tmp_path / "db" / "t", tmp_path / "c"
     keyless = {"columns": {}}
     write_parquet(corpus / "a.parquet", items[:20])
@@ -236,7 +236,7 @@ def test_a_key_that_moves_to_another_file_stays_one_row(tmp_path: Path) -> None:
 
 
 def change(corpus: Path, rng: random.Random, day: int) -> None:
-    """A day in a corpus' life: a file comes, another changes, grows, shrinks or breaks, and some day one goes."""
+    """A day of a corpus: a file is added, another changes, grows, shrinks or breaks, sometimes one is removed."""
     names = sorted(path.name for path in corpus.glob("*.parquet"))
     if len(names) > 2:
         (corpus / names.pop(rng.randrange(len(names)))).unlink()
@@ -273,7 +273,7 @@ def test_a_driver_that_fails_anywhere_in_a_changing_corpus_loses_and_doubles_not
             sync_into(table, corpus)
         ids = rows_of(table)["row_id"].to_pylist()
         assert len(ids) == len(set(ids))
-        change(corpus, rng, day + 10)  # the corpus does not wait for the job
+        change(corpus, rng, day + 10)  # the corpus changes while the job runs
         sync_into(table, corpus)
         monkeypatch.delenv(VARIABLE)
         assert_mirrors(table, corpus, tmp_path / f"clean{day}" / "t")

@@ -1,4 +1,4 @@
-"""A job killed at any moment and started again ends with the very rows of one that was never disturbed."""
+"""A job that is killed at any moment and started again ends with exactly the rows of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The table of a run that nothing disturbs."""
+    """The table of an undisturbed run."""
     folder = tmp_path_factory.mktemp("calm")
     process = start(corpus, folder / "db" / "t", folder / "log")
     process.communicate(timeout=300)
@@ -39,7 +39,7 @@ def calm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_hundred_kills_of_anything_leave_the_table_of_an_undisturbed_run(
     corpus: Path, calm: Path, tmp_path: Path, engine: str
 ) -> None:
-    """Drivers, tasks and actors, at random moments; a table that is finished before is compared, and another begun."""
+    """Kill drivers, tasks and actors at random moments. A finished table is compared, then a new one begins."""
     rng = random.Random(time.time_ns())
     log = tmp_path / "log"
     kills: Counter[str] = Counter()
@@ -80,7 +80,7 @@ def test_a_hundred_kills_of_anything_leave_the_table_of_an_undisturbed_run(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("engine", ["ray", "process"])
 def test_two_drivers_at_once_never_double_or_lose_a_row(corpus: Path, calm: Path, tmp_path: Path, engine: str) -> None:
-    """One works, the other is told who does; or it comes when all is done and finds nothing to do."""
+    """One driver works; the other is told which one does, or it comes last and finds nothing to do."""
     rng = random.Random(time.time_ns())
     refused = 0
     for n in range(TWICE):

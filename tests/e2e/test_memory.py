@@ -15,7 +15,7 @@ _DISTINCT = 500
 
 
 def write_corpus(path: Path, rows: int) -> Path:
-    """Many rows of small pictures; a few hundred distinct ones are enough to fill memory with."""
+    """Many rows of small pictures; a few hundred distinct ones suffice to fill memory."""
     images = [picture(i, size=(16, 16), kind="PNG") for i in range(_DISTINCT)]
     schema = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("caption", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:

@@ -1,4 +1,4 @@
-"""A job on a cluster of several nodes: nodes die without a word, drivers do; the table is that of a calm run."""
+"""A job on a cluster of several nodes: nodes and drivers die; the table equals that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def calm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head and two nodes, each with a raylet and an object store of its own."""
+    """A head and two nodes, each with its own raylet and object store."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     for _ in range(2):
         made.add_node(num_cpus=2)
@@ -64,7 +64,7 @@ def test_nodes_that_die_in_mid_job_cost_no_row(corpus: Path, calm: Path, cluster
 def test_a_driver_of_a_cluster_that_dies_is_taken_over_from(
     corpus: Path, calm: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Its actors live on other nodes, and may still be staging when the next driver comes."""
+    """The dead driver's actors run on other nodes, and may still be staging when the next driver starts."""
     table, log = tmp_path / "db" / "t", tmp_path / "log"
     for rows in (100, 600):
         process = start(corpus, table, log, cluster.address)
@@ -81,7 +81,7 @@ def test_a_driver_of_a_cluster_that_dies_is_taken_over_from(
 
 
 def test_gpus_of_several_nodes_get_an_actor_each(corpus: Path, calm: Path, tmp_path: Path) -> None:
-    """Ray hands GPUs out by count; that none idles, and that decoding needs none, can be seen without a device."""
+    """Ray assigns GPUs by count. So a test without a device can check that none idles and that decoding needs none."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):

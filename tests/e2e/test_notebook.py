@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, in an empty folder."""
+"""The notebook runs from the first cell to the last in an empty folder."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def as_words(command: str) -> str:
 
 
 def assert_serves(command: str, folder: Path, environment: dict[str, str]) -> None:
-    """The command says where it serves, and ends when it is interrupted."""
+    """Check that the command prints its address, and ends when it is interrupted."""
     process = subprocess.Popen(
         ["/bin/sh", "-c", f"exec {command}"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -55,7 +55,7 @@ SNIPPETS = [text for page in PAGES for kind, text in blocks_of(page) if kind == 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the reader has before the first command; the commands run in it one after the other, as they stand there."""
+    """The reader's files before the first command. The commands run in this folder one after the other, unchanged."""
     folder = tmp_path_factory.mktemp("reader")
     items = pairs(130)
     table = pa.table(

@@ -1,4 +1,4 @@
-"""`isthmus serve`, the command itself: driven by a browser as an analyst would, and by a thousand hostile requests."""
+"""`isthmus serve` itself, driven by a browser as an analyst would use it, and by a thousand hostile requests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
-    """The address of the command serving a table, and the same once more beside it."""
+    """The address of the command, serving a table twice under two names."""
     table = make_table(folder)
     other = str(folder / "db" / "other")
     lance.write_dataset(lance.dataset(table.uri).to_table(), f"{other}.lance")
@@ -70,7 +70,7 @@ def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 @pytest.fixture
 def page(server: str) -> Iterator[Page]:
-    """A browser's page, on which any error is one of the test."""
+    """A browser page; any error on it fails the test."""
     with browser_page() as made:
         made.goto(server)
         made.wait_for_selector("#table option", state="attached")
@@ -78,7 +78,7 @@ def page(server: str) -> Iterator[Page]:
 
 
 def answered(page: Page) -> list[str]:
-    """The rows on the page, once all have come."""
+    """The rows on the page, once all have loaded."""
     page.wait_for_selector("section[aria-busy=false]")
     page.wait_for_function("() => !document.querySelector('section[aria-busy=true]')")
     return [card.get_attribute("data-row") or "" for card in page.query_selector_all(".card")]
@@ -134,7 +134,7 @@ def test_an_analyst_types_drops_filters_composes_and_shares(page: Page, server: 
 
 
 def drop(page: Page, data: bytes) -> None:
-    """Drop a picture's file onto the page."""
+    """Drop a picture file onto the page."""
     transfer = page.evaluate_handle(
         """(bytes) => {
             const transfer = new DataTransfer();
@@ -175,7 +175,7 @@ def test_captions_are_text_and_never_markup(page: Page) -> None:
 
 
 def hostile(rng: random.Random) -> tuple[str, str, bytes, dict[str, str]]:
-    """A request that nobody should send: method, path as it goes over the wire, body, headers."""
+    """A malicious request: method, path as sent over the wire, body, headers."""
     up, target, sql, url = rng.choice(UPS) * rng.randrange(1, 9), rng.choice(FILES), rng.choice(SQL), rng.choice(URLS)
     noise = bytes(rng.randrange(256) for _ in range(rng.randrange(2_000)))
     odd = rng.choice([up + target, sql, url, "r" * 5_000])

@@ -1,4 +1,4 @@
-"""`isthmus serve --replicas`: the app behind Ray Serve answers as one process does, whichever replica is asked."""
+"""`isthmus serve --replicas`: the app on Ray Serve answers like a single process, whichever replica is asked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
-    """The address of two replicas; when they are interrupted nothing of them is left, and the command succeeds."""
+    """The address of two replicas. When interrupted, they leave nothing behind, and the command succeeds."""
     environment = os.environ | {"ISTHMUS_TOKEN": TOKEN, "AWS_SECRET_ACCESS_KEY": STORE_SECRET}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command(folder, "--port", "0"), stderr=log, env=environment)
@@ -86,7 +86,7 @@ def replicas(name: str = "isthmus:App") -> set[int]:
 def ask(
     server: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """The status and the body of an answer; with the token, unless headers say otherwise."""
+    """The status and the body of a response; the request shows the token unless headers say otherwise."""
     connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=60)
     try:
         shown = {"Authorization": f"Bearer {TOKEN}"} if headers is None or headers is JSON else {}
@@ -168,7 +168,7 @@ def test_a_picture_is_found_by_replicas_that_never_saw_it_and_killed_ones_are_re
     for pid in born:
         before = replicas()
         os.kill(pid, signal.SIGKILL)
-        # Nothing was under way, so that nothing is lost.
+        # No request was in flight, so none is lost.
         for _ in range(20):
             assert first(0) == "r'7"
         wait_for(lambda before=before: len(replicas() - before) == 1 and len(replicas()) == 2, "a replica is replaced")
@@ -202,10 +202,10 @@ def wait_for(met: Any, what: str) -> None:
 
 
 def test_a_second_server_of_one_cluster_is_refused(server: str, folder: Path) -> None:
-    """Serve would let it replace the first, or quietly listen where the first does."""
+    """Serve would let the second command replace the first, or silently listen at the first one's address."""
     for options, message in (
-        (["--port", "1"], "Ray Serve listens at 127.0.0.1:"),
-        (["--port", str(urlsplit(server).port)], "serves an application 'isthmus' already"),
+        (["--port", "1"], "Ray Serve already listens at 127.0.0.1:"),
+        (["--port", str(urlsplit(server).port)], "already serves an application 'isthmus'"),
     ):
         done = subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode == 1
@@ -223,7 +223,7 @@ def test_others_are_not_served_without_a_token(folder: Path, monkeypatch: pytest
 
 
 def test_what_keeps_a_replica_from_starting_is_said(server: str, folder: Path) -> None:
-    """Of what the command can see itself it says so before Ray has begun."""
+    """The command must report what it can check itself before Ray starts."""
     done = subprocess.run(
         [*command(folder), "--port", "0", "--pictures", "http://host/"], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""A directory is there wholly or not at all, whenever it goes wrong."""
+"""A directory is written completely or not at all, whenever the write fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_the_new_one_takes_the_place_of_the_whole_former_one(tmp_path: Path) -> None:
-    """A file of the former model that stays would be read with the weights of the new one."""
+    """A leftover file of the former model would be read together with the weights of the new one."""
     target = tmp_path / "a" / "model"
     put(target, "old")
     (target / "adapter.json").write_text("of the old one")
@@ -32,7 +32,7 @@ def test_the_new_one_takes_the_place_of_the_whole_former_one(tmp_path: Path) -> 
 
 
 def test_the_former_one_comes_back_where_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
-    """Between two renames there is a moment without a model; an error in it deleted the only one."""
+    """Between two renames there is a moment without a model; an error in it once deleted the only one."""
     target = tmp_path / "model"
     put(target, "old")
 

@@ -1,4 +1,4 @@
-"""The command line is a contract: what is refused, what is printed where, and how a job ends."""
+"""The command line is a contract: what it refuses, what it prints on which stream, and how a job ends."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_search_prints_one_json_object(table: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("query", [["--full-text", "red cat"], ["--like", "00007"]], ids=["full text", "row"])
 def test_a_search_without_a_model_imports_no_torch(query: list[str], table: Path) -> None:
-    """Torch alone would double the time of a search from the command line, and Ray again."""
+    """Torch alone would double the time of a search from the command line, and Ray would double it again."""
     assert isthmus("index", table).returncode == 0
     code = (
         f"import sys; sys.argv = ['isthmus', 'search', {str(table)!r}, *{query!r}, '--json']\n"

@@ -1,4 +1,4 @@
-"""The demo is the first thing that anybody runs. It may not fail, not the second time either."""
+"""The demo is the first thing that anybody runs. It must not fail, not even the second time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`isthmus evaluate` from the command line: of a table without a model, of a corpus, compared, without leaks."""
+"""`isthmus evaluate` from the command line: a table without a model, a corpus, comparisons, no leaks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluated(*arguments: object) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 pictures; `split` is test for every fourth, `kind` the first word of the caption."""
+    """40 pictures; `split` is test for every fourth, `kind` is the first word of the caption."""
     path = write_parquet(tmp_path_factory.mktemp("evaluate") / "c.parquet", pairs(40))
     rows = pq.read_table(path)
     rows = rows.append_column("split", [["test" if i % 4 == 0 else "train" for i in range(40)]])
@@ -67,7 +67,7 @@ def test_a_table_compared_with_itself_differs_by_nothing(table: Path) -> None:
 
 
 def test_leaked_rows_do_not_ask_but_stay_in_the_gallery(table: Path) -> None:
-    """Without them in the gallery the others would be found more easily, and the two figures could not be compared."""
+    """Without them in the gallery the others would be easier to find, and the two metrics could not be compared."""
     leaks = ("--train-where", "year < 2000", "--near-duplicate", "1")
     whole = evaluated(table)["text_to_image"]
     counted = evaluated(table, *leaks)

@@ -53,7 +53,7 @@ def test_help_names_every_option_and_loads_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_a_corpus_trains_and_only_json_is_on_standard_output(towers: str, tmp_path: Path) -> None:
-    """From pictures to an encoder in one command, with its losses and its short last batch."""
+    """From pictures to an encoder in one command, with losses and a short last batch."""
     corpus = write_parquet(tmp_path / "c.parquet", pairs(40))
     given = ("finetune", corpus, "--encoder", towers, "--out", tmp_path / "m", "--columns.key", "id", "--json")
     losses = ("--loss", "infonce", "--loss", "memory_bank:size=64,warmup_steps=2")
@@ -103,7 +103,7 @@ def test_a_corpus_of_one_row_is_refused_in_one_line(towers: str, tmp_path: Path)
 @pytest.mark.timeout(200)
 @pytest.mark.slow
 def test_corpus_run_and_model_on_a_store(s3: str, towers: str, tmp_path: Path) -> None:
-    """Nothing but the options given says how the store is reached, and the secret is written nowhere."""
+    """Only the given options say how to reach the store, and the secret is written nowhere."""
     corpus = upload(s3, shapes_corpus(tmp_path / "corpus", 24), "shapes")
     shared = {"storage_options": options(s3), "corpus_storage_options": options(s3), "columns": {"key": "id"}}
     config = heads_config(

@@ -1,1 +1,1 @@
-"""Maintenance of a table: small files merged, indexes refreshed, old versions removed."""
+"""Maintenance of a table: merges small files, refreshes indexes, removes old versions."""

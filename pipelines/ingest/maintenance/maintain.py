@@ -1,15 +1,15 @@
 """Maintenance of a table and its siblings: compaction, index refresh, old versions, orphaned files.
 
-The order is what makes it safe. Under the table's lease:
+The order of the steps makes it safe. Under the table's lease:
 
-1. The ledger catches up and is durable: cleaning versions away erases the transactions that it is read from.
+1. The ledger catches up and is written. Cleaning up versions erases the transactions that it is read from.
 2. Indexes take in the rows that they lack, then small files are merged (Lance merges only fragments that the same
-   indexes cover). Rows, indexes and ledger are checked; if one is wrong, nothing has been taken away yet.
-3. The ledger records these versions too. Then old versions go, but none that it has not recorded: what another
-   process commits meanwhile keeps its transaction.
-4. Files that no version names go, if they are older than any job may hold them staged (`STAGED_LIFE_S`).
+   indexes cover). Rows, indexes and ledger are checked. If a check fails, nothing has been removed yet.
+3. The ledger records these versions too. Then old versions are removed, but only those that it has recorded, so a
+   commit that another process makes meanwhile keeps its transaction.
+4. Files that no version names are removed if they are older than any job may keep files staged (`STAGED_LIFE_S`).
 
-A crash between any two steps leaves a table that is whole, and the next run goes on.
+A crash between any two steps leaves the table whole, and the next run continues.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class TableUpkeep:
     """What was done to one table.
 
     Attributes:
-        table: its name.
-        rows: of the table, before and after alike.
-        before: its folder before.
-        after: its folder after; in a dry run, what it would be is not known, and this is None.
-        versions_removed: old versions taken away.
-        orphans_removed: files that no version named.
-        orphan_bytes: bytes of them.
-        small_fragments: fragments that were merged into larger ones.
+        table: the table's name.
+        rows: its number of rows, the same before and after.
+        before: its folder before maintenance.
+        after: its folder after maintenance; None in a dry run, which cannot know it.
+        versions_removed: number of old versions removed.
+        orphans_removed: number of removed files that no version named.
+        orphan_bytes: size of these files in bytes.
+        small_fragments: number of fragments merged into larger ones.
         indexes: the state of each index.
     """
 
@@ -74,9 +74,9 @@ def maintain(table: TableRef, retention: Retention, *, wait_s: float = 0.0) -> l
     """Maintain a table, its rejects and its ledger.
 
     Args:
-        table: the table.
+        table: the table to maintain.
         retention: which versions and files stay.
-        wait_s: seconds to wait for a job that writes to the table, before it is refused.
+        wait_s: seconds to wait for a job that writes to the table before giving up.
 
     Returns:
         What was done, the table itself first.
@@ -84,7 +84,7 @@ def maintain(table: TableRef, retention: Retention, *, wait_s: float = 0.0) -> l
     Raises:
         FileNotFoundError: there is no such table.
         LeaseHeldError: a job writes to the table; names it.
-        RuntimeError: a check failed before anything was taken away.
+        RuntimeError: a check failed before anything was removed.
         OSError: the store fails; the table is whole.
     """
     lease = _acquire(table, wait_s)
@@ -97,7 +97,7 @@ def maintain(table: TableRef, retention: Retention, *, wait_s: float = 0.0) -> l
 
 
 def dry_run(table: TableRef, retention: Retention) -> list[TableUpkeep]:
-    """What `maintain` would find to do now; changes nothing, and takes no lease.
+    """What `maintain` would do now. Changes nothing and takes no lease.
 
     Raises:
         FileNotFoundError: there is no such table.
@@ -139,8 +139,8 @@ def _maintain(table: TableRef, retention: Retention, lease: Lease) -> list[Table
     merged = {ref.name: _rewrite(ref, before[ref.name][1], lease) for ref, _ in _tables(table)}
     if _record(table) != settled:
         raise RuntimeError(
-            f"table {table}: the ledger does not agree with the table as it did before; no version was removed. "
-            "Run `isthmus maintain` again, with no other job at work"
+            f"table {table}: the ledger no longer agrees with the table; no version was removed. "
+            "Run `isthmus maintain` again while no other job runs"
         )
     done = []
     for ref, dataset in _tables(table):
@@ -167,14 +167,14 @@ def _maintain(table: TableRef, retention: Retention, lease: Lease) -> list[Table
 
 
 def _tables(table: TableRef) -> list[tuple[TableRef, lance.LanceDataset]]:
-    """The table and those of its siblings that are there, each at its latest version."""
+    """The table and its existing siblings, each at its latest version."""
     siblings = [table.sibling(suffix) for suffix in _SIBLINGS]
     found = [(ref, open_dataset(ref, missing_ok=True)) for ref in siblings]
     return [(table, open_dataset(table)), *((ref, dataset) for ref, dataset in found if dataset is not None)]
 
 
 def _record(table: TableRef) -> dict[str, Any] | None:
-    """Bring the ledger up to the table durably; what the two then say is settled."""
+    """Bring the stored ledger up to date with the table; return what the two together say is settled."""
     dataset = open_dataset(table)
     if not {SHARD, POSITION} <= set(dataset.schema.names):
         return None
@@ -183,7 +183,7 @@ def _record(table: TableRef) -> dict[str, Any] | None:
 
 
 def _settled(table: TableRef) -> dict[str, Any] | None:
-    """What a next `isthmus embed` would skip, read anew from the store; None for a table without shards."""
+    """What the next `isthmus embed` would skip, read anew from the store; None for a table without shards."""
     if not {SHARD, POSITION} <= set(open_dataset(table).schema.names):
         return None
     coverage: Coverage = Ledger.reconcile(table).coverage
@@ -191,10 +191,10 @@ def _settled(table: TableRef) -> dict[str, Any] | None:
 
 
 def _rewrite(ref: TableRef, rows: int, lease: Lease) -> int:
-    """Refresh the indexes and merge small files; how many fragments were merged.
+    """Refresh the indexes and merge small files; return the number of merged fragments.
 
     Raises:
-        RuntimeError: rows were lost or are not indexed. The versions from before are all there still.
+        RuntimeError: rows were lost or are not indexed. All earlier versions still exist.
     """
     refresh_indexes(ref)
     lease.renew()
@@ -206,7 +206,7 @@ def _rewrite(ref: TableRef, rows: int, lease: Lease) -> int:
     if behind:
         raise RuntimeError(
             f"table {ref}: index {behind[0].name} lacks {behind[0].unindexed_rows} rows after its refresh; "
-            f"no version was removed: build it anew by `isthmus index {ref}`"
+            f"no version was removed: rebuild it with `isthmus index {ref}`"
         )
     return merged
 
@@ -217,11 +217,11 @@ def _count(dataset: lance.LanceDataset) -> int:
 
 
 def _check_rows(ref: TableRef, dataset: lance.LanceDataset, rows: int) -> int:
-    # A ledger takes in the versions that maintenance itself makes: it may grow.
+    # Maintenance itself makes versions that the ledger records, so the ledger may grow.
     found = _count(dataset)
     if found != rows and not ref.name.endswith("_ledger"):
         raise RuntimeError(
             f"table {ref}: {rows} rows before maintenance and {found} after; another job writes to it without the "
-            "lease. `isthmus maintain` can be run again when it has ended"
+            "lease. Run `isthmus maintain` again when that job has ended"
         )
     return found

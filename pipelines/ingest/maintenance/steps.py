@@ -1,4 +1,4 @@
-"""The steps of maintenance on one Lance dataset; `maintenance` puts them in order."""
+"""The steps of maintenance on one Lance dataset; `maintain` puts them in order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFolder:
-    """What a table takes in its store.
+    """The size of a table in its store.
 
     Attributes:
-        files: of all kinds.
-        bytes: of them.
-        fragments: of the latest version.
-        versions: that can be opened.
+        files: number of files of all kinds.
+        bytes: their total size in bytes.
+        fragments: number of fragments of the latest version.
+        versions: number of versions that can be opened.
     """
 
     files: int
@@ -36,7 +36,14 @@ class DatasetFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexState:
-    """An index, and how many rows it lacks."""
+    """An index, and how many rows it holds and lacks.
+
+    Attributes:
+        name: the index's name.
+        type: its type, as Lance names it.
+        indexed_rows: number of rows in the index.
+        unindexed_rows: number of rows that it lacks.
+    """
 
     name: str
     type: str
@@ -46,7 +53,13 @@ class IndexState:
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """What `tidy` took away."""
+    """What `tidy` removed.
+
+    Attributes:
+        versions: number of old versions.
+        orphans: number of files that no version named.
+        orphan_bytes: size of these files in bytes.
+    """
 
     versions: int
     orphans: int
@@ -55,7 +68,7 @@ class Taken:
 
 @retried
 def folder_of(dataset: lance.LanceDataset) -> DatasetFolder:
-    """Files, bytes, fragments and versions of a dataset."""
+    """The numbers of files, bytes, fragments and versions of a dataset."""
     files = _stored_files(dataset)
     return DatasetFolder(
         files=len(files),
@@ -67,8 +80,8 @@ def folder_of(dataset: lance.LanceDataset) -> DatasetFolder:
 
 @retried
 def index_states(dataset: lance.LanceDataset) -> tuple[IndexState, ...]:
-    """Each index of a dataset, with the rows that it holds and lacks; of vectors, it lacks no row that has none."""
-    # Lance otherwise returns all centroids of an index, and warns that it does.
+    """Each index of a dataset. A row without a vector does not count as missing from a vector index."""
+    # Otherwise Lance returns all centroids of an index, with a warning.
     os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
     states = []
     for index in dataset.describe_indices():
@@ -97,19 +110,19 @@ def index_states(dataset: lance.LanceDataset) -> tuple[IndexState, ...]:
 def refresh_indexes(ref: TableRef) -> None:
     """Let the indexes take in the rows that they lack."""
     dataset = open_dataset(ref)
-    # By name: Lance fails on a vector index whose new rows have no vector at all.
+    # By name: Lance fails on a vector index if none of its new rows has a vector.
     if behind := [index.name for index in index_states(dataset) if index.unindexed_rows]:
         dataset.optimize.optimize_indices(index_names=behind)
 
 
 @retried
 def compact(ref: TableRef, *, dry_run: bool = False, progress: Callable[[], None] = lambda: None) -> int:
-    """Merge small files in one commit; how many fragments were (or would be) merged.
+    """Merge small files in one commit; return the number of fragments that were (or would be) merged.
 
     Args:
         ref: the table.
-        dry_run: count only.
-        progress: called after each task (about a million rows); keeps a lease alive.
+        dry_run: only count.
+        progress: called after each task (about a million rows), to keep a lease alive.
     """
     from lance.optimize import Compaction
 
@@ -132,7 +145,7 @@ def tidy(ref: TableRef, retention: Retention, *, recorded: int, dry_run: bool) -
         ref: the table.
         retention: the rules.
         recorded: versions after this one stay.
-        dry_run: count only.
+        dry_run: only count.
     """
     now = time.time()
     dataset = open_dataset(ref)
@@ -154,11 +167,11 @@ def _versions(dataset: lance.LanceDataset) -> list[Version]:
 
 
 def _orphans(dataset: lance.LanceDataset, min_age_s: float, now: float) -> list[StoredFile]:
-    """Data files that no version names; none where branches may name them."""
+    """Data files that no version names; empty if the dataset has branches, which may name them."""
     if dataset.branches.list():
         return []
     present = _stored_files(dataset)
-    # Read after the listing: what was committed in between is named.
+    # Read after the listing, so that files committed in between are named.
     named = {path for batch in dataset.tracked_files() for path in batch.column("path").to_pylist()}
     return orphaned_files(present, named, min_age_s, now)
 

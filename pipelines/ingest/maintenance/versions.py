@@ -1,4 +1,4 @@
-"""What maintenance may take away: old versions and orphaned files, decided by pure functions of plain data."""
+"""Which old versions and orphaned files maintenance may remove, decided by pure functions of plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Version:
     """A version of a table.
 
     Attributes:
-        number: of the version.
+        number: the version's number.
         made: when it was committed, Unix seconds.
     """
 
@@ -24,12 +24,12 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A file below a table's folder.
+    """A file in a table's folder.
 
     Attributes:
-        path: relative to the folder.
-        size: bytes.
-        modified: Unix seconds.
+        path: the file's path, relative to the folder.
+        size: its size in bytes.
+        modified: when it was last modified, Unix seconds.
     """
 
     path: str
@@ -42,9 +42,9 @@ class Retention:
     """Which versions stay: the newest `keep_versions`, and all that are younger than `keep_s`.
 
     Attributes:
-        keep_versions: how many of the newest stay, None for no such rule. The newest one always stays.
-        keep_s: seconds for which a version stays, None for no such rule.
-        min_age_s: files that no version names stay until they are this many seconds old.
+        keep_versions: number of newest versions to keep; None for no such rule. The newest one always stays.
+        keep_s: age in seconds up to which a version is kept; None for no such rule.
+        min_age_s: age in seconds that a file must reach before it is removed because no version names it.
     """
 
     keep_versions: int | None
@@ -58,11 +58,11 @@ def removable_versions(
     """The versions that no rule keeps, oldest first.
 
     Args:
-        versions: all that are there.
-        retention: the rules; a version stays where any of them keeps it.
+        versions: all existing versions.
+        retention: the rules; a version stays if any of them keeps it.
         tagged: versions with a tag; they stay.
-        recorded: the newest version whose claims the ledger holds durably; those after it stay.
-        now: Unix seconds.
+        recorded: the newest version whose claims the stored ledger holds; later versions stay.
+        now: the time, Unix seconds.
 
     >>> versions = [Version(number=n, made=n * 10.0) for n in range(1, 6)]
     >>> rules = Retention(keep_versions=2, keep_s=None, min_age_s=0)
@@ -86,10 +86,10 @@ def orphaned_files(
     """Data files that no version names and that are too old for a running job to commit them yet.
 
     Args:
-        present: the files that are there, listed before `named` was read.
+        present: the existing files, listed before `named` was read.
         named: paths that some version names.
-        min_age_s: see `Retention`.
-        now: Unix seconds.
+        min_age_s: age in seconds from which a file counts as orphaned; see `Retention`.
+        now: the time, Unix seconds.
     """
     return [
         file

@@ -1,1 +1,1 @@
-"""The exactly-once sink: claims, ledger, lease, staging, rejects, and the one committer."""
+"""The exactly-once sink: claims, ledger, lease, staging, rejects, and the only committer."""

@@ -1,9 +1,9 @@
-"""Claims: which records of which shards a commit holds; removals: which it takes out.
+"""Claims: which records of which shards a commit settles. Removals: which records it takes out.
 
-The unit of exactly-once is a range of record positions within a shard. A fragment claims the ranges whose rows
-(written or rejected) it settles; a table's coverage is the union of the claims of its commits, less what later
-commits removed. Ranges rather than whole shards, because blocks then stay cut where the pipeline likes and a large
-shard needs no commit of its own size.
+The unit of exactly-once is a range of record positions within a shard. A fragment claims the ranges whose rows (written
+or rejected) it settles. A table's coverage is the union of the claims of its commits, less what later commits removed.
+Ranges are used instead of whole shards so that the pipeline may cut blocks anywhere, and a large shard does not need a
+commit of its own size.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Claim:
     Attributes:
         shard: the shard's id.
         start: first record position.
-        stop: one past the last.
-        last: whether record `stop - 1` is the shard's last one.
-        written: rows that went to the table (a record with several captions is several rows).
-        rejected: rows that went to the rejects table.
+        stop: one past the last record position.
+        last: whether record `stop - 1` is the last one of the shard.
+        written: number of rows in the table (a record with several captions gives several rows).
+        rejected: number of rows in the rejects table.
     """
 
     shard: str
@@ -49,13 +49,13 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Removal:
-    """The rows of records `start` to `stop` (exclusive) of a shard left the table, or the rejects.
+    """The rows of records `start` to `stop` (exclusive) of a shard left the table or the rejects.
 
     Attributes:
         shard: the shard's id.
         start: first record position.
-        stop: one past the last.
-        rows: how many rows left.
+        stop: one past the last record position.
+        rows: number of rows that left.
     """
 
     shard: str
@@ -66,12 +66,12 @@ class Removal:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What a commit did, as its transaction says it. Removals come before claims.
+    """What a commit did, as recorded in its transaction. Removals apply before claims.
 
     Attributes:
-        claims: records that it settled.
-        removals: records whose rows it took out.
-        files: of the shards named, which file each belongs to: file id (the first half of a shard's id) → uri.
+        claims: the records that it settled.
+        removals: the records whose rows it removed.
+        files: file id (the first half of a shard's id) → uri, for the shards named.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -79,7 +79,7 @@ class Change:
     files: dict[str, str] = field(default_factory=dict)
 
     def to_properties(self) -> dict[str, str]:
-        """Properties of a transaction."""
+        """The change as properties of a transaction; parts that are empty are left out."""
         parts: dict[str, Any] = {
             _CLAIMS_PROPERTY: [[c.shard, c.start, c.stop, int(c.last), c.written, c.rejected] for c in self.claims],
             _REMOVALS_PROPERTY: [[r.shard, r.start, r.stop, r.rows] for r in self.removals],
@@ -149,20 +149,20 @@ def claims_of_columns(
     last: NDArray[np.bool_],
     rejected: NDArray[np.bool_],
 ) -> list[Claim]:
-    """`claims_of` rows that are given as columns: a group's rows are never Python objects.
+    """`claims_of` for rows given as columns, so that a group's rows never become Python objects.
 
     Args:
-        shards: shard of each row, strings.
-        positions: (n,) its record's position.
-        last: (n,) whether that record is the shard's last.
-        rejected: (n,) whether the row was rejected.
+        shards: (n,) strings, the shard of each row.
+        positions: (n,) int64, the position of each row's record.
+        last: (n,) bool, whether that record is the last one of the shard.
+        rejected: (n,) bool, whether the row was rejected.
     """
     if len(positions) == 0:
         return []
     codes, names = _ordered_codes(shards)
     order = np.lexsort((positions, codes))
     codes, positions, last, rejected = codes[order], positions[order], last[order], rejected[order]
-    # A record is a run of rows of one position, a claim a run of records that follow each other.
+    # A record is a run of rows with the same position; a claim is a run of consecutive records.
     step, other_shard = np.diff(positions), np.diff(codes) != 0
     records = np.flatnonzero(np.r_[True, other_shard | (step != 0)])
     starts = np.flatnonzero(np.r_[True, other_shard | (step > 1)])
@@ -177,14 +177,14 @@ def claims_of_columns(
 
 
 def _ordered_codes(shards: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
-    """Each row's shard as its place among the distinct ones in order, and these."""
+    """(n,) each row's shard as an index into the sorted distinct shards, and these shards."""
     names = sorted(pc.unique(shards).to_pylist())
     codes = pc.index_in(shards, value_set=pa.array(names, pa.string()))
     return codes.to_numpy().astype(np.int64), names
 
 
 def merge_claims(claims: Iterable[Claim]) -> list[Claim]:
-    """Claims of different rows, those that touch or overlap made one: `claims_of` rows that came in parts.
+    """Claims of different rows, joined if they touch or overlap: `claims_of` for rows that came in pieces.
 
     >>> merge_claims(claims_of([("a", 1, True, False)]) + claims_of([("a", 0, False, False), ("a", 1, True, True)]))
     [Claim(shard='a', start=0, stop=2, last=True, written=2, rejected=1)]
@@ -241,10 +241,10 @@ class _Ranges:
 
 
 class Coverage:
-    """The union of claims, less removals: what is settled already.
+    """The union of claims, less removals: what is settled.
 
     Attributes:
-        files: file id → uri, of the files whose commits named them.
+        files: file id → uri, for the files that the commits named.
     """
 
     def __init__(self, claims: Iterable[Claim] = ()) -> None:
@@ -265,7 +265,7 @@ class Coverage:
     def add(self, claim: Claim) -> None:
         """Count a claim in."""
         ranges = self._shards.setdefault(claim.shard, _Ranges())
-        # The ledger may hold a claim twice, where a store took a write and lost the answer.
+        # The ledger may hold a claim twice, if a store accepted a write and lost the response.
         if self.overlap(claim) < claim.stop - claim.start:
             ranges.rows += claim.written + claim.rejected
         ranges.add(claim.start, claim.stop)
@@ -273,7 +273,7 @@ class Coverage:
             ranges.total = claim.stop
 
     def remove(self, removal: Removal) -> None:
-        """Count a removal out; a shard of which nothing is left is forgotten."""
+        """Count a removal out. A shard with nothing left is forgotten."""
         ranges = self._shards.get(removal.shard)
         if ranges is None:
             return
@@ -291,7 +291,7 @@ class Coverage:
         self.files.update(change.files)
 
     def overlap(self, claim: Claim) -> int:
-        """How many of the claim's positions are settled already (0 = none, stop - start = all)."""
+        """How many of the claim's positions are settled already: 0 for none, `stop - start` for all."""
         ranges = self._shards.get(claim.shard)
         return ranges.count(claim.start, claim.stop) if ranges else 0
 
@@ -306,12 +306,17 @@ class Coverage:
         return ranges.rows if ranges else 0
 
     def ranges(self, shard: str) -> list[tuple[int, int]]:
-        """The settled ranges of a shard, sorted, merged."""
+        """The settled ranges of a shard as (start, stop), sorted and merged."""
         ranges = self._shards.get(shard)
         return list(zip(ranges.starts, ranges.stops, strict=True)) if ranges else []
 
     def is_complete(self, shard: str, rows: int | None) -> bool:
-        """Whether every record is settled; `rows` is the number of records if the listing knows it."""
+        """Whether every record of a shard is settled.
+
+        Args:
+            shard: the shard's id.
+            rows: the number of its records; None if the listing does not know it.
+        """
         ranges = self._shards.get(shard)
         total = rows if rows is not None or ranges is None else ranges.total
         if total == 0:

@@ -1,7 +1,8 @@
-"""The one committer: staged groups become a version of the table, each record exactly once.
+"""The only committer: it turns staged groups into a version of the table, each record exactly once.
 
-What it decides on a version of the table, `landing` lands on that version or not at all, so that a record which another
-commit settled is never settled twice, whoever made that commit. Rows that new ones replace leave in the same commit.
+A decision made on one version of the table lands on that version or not at all (see `landing`). So a record that
+another commit settled is never settled twice, whoever made that commit. Rows that new rows replace leave in the same
+commit.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from pipelines.store.storage import TableRef
 from pipelines.tables.lease import Lease
 from pipelines.tables.opening import open_dataset, translate
 
-# Of fewer rows, a share tells nothing.
+# Below this many rows the share of rejects means little.
 _ENOUGH_TO_TELL = 100
 log = logging.getLogger(__name__)
 
 
 class TooManyRejectsError(RuntimeError):
-    """The job goes wrong: too great a share of its rows is rejected."""
+    """The job is going wrong: too large a share of its rows is rejected."""
 
 
 class StaleGroupError(RuntimeError):
@@ -41,12 +42,25 @@ class StaleGroupError(RuntimeError):
 
 
 class ClaimConflictError(RuntimeError):
-    """Another driver settled a part of a staged group; the group cannot be committed as it is."""
+    """Another driver settled part of a staged group; the group cannot be committed as it is."""
 
 
 @dataclass
 class Committed:
-    """What a committer did so far."""
+    """Totals of a committer so far.
+
+    Attributes:
+        commits: versions made.
+        written: rows written to the table.
+        rejected: reason → rows rejected.
+        overlong: captions longer than the text tower reads.
+        reused: vectors that were taken over from the table or from an actor's recent work.
+        redone: rows of staged groups that were dropped because an earlier commit had settled them.
+        replaced: stale rows replaced by a successor.
+        removed: stale rows removed without a successor.
+        seconds: stage → seconds spent.
+        pace: when blocks were ready, and the time that they took.
+    """
 
     commits: int = 0
     written: int = 0
@@ -72,14 +86,14 @@ class Committer:
         stale: StaleRows | None = None,
         max_reject_rate: float = 1.0,
     ) -> None:
-        """A committer.
+        """Set up a committer.
 
         Args:
-            table: the table.
-            ledger: its ledger, reconciled under the lease.
-            lease: the lease.
-            stale: rows to replace, looked up in the table under the lease.
-            max_reject_rate: share of rejects at which the job stops, once there are enough rows to tell.
+            table: the table to commit to.
+            ledger: the table's ledger, reconciled under the lease.
+            lease: the table's lease, renewed before each commit.
+            stale: rows to replace, looked up in the table under the lease; None if there are none.
+            max_reject_rate: the job stops above this share of rejects, once there are at least 100 rows.
         """
         self._table = table
         self._ledger = ledger
@@ -96,14 +110,21 @@ class Committer:
         return self._ledger.coverage
 
     def forget_unsettled_rejects(self) -> None:
-        """Take out the rejects that a run left that died before their commit; if they still are, they come again."""
+        """Delete rejects left by a run that died before their commit. Records that still fail are rejected again."""
         coverage = self._ledger.coverage
         delete_rejects(self._table, lambda shard: shard not in coverage)
 
     def reopen(self, reasons: Collection[str], shards: Container[str]) -> int:
-        """Let the records that were rejected for some reasons count as not settled; return how many.
+        """Mark records that were rejected for certain reasons as not settled.
 
         Their rejects stay until the records are settled anew.
+
+        Args:
+            reasons: the reasons to retry.
+            shards: only records of these shards are reopened.
+
+        Returns:
+            The number of reopened records.
 
         Raises:
             LeaseHeldError: the lease was lost.
@@ -116,7 +137,7 @@ class Committer:
             records = [record for record in rejected if self._ledger.coverage.has(*record)]
             if not records:
                 return None
-            # A record's captions may have met different fates; all of it is done again.
+            # Some captions of a record may be written and others rejected; the whole record is repeated.
             leaving = rows_of_records(dataset, set(records))
             removals = removals_of([*records, *((row.shard, row.position) for row in leaving)])
             return Step(change=Change(removals=tuple(removals)), leaving=leaving)
@@ -127,12 +148,12 @@ class Committer:
     def commit(self, groups: Sequence[StagedGroup]) -> int:
         """Land the groups in one version of the table; return that version.
 
-        The rejects go first: a crash in between leaves rejects whose records are not settled, and the next run
+        The rejects are written first. A crash in between leaves rejects whose records are not settled, and the next run
         merges the very same rows again.
 
         Raises:
             LeaseHeldError: the lease was lost.
-            ClaimConflictError: another driver settled a part of a group.
+            ClaimConflictError: another driver settled part of a group.
             StaleGroupError: a group waited too long for its commit.
             TooManyRejectsError: more rows were rejected than the job allows.
             OSError: the store refuses; the table is as of its last commit.
@@ -166,8 +187,7 @@ class Committer:
         return version
 
     def sweep(self) -> int:
-        """Take all stale rows that are left out of the table, and the stale shards' rejects, in one version; return
-        that version.
+        """Remove all remaining stale rows, and the stale shards' rejects, in one version; return that version.
 
         Raises:
             LeaseHeldError: the lease was lost.
@@ -178,7 +198,7 @@ class Committer:
             return int(open_dataset(self._table).version)
 
         def decide(dataset: lance.LanceDataset) -> Step | None:
-            # Before the commit: a run that dies in between finds the shards stale again.
+            # Before the commit: if the run dies in between, the next one finds the shards stale again.
             delete_rejects(self._table, self._stale.shards.__contains__)
             fault("before_sweep")
             self._look_up_again_if_moved(dataset)
@@ -197,16 +217,16 @@ class Committer:
         return version
 
     def _look_up_again_if_moved(self, dataset: lance.LanceDataset) -> None:
-        if not self._stale.has_rows:  # Mostly so, and a table may have a hundred thousand fragments.
+        if not self._stale.has_rows:  # The usual case, and a table may have a hundred thousand fragments.
             return
         if not self._stale.are_found_in({fragment.fragment_id for fragment in dataset.get_fragments()}):
             self._stale.find(dataset)
 
     def _check_reject_rate(self, groups: Sequence[StagedGroup]) -> None:
-        """Stop a job that goes wrong before its rejects are committed.
+        """Stop a failing job before its rejects are committed.
 
         Raises:
-            TooManyRejectsError: names the commonest reason.
+            TooManyRejectsError: the share of rejects is too large; names the most common reason.
         """
         counts = Counter(self.done.rejected)
         for group in groups:
@@ -217,30 +237,40 @@ class Committer:
             reason, n = counts.most_common(1)[0]
             raise TooManyRejectsError(
                 f"max_reject_rate {self._max_reject_rate:g}: {rejected} of {rows} rows were rejected ({n} as "
-                f"{reason!r}); table {self._table} is as of its last commit. Mend the corpus, or allow more; run again"
+                f"{reason!r}); table {self._table} is as of its last commit. Fix the corpus or allow more; run again"
             )
 
     def _refuse_stale(self, groups: Sequence[StagedGroup]) -> None:
-        """A job that slept for hours (a suspended machine) wakes to files that may be gone; Lance does not look."""
+        """Stop if a group is too old. A job that slept for hours (a suspended machine) wakes to files that may be gone.
+
+        Lance does not check that the files exist.
+
+        Raises:
+            StaleGroupError: a group was staged over 12 hours ago.
+        """
         waited = time.time() - min((group.started for group in groups), default=time.time())
         if waited > STAGED_LIFE_S:
             raise StaleGroupError(
                 f"table {self._table}: rows were staged {waited / 3600:.0f} hours ago and their files may have been "
-                "cleaned up; start again: what is committed is kept, the rest will be embedded"
+                "cleaned up; start again: committed rows are kept, the rest will be embedded"
             )
 
     def _is_settled(self, group: StagedGroup) -> bool:
-        """Whether all of the group was settled by an earlier commit."""
+        """Whether an earlier commit settled the whole group.
+
+        Raises:
+            ClaimConflictError: an earlier commit settled part of it.
+        """
         overlap = sum(self._ledger.coverage.overlap(claim) for claim in group.claims)
         if overlap == 0:
             return False
         if overlap == sum(claim.stop - claim.start for claim in group.claims):
             self.done.redone += group.rows
-            log.warning("a staged group of %d rows is in the table already; dropped", group.rows)
+            log.warning("dropped a staged group of %d rows: the table already holds them", group.rows)
             return True
         raise ClaimConflictError(
             f"table {self._table}: another job committed {overlap} records of a group that this one staged; "
-            "start again: what is there is kept, what is missing will be embedded"
+            "start again: committed rows are kept, the rest will be embedded"
         )
 
     def _merge_rejects(self, groups: Sequence[StagedGroup]) -> None:

@@ -1,11 +1,12 @@
-"""Landing a change: the compare-and-swap on which exactly-once rests.
+"""Landing a change: the compare-and-swap that exactly-once rests on.
 
-A commit names the version that it was decided on, and fails if the table moved. On failure the changes of the versions
-in between are read, and the commit is decided anew. A store may take a commit and lose its answer: each carries a token
-by which its committer finds it.
+A commit names the version that it was decided on, and fails if the table has moved on. On failure the sink reads the
+changes of the versions in between and decides the commit anew. A store may accept a commit and lose the response, so
+each commit carries a token by which its committer recognises it.
 
-Lance has no strict append: a stale `Append` rebases and lands. An `Update` with no retries that names the table's first
-fragment is one (see `stale.replacing_rows`), and so is, for a table that has no fragment yet, a `Merge`.
+Lance has no strict append: a stale `Append` rebases and lands. Two operations are strict. An `Update` without retries
+that names the table's first fragment (see `stale.replacing_rows`); and, for a table that has no fragment yet, a
+`Merge`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _TOKEN_PROPERTY = "isthmus.commit"
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a commit is to do, as it was decided on one version of the table.
+    """The content of a commit, as decided on one version of the table.
 
     Attributes:
-        change: what the ledger will say of it.
-        fragments: metadata of staged fragments, as JSON.
-        leaving: rows that leave.
+        change: the change as the ledger will record it.
+        fragments: metadata of the staged fragments to add, as JSON.
+        leaving: the rows to remove.
     """
 
     change: Change
@@ -48,23 +49,25 @@ class Step:
 
 
 class Lander:
-    """Lands steps on one table, and records them in its ledger."""
+    """Lands steps on one table and records them in its ledger."""
 
     def __init__(self, table: TableRef, ledger: Ledger) -> None:
         self._table = table
         self._ledger = ledger
 
     def land(self, decide: Callable[[lance.LanceDataset], Step | None]) -> tuple[int, Step | None]:
-        """Land what `decide` says, on the version that it said it of.
+        """Land the step that `decide` returns, on the version that it was decided on.
 
         Args:
-            decide: called with each version that is tried, the ledger caught up with it; None where nothing is to do.
+            decide: called for each version that is tried, after the ledger has caught up with it; returns None if there
+                is nothing to do.
 
         Returns:
-            The version, and the step that made it (None: nothing was to do).
+            The version, and the step that made it (None if there was nothing to do).
 
         Raises:
-            OSError: the store refuses; the table is as of its last commit.
+            OSError: the store refuses, or 30 commits in a row lost to other writers; the table is as of its last
+                commit.
         """
         dataset = open_dataset(self._table)
         since, token = int(dataset.version), uuid.uuid4().hex
@@ -83,22 +86,23 @@ class Lander:
                 fault("after_record")
                 return landed, step
             dataset = open_dataset(self._table)
-        raise OSError(f"table {self._table}: {_ATTEMPTS} commits in a row met another writer's; try again later")
+        raise OSError(f"table {self._table}: {_ATTEMPTS} commits in a row lost to another writer; try again later")
 
     def _find_own(self, dataset: lance.LanceDataset, since: int, token: str) -> int | None:
-        """The version after `since` that a commit of this token made, None where there is none."""
+        """The version after `since` that a commit with this token made; None if there is none."""
         for version in range(since + 1, int(dataset.version) + 1):
             try:
                 properties = retry(partial(transaction_properties, dataset, version), self._table.uri)
-            except FileNotFoundError:  # cleaned away; the ledger has its change
+            except FileNotFoundError:  # cleaned up; the ledger has its change
                 continue
             if properties.get(_TOKEN_PROPERTY) == token:
                 return version
         return None
 
     def _try(self, dataset: lance.LanceDataset, step: Step, token: str, attempt: int) -> int | None:
-        """The version that the commit made, None where it is to be tried again: another writer came first, or the
-        store failed and the commit may or may not be there.
+        """The version that the commit made. None means try again: another writer came first, or the store failed.
+
+        After a failure of the store the commit may or may not have landed.
         """
         fault("before_commit")
         try:

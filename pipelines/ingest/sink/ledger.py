@@ -1,9 +1,9 @@
 """The ledger `<table>_ledger`: what the table's commits settled and removed. A cache; the table is the truth.
 
-Every commit of the sink carries its change in the transaction's properties. The ledger keeps them when the
-table's old versions, and with them their transactions, are cleaned away. A driver that died between commit and
-record leaves a ledger that is behind; `reconcile` reads the transactions that it lacks, or, where those are
-gone, rebuilds coverage from the shard and position columns of the rows themselves. Removals stay in it as tombstones.
+Every commit of the sink carries its change in the transaction's properties. The ledger keeps these changes after the
+table's old versions, and their transactions with them, are cleaned up. If a driver dies between a commit and its
+record, the ledger is behind. `reconcile` then reads the missing transactions or, if they are gone, rebuilds coverage
+from the shard and position columns of the rows. Removals stay in the ledger as tombstones.
 """
 
 from __future__ import annotations
@@ -42,24 +42,29 @@ LEDGER_SCHEMA = pa.schema(
     ]
 )
 _COMPACT_ABOVE_FRAGMENTS = 64
-# As Python objects; a ledger may hold millions.
+# Rows converted to Python objects at a time; a ledger may hold millions.
 _ROWS_AT_ONCE = 65_536
 _SETTLED, _REMOVED = "settled", "removed"
-# A version that changed no rows (the table's creation, an index) is recorded too, so that the next run does not read
-# its transaction again.
+# Versions that changed no rows (the table's creation, an index) are recorded too. Otherwise every run would read their
+# transactions again.
 _NOTHING = "nothing"
 
 
 class Ledger:
-    """What is settled of one table, in memory as `coverage`, durably beside it."""
+    """What is settled in one table: in memory as `coverage`, on the store as the ledger table.
+
+    Attributes:
+        coverage: what is settled.
+        version: the version of the table up to which `coverage` counts.
+    """
 
     def __init__(self, table: TableRef) -> None:
         self._table = table
         self._ref = table.sibling("ledger")
-        # Set where what is written down is of no use: another layout, or another history.
+        # True if the stored ledger is unusable: it has another layout or belongs to another history.
         self._start_anew = False
-        # What was caught up with and is not written down yet. A run that recorded only what came after it would hide it
-        # from the next one, which trusts the ledger up to its last version.
+        # Changes that were caught up with but not written yet. They must be written before any later change: the next
+        # run trusts the ledger up to its last version, so a gap would hide them from it.
         self._unrecorded: list[tuple[int, Change]] = []
         self._recorded_version = 0
         self.coverage = Coverage()
@@ -67,7 +72,7 @@ class Ledger:
 
     @classmethod
     def reconcile(cls, table: TableRef) -> Ledger:
-        """The ledger of `table`, caught up with the table's commits; writes nothing.
+        """The ledger of `table`, caught up with the table's commits. Writes nothing.
 
         Raises:
             OSError: the store cannot be read.
@@ -82,13 +87,13 @@ class Ledger:
 
     @classmethod
     def recorded_version(cls, table: TableRef) -> int:
-        """The newest version of `table` that the ledger holds durably, 0 where there is none."""
+        """The newest version of `table` that the stored ledger holds; 0 if there is none."""
         ledger = cls(table)
         ledger._load()
         return ledger.version
 
     def catch_up(self, dataset: lance.LanceDataset) -> None:
-        """Count in what the table changed from `version` up to the version of `dataset`."""
+        """Apply the table's changes after `version`, up to the version of `dataset`."""
         found: list[tuple[int, Change]] = []
         for version in range(self.version + 1, dataset.version + 1):
             try:
@@ -96,7 +101,7 @@ class Ledger:
             except (OSError, ValueError) as error:
                 if is_of_the_store(error):
                     raise
-                # The version, and its transaction, were cleaned away before anyone recorded it.
+                # The version and its transaction were cleaned up before anyone recorded them.
                 found = [(int(dataset.version), self._rebuild(dataset))]
                 break
             change = Change.from_properties(properties)
@@ -108,13 +113,13 @@ class Ledger:
         self.version = max(self.version, int(dataset.version))
 
     def record_missing(self, dataset: lance.LanceDataset) -> None:
-        """Catch up with the versions that another process made, and write down what is not written yet."""
+        """Catch up with versions that other processes made, and write everything that is not written yet."""
         self.catch_up(dataset)
         if self.version > self._recorded_version:
             self._write()
 
     def count_in(self, change: Change, version: int) -> None:
-        """Count in the change of a commit that this process made, and record it."""
+        """Apply the change of a commit that this process made, and write it."""
         self.coverage.apply(change)
         self._unrecorded.append((version, change))
         self.version = version
@@ -125,12 +130,12 @@ class Ledger:
         rows = [row for at, change in self._unrecorded for row in _rows(change, at, now)]
         rows.append(_row(_NOTHING, self.version, now))
         data = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
-        # Rows that a try wrote whose answer was lost stand there twice; who loads them counts them once.
+        # A retry after a lost response can write a row twice. Readers count it once.
         retry(lambda: append_rows(self._ref, data, overwrite=self._start_anew), self._ref.uri)
         self._start_anew, self._unrecorded, self._recorded_version = False, [], self.version
 
     def compact(self) -> None:
-        """Merge the ledger's many small files when there are too many of them."""
+        """Merge the ledger's small files if it has more than 64 of them."""
         dataset = open_dataset(self._ref, missing_ok=True)
         if dataset is not None and len(dataset.get_fragments()) > _COMPACT_ABOVE_FRAGMENTS:
             dataset.optimize.compact_files()
@@ -156,7 +161,7 @@ class Ledger:
         self._recorded_version = self.version
 
     def _rebuild(self, dataset: lance.LanceDataset) -> Change:
-        """Coverage from the rows: slower than the ledger, as exact, but for which record is a shard's last."""
+        """Coverage rebuilt from the rows: slower than the ledger, and as exact except for `last`."""
         rejects = open_dataset(self._table.sibling("rejects"), missing_ok=True)
         found = retry(lambda: _settled(dataset, rejected=False), self._table.uri)
         if rejects is not None:
@@ -168,15 +173,15 @@ class Ledger:
 
 
 def transaction_properties(dataset: lance.LanceDataset, version: int) -> dict[str, str]:
-    """What the commit of a version says of itself.
+    """The properties that a version's commit recorded.
 
     Raises:
-        OSError: the version was cleaned away, or the store cannot be read.
+        OSError: the version was cleaned up, or the store cannot be read.
     """
     try:
         transaction = dataset.read_transaction(version)
     except TypeError as error:
-        # Lance (14.0.2) cannot show a compaction that moved the rows of an index. It brings no rows.
+        # Lance (14.0.2) cannot show a compaction that moved an indexed row. Such a commit adds no rows.
         if "RewrittenIndex" not in str(error):
             raise
         return {}
@@ -184,7 +189,7 @@ def transaction_properties(dataset: lance.LanceDataset, version: int) -> dict[st
 
 
 def _settled(dataset: lance.LanceDataset, *, rejected: bool) -> list[Claim]:
-    """What the rows of a dataset claim, in parts: as many as it has batches and ranges."""
+    """The claims of a dataset's rows, in pieces: one per batch and range. `merge_claims` joins them."""
     claims: list[Claim] = []
     for batch in dataset.scanner(columns=[SHARD, POSITION]).to_batches():
         shards, positions = pc.cast(batch.column(SHARD), pa.string()), batch.column(POSITION).to_numpy()

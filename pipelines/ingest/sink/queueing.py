@@ -1,4 +1,4 @@
-"""Staged groups wait here for their commit: until they are many, or have waited long enough."""
+"""Staged groups wait here for their commit, until there are enough of them or they have waited long enough."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pipelines.ingest.sink.staging import StagedGroup
 T = TypeVar("T")
 FRAGMENT_ROWS = 16_384
 COMMIT_ROWS = 65_536
-# A commit writes the list of all fragments anew. With parts of this size a table of a billion rows takes some 1,300.
+# Each commit rewrites the list of all fragments. At this share, a table of a billion rows takes some 1,300 commits.
 _SHARE_OF_TABLE = 256
 _FRAGMENTS_OF_A_COMMIT = 4
-# A staging task holds a fragment in memory.
+# A staging task holds a whole fragment in memory.
 _MOST_FRAGMENT_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
 class SinkLimits:
-    """When blocks are staged and groups committed.
+    """When blocks are staged and groups are committed.
 
     Attributes:
-        block_rows: rows that a block holds at the most.
-        commit_interval_s: the most seconds that rows wait for their commit while others arrive.
-        fragment_rows: rows of a fragment; None lets them grow with the table, within bounds.
-        commit_rows: the most rows, staged and not committed, that a crash can cost; None: 65,536, or a 256th of the
-            table where that is more.
+        block_rows: most rows in a block.
+        commit_interval_s: longest wait of a row for its commit, in seconds, while others arrive.
+        fragment_rows: rows per fragment; None lets fragments grow with the table, from 16,384 to 65,536 rows.
+        commit_rows: most rows that are staged and not committed, which is what a crash can cost. None is 65,536 rows,
+            or a 256th of the table if that is more.
     """
 
     block_rows: int
@@ -39,7 +39,7 @@ class SinkLimits:
     commit_rows: int | None = None
 
     def rows_of_a_commit(self, table_rows: int) -> int:
-        """Rows at which a commit is due, of a table that holds so many.
+        """The number of waiting rows at which a commit is due, for a table of `table_rows` rows.
 
         >>> limits = SinkLimits(block_rows=1, commit_interval_s=60.0)
         >>> limits.rows_of_a_commit(1_000_000), limits.rows_of_a_commit(1_000_000_000)
@@ -48,7 +48,7 @@ class SinkLimits:
         return self.commit_rows or max(COMMIT_ROWS, table_rows // _SHARE_OF_TABLE)
 
     def rows_of_a_group(self, table_rows: int) -> int:
-        """Rows at which blocks are staged: a fragment, and never more than a commit.
+        """The number of rows at which blocks are staged: a fragment's, and never more than a commit's.
 
         >>> limits = SinkLimits(block_rows=1, commit_interval_s=60.0)
         >>> limits.rows_of_a_group(1_000_000), limits.rows_of_a_group(1_000_000_000)
@@ -60,10 +60,10 @@ class SinkLimits:
 
 
 class Gathering(Generic[T]):
-    """Blocks, or references to them, that wait to be staged as one group: the one rule for when a group is full.
+    """Blocks, or references to them, that wait to be staged as one group. Only this class decides when a group is full.
 
     Args:
-        interval_s: the most seconds that a block waits.
+        interval_s: longest wait of a block, in seconds.
     """
 
     def __init__(self, interval_s: float) -> None:
@@ -73,30 +73,30 @@ class Gathering(Generic[T]):
         self._since = time.monotonic()
 
     def add(self, items: Iterable[T], rows: float) -> None:
-        """Take some blocks in, which together hold this many rows."""
+        """Add blocks that together hold this many rows."""
         self.items += items
         self.rows += rows
 
     def is_due(self, group_rows: int) -> bool:
-        """Whether the group holds enough rows, or has waited long enough."""
+        """Whether the group has enough rows or has waited long enough."""
         return bool(self.items) and (self.rows >= group_rows or time.monotonic() - self._since >= self._interval_s)
 
     def take(self) -> list[T]:
-        """All that waits; a new group begins."""
+        """Take all waiting blocks, and begin a new group."""
         taken, self.items, self.rows = self.items, [], 0.0
         self._since = time.monotonic()
         return taken
 
 
 class CommitQueue:
-    """Commits staged groups in the order in which they come."""
+    """Commits staged groups in the order in which they arrive."""
 
     def __init__(self, committer: Committer, limits: SinkLimits, table_rows: int = 0) -> None:
-        """A queue.
+        """Set up a queue.
 
         Args:
-            committer: commits what is due.
-            limits: when that is.
+            committer: commits the groups that are due.
+            limits: when a group is committed: rows, seconds.
             table_rows: rows of the table when the run begins.
         """
         self.limits = limits
@@ -108,7 +108,7 @@ class CommitQueue:
 
     @property
     def group_rows(self) -> int:
-        """Rows at which blocks are to be staged."""
+        """The number of rows at which blocks should be staged."""
         return self.limits.rows_of_a_group(self._table_rows + self.rows)
 
     @property
@@ -117,20 +117,20 @@ class CommitQueue:
         return self._committer.coverage
 
     def add(self, group: StagedGroup) -> None:
-        """Take a group in; `commit_if_due` commits it."""
+        """Add a group; `commit_if_due` commits it."""
         self._staged.append(group)
         self.rows += group.rows + group.rejects.num_rows
         self.blocks += group.blocks
 
     def commit_if_due(self) -> None:
-        """Commit what waits, if it is enough or has waited long enough."""
+        """Commit the waiting groups if they have enough rows or have waited long enough."""
         rows = sum(group.rows + group.rejects.num_rows for group in self._staged)
         due = time.monotonic() - self._last_commit >= self.limits.commit_interval_s
         if rows >= self.limits.rows_of_a_commit(self._table_rows + self.rows) or (rows and due):
             self.commit()
 
     def commit(self) -> None:
-        """Commit all that waits."""
+        """Commit all waiting groups."""
         if self._staged:
             self._committer.commit(self._staged)
             self._staged = []

@@ -1,4 +1,4 @@
-"""The rejects table `<table>_rejects`, written: what a commit settles, and what is tried again."""
+"""Writes the rejects table `<table>_rejects`: the rejects that a commit settles, and those that are retried."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _CLAIMS_AT_ONCE = 200
 
 
 def settle_rejects(table: TableRef, rejects: pa.Table, claims: Iterable[Claim], known: Container[str]) -> None:
-    """Put the rejected rows of some settled records into the rejects table, in place of what it held of those records.
+    """Write the rejects of some settled records, in place of earlier rejects of the same records.
 
-    A replay changes nothing. A record that is tried again keeps the count of its attempts.
+    A replay changes nothing. A record that is retried keeps its count of attempts.
 
     Args:
         table: the table that the rows were meant for.
         rejects: rows of `REJECTS_SCHEMA`.
-        claims: the records that are settled, written and rejected.
-        known: shards of which the rejects table may hold rows.
+        claims: the settled records, written and rejected.
+        known: shards that the rejects table may already hold rows of.
     """
     ref = table.sibling("rejects")
     again = list(_conditions(claim for claim in claims if claim.shard in known))
@@ -58,7 +58,7 @@ def _settle(ref: TableRef, rejects: pa.Table, again: Sequence[str]) -> None:
 
 
 def _conditions(claims: Iterable[Claim]) -> Iterator[str]:
-    """SQL that rejects of the claimed records meet, in pieces."""
+    """SQL filters that match the rejects of the claimed records, 200 claims per filter."""
     found = [f"({SHARD} = '{c.shard}' AND {POSITION} >= {c.start} AND {POSITION} < {c.stop})" for c in claims]
     for start in range(0, len(found), _CLAIMS_AT_ONCE):
         yield " OR ".join(found[start : start + _CLAIMS_AT_ONCE])
@@ -72,7 +72,7 @@ def _with_attempts(rejects: pa.Table, attempts: dict[tuple[str, int], int]) -> p
 
 
 def rejected_shards(table: TableRef) -> frozenset[str]:
-    """Shards of which the rejects table holds rows."""
+    """Shards that the rejects table holds rows of."""
     ref = table.sibling("rejects")
     dataset = _open(ref)
     if dataset is None:
@@ -82,12 +82,12 @@ def rejected_shards(table: TableRef) -> frozenset[str]:
 
 @retried
 def begin_retry(table: TableRef, reasons: Collection[str], shards: Container[str]) -> list[tuple[str, int]]:
-    """Count one more attempt for the rejected records of some reasons, and return them as (shard, position).
+    """Add one attempt to the records rejected for some reasons, and return these records as (shard, position).
 
     Args:
         table: the table that the rows were meant for.
-        reasons: reasons of the closed set.
-        shards: records of other shards are left alone.
+        reasons: reason codes to retry.
+        shards: only records of these shards are counted and returned.
     """
     dataset = _open(table.sibling("rejects"))
     if dataset is None:
@@ -104,11 +104,11 @@ def begin_retry(table: TableRef, reasons: Collection[str], shards: Container[str
 
 @retried
 def delete_rejects(table: TableRef, is_leaving: Callable[[str], bool]) -> None:
-    """Take the rejects of some shards out.
+    """Delete the rejects of some shards.
 
     Args:
         table: the table that the rows were meant for.
-        is_leaving: whether the rejects of a shard leave.
+        is_leaving: whether a shard's rejects are deleted.
     """
     dataset = _open(table.sibling("rejects"))
     if dataset is None:
@@ -120,5 +120,5 @@ def delete_rejects(table: TableRef, is_leaving: Callable[[str], bool]) -> None:
 
 
 def _open(ref: TableRef) -> lance.LanceDataset | None:
-    """The rejects dataset, None where no row was ever rejected."""
+    """The rejects dataset; None if no row was ever rejected."""
     return open_dataset(ref, missing_ok=True)

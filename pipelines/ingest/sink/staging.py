@@ -1,7 +1,7 @@
-"""Staging: a group of encoded blocks becomes Lance fragments that no version of the table names yet.
+"""Staging: a group of encoded blocks is written as Lance fragments that no version of the table names yet.
 
-Runs as a Ray task on references to blocks, so that a lost worker is replayed from the same data; the files of
-the lost attempt belong to no version and are never read.
+Staging runs as a Ray task on references to blocks, so that the work of a lost worker is replayed from the same data.
+The files of the lost attempt belong to no version and are never read.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pipelines.vectors.fused import with_fused
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Maintenance removes staged files that no version names; a job must not commit any that it may have removed.
+# Maintenance removes staged files that no version names. A job must not commit any that it may have removed.
 STAGED_LIFE_S = 12 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What a staging task knows of the corpus' files.
+    """The corpus files as a staging task needs them.
 
     Attributes:
         uris: file id → uri of the files that are read.
-        bring_successors: whether their rows may replace rows that are in the table.
+        bring_successors: whether rows of these files may replace rows that are in the table.
     """
 
     uris: dict[str, str] = field(default_factory=dict)
@@ -49,21 +49,21 @@ NO_FILES = Files()
 
 @dataclass(frozen=True, kw_only=True)
 class StagedGroup:
-    """What a staging task hands to the committer: plain data.
+    """The result of a staging task, for the committer: plain data.
 
     Attributes:
-        fragments: metadata of the fragments written, as JSON.
+        fragments: metadata of the written fragments, as JSON.
         claims: the records that the group settles.
         rejects: rows of `REJECTS_SCHEMA`.
-        rows: rows written to the fragments.
-        blocks: how many blocks they came in.
-        seconds: worker seconds of each stage, summed over the group's rows.
+        rows: number of rows written to the fragments.
+        blocks: number of blocks in the group.
+        seconds: stage → worker seconds, summed over the group's rows.
         overlong: captions longer than the text tower reads.
-        reused: vectors that the table held already, or that an actor had just made.
+        reused: vectors that the table already held, or that an actor had just made.
         started: when the first file may have been written, Unix seconds.
         files: file id → uri of the files that its shards belong to.
-        times: when its blocks were ready, and what they took.
-        successors: ids of its rows, written and rejected, where they may replace rows that are in the table.
+        times: when each block was ready, and the time that it took.
+        successors: ids of its rows, written and rejected, if they may replace rows that are in the table; else empty.
     """
 
     fragments: tuple[str, ...]
@@ -81,7 +81,7 @@ class StagedGroup:
 
 
 def stage_envelopes(table: TableRef, schema: pa.Schema, files: Files, *envelopes: pa.Table) -> StagedGroup:
-    """`stage_blocks` as a Ray task: its arguments are Ray's blocks, each an envelope (or several) of ours."""
+    """`stage_blocks` as a Ray task: each argument is one of Ray's blocks, which wraps one or several of ours."""
     freed = freed_memory()
     group = stage_blocks(table, schema, *(block for envelope in envelopes for block in unwrap(envelope)), files=files)
     freed.give_back()
@@ -89,12 +89,12 @@ def stage_envelopes(table: TableRef, schema: pa.Schema, files: Files, *envelopes
 
 
 def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: Files = NO_FILES) -> StagedGroup:
-    """Write the good rows of `blocks` as fragments of `table`, and gather its rejects and claims.
+    """Write the good rows of `blocks` as fragments of `table`, and collect rejects and claims.
 
     Args:
-        table: where the fragments go; the dataset exists.
-        schema: the table's schema; columns that the blocks have not got (this corpus lacks them) become null,
-            but for fused vectors.
+        table: the table that gets the fragments; its dataset exists.
+        schema: the table's schema. Columns that the blocks lack become null, except for fused vectors, which are
+            computed.
         blocks: encoded blocks.
         files: the files of the corpus.
 
@@ -108,7 +108,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
     fault("before_stage")
     group = pa.concat_tables(blocks)
     is_rejected = pc.is_valid(group[REASON])
-    # A filter copies all vectors; mostly no row was rejected.
+    # A filter copies all vectors, and usually no row was rejected.
     kept = group.filter(pc.invert(is_rejected)) if pc.any(is_rejected).as_py() else group
     good = _conform(kept, schema)
     fragments = _write(table, good)
@@ -159,14 +159,14 @@ def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:
         write_fragments(rows.slice(0, rows.num_rows // 2), table.uri, mode="append", storage_options=table.options)
         fault("mid_stage")
     try:
-        # A try that failed leaves files that no version names; the fragments are those of the last one alone.
+        # A failed attempt leaves files that no version names; only the last attempt's fragments count.
         written = retry(
             lambda: write_fragments(rows, table.uri, mode="append", storage_options=table.options), table.uri
         )
     except OSError as error:
         raise translate(error, table.uri) from error
     if (n := sum(fragment.physical_rows for fragment in written)) != rows.num_rows:
-        raise RuntimeError(f"table {table}: staged {n} rows of {rows.num_rows}; nothing of them is committed")
+        raise RuntimeError(f"table {table}: staged {n} rows instead of {rows.num_rows}; none was committed")
     return tuple(json.dumps(fragment.to_json()) for fragment in written)
 
 
@@ -175,7 +175,7 @@ def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _rejects(rows: pa.Table) -> pa.Table:
-    """Rejected rows in the rejects table's schema. A record's captions keep ids of their own."""
+    """Rejected rows in the rejects table's schema. Each caption of a record gets an id of its own."""
     shards, positions = rows[SHARD].to_pylist(), rows[POSITION].to_pylist()
     seen: dict[tuple[str, int], int] = {}
     ids = []

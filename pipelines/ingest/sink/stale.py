@@ -1,7 +1,7 @@
-"""Rows that must leave: of files that changed, and of files that are gone.
+"""Stale rows: rows to remove because their files changed or are gone.
 
-A row of a changed file leaves in the very commit that brings its successor (the row of the same id), so that no
-version of the table holds a row twice or lacks it. What has no successor leaves at the end, in one commit.
+A row of a changed file leaves in the same commit that brings its successor (the row with the same id), so no version of
+the table holds a row twice or lacks it. Rows without a successor leave at the end, in one commit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ _FRAGMENT_SHIFT = 32
 
 @dataclass(frozen=True)
 class StaleRow:
-    """A row that must leave."""
+    """A row to remove.
+
+    Attributes:
+        row_id: the row's id.
+        shard: the id of its shard.
+        position: the position of its record in the shard.
+        fragment: the id of the Lance fragment that holds it.
+    """
 
     row_id: str
     shard: str
@@ -36,7 +43,7 @@ class StaleRow:
 
 
 class StaleRows:
-    """The rows of stale shards that are still in the table. Holds those rows' identities in memory, no others'."""
+    """The rows of stale shards that are still in the table. Only these rows' identities are held in memory."""
 
     def __init__(self, shards: Iterable[str]) -> None:
         self.shards = frozenset(shards)
@@ -44,7 +51,7 @@ class StaleRows:
         self._by_row_id: dict[str, tuple[str, int]] = {}
 
     def find(self, dataset: lance.LanceDataset) -> None:
-        """Look the rows up, by one pass over three columns."""
+        """Look the rows up in one pass over three columns."""
         retry(lambda: self._find(dataset), str(dataset.uri))
 
     def _find(self, dataset: lance.LanceDataset) -> None:
@@ -64,32 +71,41 @@ class StaleRows:
                 self._by_row_id[row_id] = (shard, position)
 
     def succeeded_by(self, row_ids: Iterable[str]) -> list[StaleRow]:
-        """All rows of the stale records of which a row has one of these ids."""
+        """All rows of the stale records that have a row with one of these ids."""
         records = {self._by_row_id[row_id] for row_id in row_ids if row_id in self._by_row_id}
         return [row for record in records for row in self._by_record.get(record, [])]
 
     def all(self) -> list[StaleRow]:
-        """All that are left."""
+        """All stale rows that are left."""
         return [row for rows in self._by_record.values() for row in rows]
 
     def forget(self, rows: Sequence[StaleRow]) -> None:
-        """These have left."""
+        """Drop rows that have left the table."""
         for row in rows:
             self._by_record.pop((row.shard, row.position), None)
             self._by_row_id.pop(row.row_id, None)
 
     @property
     def has_rows(self) -> bool:
-        """Whether any is left."""
+        """Whether any stale row is left."""
         return bool(self._by_record)
 
     def are_found_in(self, fragments: Container[int]) -> bool:
-        """False where fragments were rewritten since the rows were looked up."""
+        """Whether the fragments of all rows still exist; False if some were rewritten since the look-up.
+
+        Args:
+            fragments: ids of the table's fragments.
+        """
         return all(row.fragment in fragments for rows in self._by_record.values() for row in rows)
 
 
 def rows_of_records(dataset: lance.LanceDataset, records: Collection[tuple[str, int]]) -> list[StaleRow]:
-    """The rows of some records, given as (shard, position)."""
+    """The rows of the given records.
+
+    Args:
+        dataset: the table.
+        records: the records as (shard, position).
+    """
     rows = StaleRows(shard for shard, _ in records)
     rows.find(dataset)
     return [row for row in rows.all() if (row.shard, row.position) in records]
@@ -98,11 +114,11 @@ def rows_of_records(dataset: lance.LanceDataset, records: Collection[tuple[str, 
 def replacing_rows(
     dataset: lance.LanceDataset, rows: Sequence[StaleRow], new: Sequence[FragmentMetadata]
 ) -> lance.LanceOperation.BaseOperation:
-    """The operation that takes these rows out and puts new fragments in; a compare-and-swap, as `committing` wants it.
+    """The operation that removes these rows and adds new fragments: a compare-and-swap, as `committing` needs it.
 
-    Lance rebases an `Update` over others that touch other fragments. Each of ours therefore names the table's first
-    fragment, changed or not: two that were decided on one version conflict. A `Merge` of all fragments, old and new,
-    does too, but writes their list three times over; it serves where there is no first fragment yet.
+    Lance rebases an `Update` over others that touch other fragments. So each of ours names the table's first fragment,
+    changed or not, and two that were decided on the same version conflict. A `Merge` of all fragments, old and new,
+    conflicts too, but writes the fragment list three times over. It is used only while there is no first fragment yet.
 
     Raises:
         OSError: the store cannot be written.
@@ -129,12 +145,12 @@ def replacing_rows(
 
 
 def removals_for(rows: Sequence[StaleRow]) -> list[Removal]:
-    """What the ledger says of these rows' leaving."""
+    """The removals that the ledger records for these rows."""
     return removals_of((row.shard, row.position) for row in rows)
 
 
 def removals_of_shards(coverage: Coverage, shards: Iterable[str]) -> list[Removal]:
-    """What the ledger says of all that is settled of some shards, rejects too."""
+    """The removals of everything that is settled in some shards, rejects included, as the ledger records them."""
     found = []
     for shard in sorted(shards):
         for n, (start, stop) in enumerate(coverage.ranges(shard)):
@@ -144,7 +160,7 @@ def removals_of_shards(coverage: Coverage, shards: Iterable[str]) -> list[Remova
 
 
 def _predicate(rows: Sequence[StaleRow]) -> str:
-    """SQL that these rows of a fragment meet, and no row of another shard."""
+    """SQL that matches these rows of a fragment and no row of another shard."""
     ids, shards = ({getattr(row, name) for row in rows} for name in ("row_id", "shard"))
     return f"{ROW_ID} IN ({_literals(ids)}) AND {SHARD} IN ({_literals(shards)})"
 

@@ -1,1 +1,1 @@
-"""What a run does with rows, block by block: read, decode, encode. Functions of plain data, wherever they run."""
+"""The stages of a run: read, decode, encode, block by block. Functions of plain data that run on any engine."""

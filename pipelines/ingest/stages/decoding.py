@@ -1,4 +1,4 @@
-"""The decode stage: picture bytes become the uint8 pixels that the encoder reads. CPU tasks, no torch."""
+"""The decode stage: turns picture bytes into the uint8 pixels that the encoder reads. CPU tasks, no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,15 @@ from pipelines.store.memory import freed_memory
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """What the decode stage needs to know: plain data, pickled to the workers."""
+    """Settings of the decode stage: plain data, pickled to the workers.
+
+    Attributes:
+        transform: the encoder's image transform: size, crop, filter, mean and standard deviation.
+        mode: `fast` decodes large JPEGs at reduced scale; `exact` equals the model family's own processor.
+        max_pixels: pictures with more pixels are rejected.
+        thumbnail_px: side of the thumbnail in pixels; 0 makes none.
+        timeout_s: longest time that a picture may take to decode, in seconds.
+    """
 
     transform: ImageTransform
     mode: Preprocessing
@@ -44,7 +52,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A picture's pixels, uint8 (height, width, 3), and its thumbnail where one is asked for."""
+    """A picture's pixels, uint8 (height, width, 3), and its thumbnail if one is wanted."""
 
     pixels: NDArray[np.uint8]
     thumbnail: bytes | None
@@ -57,7 +65,7 @@ def decode_picture(data: bytes, picture: str, settings: DecodeSettings) -> Decod
     """A picture as the encoder reads it.
 
     Args:
-        data: its bytes.
+        data: the picture's bytes.
         picture: their digest.
         settings: the encoder's image transform and the limits.
 
@@ -79,8 +87,10 @@ def decode_envelope(envelope: pa.Table, settings: DecodeSettings) -> pa.Table:
 
 
 def decode_safely(block: pa.Table, settings: DecodeSettings) -> pa.Table:
-    """`decode_block`, guarded against pictures that hang or crash their decoder; what this process encoded lately is
-    not decoded again."""
+    """`decode_block` with a guard against pictures that hang or crash their decoder.
+
+    Pictures that this process encoded recently are not decoded again.
+    """
     from pipelines.ingest.stages.guarding import decode_apart, decode_guarded, process_journal
 
     journal = process_journal()
@@ -96,16 +106,16 @@ def decode_safely(block: pa.Table, settings: DecodeSettings) -> pa.Table:
 
 
 def decode_block(block: pa.Table, settings: DecodeSettings, decode: Decode = decode_picture) -> pa.Table:
-    """The block with pixels in place of bytes; a picture that cannot be decoded rejects all of its rows.
+    """The block with pixels in place of bytes. A picture that cannot be decoded rejects all of its rows.
 
     Args:
         block: a block of the read stage.
         settings: the encoder's image transform and the limits.
-        decode: what decodes a picture.
+        decode: the function that decodes a picture.
 
     Returns:
-        The block without `IMAGE`, with `PIXELS` (bytes of a uint8 (height, width, 3) array, on the first row of
-        each picture), `HEIGHT` and `WIDTH`, and a thumbnail where asked for.
+        The block without `IMAGE`, with `PIXELS` (bytes of a uint8 (height, width, 3) array, on the first row of each
+        picture), `HEIGHT` and `WIDTH`, and a thumbnail if wanted.
     """
     started = time.perf_counter()
     fault("decode")
@@ -114,7 +124,7 @@ def decode_block(block: pa.Table, settings: DecodeSettings, decode: Decode = dec
     pixels: list[NDArray[np.uint8] | None] = [None] * block.num_rows
     thumbnails: dict[str, bytes | None] = {}
     failures: dict[str, ImageError] = {}
-    # One picture's bytes at a time: the next one's take their place in memory.
+    # One picture's bytes at a time: the next one reuses their memory.
     for row, view in zip(valid_rows(block[IMAGE]), views(block[IMAGE]), strict=True):
         try:
             decoded = decode(view.to_pybytes(), pictures[row], settings)
@@ -131,7 +141,7 @@ def decode_block(block: pa.Table, settings: DecodeSettings, decode: Decode = dec
 
 
 def _with_thumbnails(block: pa.Table, made: list[bytes | None]) -> pa.Table:
-    """Those just made; where there is none, those that the table holds of the same picture."""
+    """The new thumbnails; where there is none, the one that the table holds of the same picture."""
     known = KNOWN_PREFIX + THUMBNAIL
     if known in block.column_names:
         made = [new or old for new, old in zip(made, block[known].to_pylist(), strict=True)]
@@ -148,7 +158,7 @@ def _with_pixels(block: pa.Table, pixels: list[NDArray[np.uint8] | None]) -> pa.
 
 
 def read_pixels(block: pa.Table) -> tuple[list[int], list[NDArray[np.uint8]]]:
-    """The rows of a decoded block that carry pixels, and those pixels as (height, width, 3) views, not copies."""
+    """The rows of a decoded block that carry pixels, and the pixels as (height, width, 3) uint8 views, not copies."""
     heights, widths = block[HEIGHT].to_pylist(), block[WIDTH].to_pylist()
     rows = valid_rows(block[PIXELS])
     arrays = [

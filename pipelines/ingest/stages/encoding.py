@@ -1,4 +1,4 @@
-"""The encode stage: an actor that holds the encoder and turns decoded blocks into blocks with vectors."""
+"""The encode stage: an actor that holds the encoder and adds vectors to decoded blocks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,15 @@ _HOPELESS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
-    """What an encode actor needs to know: plain data, pickled to the actors."""
+    """Settings of an encode actor: plain data, pickled to the actors.
+
+    Attributes:
+        spec: the encoder's name or folder, as `encoders.registry.load` takes it.
+        options: precision, device, batch sizes and other options of the encoder.
+        modalities: the modalities to embed.
+        vector_dtype: `float16` or `float32`, the type of the stored vectors.
+        fingerprint: the fingerprint that the encoder must have.
+    """
 
     spec: str
     options: EncoderOptions
@@ -60,10 +68,10 @@ class EncodeBlocks:
         self._recent.clear()
         self._encoder: Encoder = load(settings.spec, settings.options)
         if self._encoder.card.fingerprint != settings.fingerprint:
-            # A worker node with other weights under the same name would poison the table.
+            # A worker node with other weights under the same name would corrupt the table.
             raise ValueError(
                 f"encoder {settings.spec!r}: fingerprint {self._encoder.card.fingerprint} on this node, "
-                f"{settings.fingerprint} on the driver; the nodes hold different weights"
+                f"{settings.fingerprint} on the driver; install the same weights on all nodes"
             )
 
     def __call__(self, envelope: pa.Table) -> pa.Table:
@@ -71,24 +79,24 @@ class EncodeBlocks:
         return wrap(self.encode(unwrap_one(envelope)))
 
     def encode(self, block: pa.Table) -> pa.Table:
-        """The block with `image_vector` and `text_vector`, pixels dropped."""
+        """The block with `image_vector` and `text_vector`, without pixels."""
         block = encode_block(self._recent.attach(block), self._encoder, self._settings)
         self._recent.remember(block)
         self._freed.give_back()
         return block
 
     def warm_up(self, block: pa.Table) -> None:
-        """Encode a block and forget it, so that a model's first call is not part of what is timed."""
+        """Encode a block and discard the result, so that a model's first call is not part of any measurement."""
         encode_block(block, self._encoder, self._settings)
 
 
 def encode_block(block: pa.Table, encoder: Encoder, settings: EncodeSettings) -> pa.Table:
-    """Vectors for the rows of a decoded block; rows that the encoder fails on are rejected one by one.
+    """The block with vectors. Rows that the encoder fails on are rejected one by one.
 
     Args:
-        block: a block of the decode stage (or of the read stage, where no pictures are embedded).
+        block: a block of the decode stage (or of the read stage, if no pictures are embedded).
         encoder: the encoder.
-        settings: which modalities, and the vectors' type.
+        settings: the modalities, and the vectors' type.
     """
     started = time.perf_counter()
     fault("encode")
@@ -121,7 +129,7 @@ def _known_or_new(known: pa.FixedSizeListArray, new: pa.FixedSizeListArray) -> p
 
 
 def _is_known(block: pa.Table, vector: str) -> list[bool]:
-    """Which rows' vectors came with the block."""
+    """Whether each row's vector came with the block."""
     name = KNOWN_PREFIX + vector
     return block[name].is_valid().to_pylist() if name in block.column_names else [False] * block.num_rows
 
@@ -135,7 +143,7 @@ def _image_vectors(block: pa.Table, encoder: Encoder, rejections: Rejections, se
     known = _is_known(block, IMAGE_VECTOR)
     for row, place in enumerate(places):
         if place is None and pictures[row] is not None and row not in rejections and not known[row]:
-            raise RuntimeError(f"picture {pictures[row]} has no pixels in its block; the block was cut on its way")
+            raise RuntimeError(f"picture {pictures[row]} has no pixels in its block; the block was split on its way")
         if place in failures:
             rejections.add(row, Reason.ENCODE_FAILED, failures[place])
             places[row] = None
@@ -178,19 +186,19 @@ def encode_bisecting(
     *,
     may_be_zero: Callable[[Any], bool] = lambda item: False,
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
-    """Vectors of all items; a batch that fails is halved until only the items at fault are left out.
+    """Vectors of all items. A batch that fails is halved until only the failing items are left out.
 
     Args:
-        encode: vectors (n, dim) of n items; may raise.
-        items: what to encode.
-        may_be_zero: whether an item's vector may have no length (it was refused on purpose).
+        encode: returns vectors (n, dim) for n items; may raise.
+        items: the items to encode.
+        may_be_zero: whether an item's vector may have length 0 (it was refused on purpose).
 
     Returns:
-        Vectors (n, dim), zero where an item failed, and index → message of the failures. Memory errors that
-        persist for a single item are failures of that item; anything raised for every item raises here.
+        Vectors (n, dim), zero where an item failed, and index → message of the failures. An error that persists for a
+        single item, out-of-memory errors included, is a failure of that item.
 
     Raises:
-        RuntimeError: not one of many items could be encoded, so that the encoder itself is at fault.
+        RuntimeError: none of eight or more items could be encoded, so the encoder itself is at fault.
     """
     failures: dict[int, str] = {}
     pieces: dict[int, NDArray[np.float32]] = {}
@@ -206,13 +214,13 @@ def encode_bisecting(
             attempt(start, middle)
             attempt(middle, stop)
             return
-        # Not a number fails the comparison too.
+        # NaN fails the comparison too.
         good = np.abs(np.linalg.norm(vectors, axis=1) - 1.0) < _LENGTH_TOLERANCE
         for i in range(start, stop):
             if good[i - start] or may_be_zero(items[i]):
                 pieces[i] = vectors[i - start]
             else:
-                failures[i] = "the encoder gave a vector that is not of length 1 (or not a number)"
+                failures[i] = "the encoder returned a vector whose length is not 1 (or not a number)"
 
     if items:
         attempt(0, len(items))
@@ -235,7 +243,7 @@ def _dim(encoder: Encoder, modality: Modality) -> int:
 def _fixed_size_lists(
     vectors: NDArray[np.float32], places: list[int | None], dim: int, dtype: str
 ) -> pa.FixedSizeListArray:
-    """Row i gets vector `places[i]`, null where there is none."""
+    """(n, dim) list array: row i gets vector `places[i]`, or null if that is None."""
     flat = np.zeros((len(places), dim), np.float16 if dtype == "float16" else np.float32)
     for row, place in enumerate(places):
         if place is not None and vectors.shape[1] == dim:

@@ -1,11 +1,11 @@
-"""Pictures that hang their decoder, or crash it, cost themselves and nothing else.
+"""Pictures that hang or crash their decoder cost only themselves.
 
-Decoders are C code that reads hostile bytes: one may run for hours or take its process along, and nothing in Python
-can stop it. So each process writes down which picture it is at, in a file that it holds a lock on, and sets the
-kernel's timer, which ends the process if the picture takes too long. Ray runs the block again; whoever does finds the
-dead process' file, whose lock is gone, and decodes that one picture in a child process with limits on time and memory.
-If the child does not come back either, the picture is rejected. What is not suspect is decoded in place: the guard
-costs two system calls a picture.
+Decoders are C code that reads hostile bytes. One may run for hours or crash its process, and Python cannot stop it. So
+each process notes the picture that it is decoding in a file that it holds a lock on, and sets the kernel's timer, which
+ends the process if the picture takes too long. Ray then runs the block again. The process that does so finds the dead
+process' file, whose lock is gone, and decodes that picture in a child process with limits on time and memory. If the
+child dies too, the picture is rejected. All other pictures are decoded in place: the guard costs two system calls per
+picture.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BYTES_PER_PIXEL = 24
 
 
 class Journal:
-    """Which picture this process is decoding, and which ones dead processes of this machine were.
+    """Notes which picture this process is decoding; finds those that dead processes on this machine were decoding.
 
     Args:
         folder: shared by all processes that decode.
@@ -52,7 +52,7 @@ class Journal:
 
     @contextmanager
     def at(self, picture: str) -> Iterator[None]:
-        """While the picture is being decoded; what ends without an exception or a return leaves its name behind."""
+        """Note the picture while it is being decoded. A process that dies in between leaves the note behind."""
         os.pwrite(self._file, picture.encode(), 0)
         try:
             yield
@@ -60,7 +60,7 @@ class Journal:
             os.ftruncate(self._file, 0)
 
     def suspects(self) -> frozenset[str]:
-        """Pictures that processes died at, in the last day."""
+        """Pictures that processes died on within the last day."""
         found = set()
         for entry in os.scandir(self._folder):
             if entry.name != self._path.name and (picture := _left_behind(Path(entry.path))):
@@ -69,11 +69,11 @@ class Journal:
 
 
 def _left_behind(path: Path) -> str | None:
-    """The picture that the file's owner died at; None while it lives, or where it died elsewhere."""
+    """The picture that the file's owner died on; None if the owner lives, or died elsewhere."""
     try:
         with path.open("rb") as file:
             age = time.time() - os.fstat(file.fileno()).st_mtime
-            # Shared, so that others who look at the same time do not take each other for its owner.
+            # A shared lock, so that processes that look at the same time do not take each other for the owner.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             picture = file.read().decode()
             if age > _FORGET_S or (not picture and age > 60.0):
@@ -86,7 +86,7 @@ def _left_behind(path: Path) -> str | None:
 
 @cache
 def process_journal() -> Journal:
-    """This process' journal."""
+    """The journal of this process."""
     return Journal(Path(tempfile.gettempdir()) / f"{_FOLDER}-{os.getuid()}")
 
 
@@ -97,10 +97,10 @@ def decode_guarded(data: bytes, picture: str, settings: DecodeSettings, journal:
         data: the picture's bytes.
         picture: their digest.
         settings: the encoder's image transform and the limits.
-        journal: where to write down that it is being decoded.
+        journal: notes that the picture is being decoded.
     """
     with journal.at(picture):
-        # Whatever holds the interpreter's lock: the kernel ends the process, by SIGALRM's default action.
+        # The kernel ends the process by SIGALRM's default action, even if C code holds the interpreter's lock.
         signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)
         try:
             return decode_picture(data, picture, settings)
@@ -112,13 +112,13 @@ def decode_apart(data: bytes, picture: str, settings: DecodeSettings) -> Decoded
     """`decode_picture` in a child process.
 
     Raises:
-        ImageError: as `decode_picture`; or `timeout`, or `decoder_crashed`.
+        ImageError: as for `decode_picture`, or with the reason `timeout` or `decoder_crashed`.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", __name__]
     given = pickle.dumps((data, picture, settings))
     try:
-        # The time is the picture's; the child's own start is not counted against it.
+        # The time limit is for the picture; 30 more seconds allow for the child's start.
         done = subprocess.run(
             command, input=given, capture_output=True, env=environment, timeout=settings.timeout_s + 30, check=False
         )
@@ -128,7 +128,7 @@ def decode_apart(data: bytes, picture: str, settings: DecodeSettings) -> Decoded
         raise _too_slow(settings)
     if done.returncode != 0:
         end = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        raise ImageError("decoder_crashed", f"its decoder ended the process that ran it, with {end}")
+        raise ImageError("decoder_crashed", f"its decoder crashed the process with {end}")
     head, _, rest = done.stdout.partition(b"\n")
     said = json.loads(head)
     if "reason" in said:
@@ -143,7 +143,7 @@ def _too_slow(settings: DecodeSettings) -> ImageError:
 
 
 def _child() -> None:
-    """Decode the picture on standard input; the answer is a line of JSON and the bytes of pixels and thumbnail."""
+    """Decode the picture on standard input; print a line of JSON, then the bytes of the pixels and the thumbnail."""
     data, picture, settings = pickle.loads(sys.stdin.buffer.read())
     _limit_memory(_SPARE_BYTES + _BYTES_PER_PIXEL * settings.max_pixels)
     signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)

@@ -1,4 +1,4 @@
-"""The stages of a run, built once: read → decode → encode → stage. Whatever engine runs them calls these functions."""
+"""The stages of a run, built once: read → decode → encode → stage. Every engine calls these functions."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pipelines.store.storage import Storage, TableRef
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """What each stage needs, as plain data that is pickled to tasks, actors and worker processes.
+    """The settings of all stages: plain data, pickled to tasks, actors and worker processes.
 
     Attributes:
         source: the corpus.
         storage: how to reach the corpus.
-        known: vectors of an earlier version of the table, by digest; None where there are none to reuse.
+        known: vectors of an earlier version of the table, by digest; None if there are none to reuse.
         reading: settings of the read stage.
-        decoding: settings of the decode stage; None where no pictures are embedded.
+        decoding: settings of the decode stage; None if no pictures are embedded.
         encoding: settings of the encode stage.
-        table: where fragments are staged.
+        table: the table that fragments are staged for.
         schema: the table's schema.
-        files: the corpus' files, by which staging tells rows that replace others.
+        files: the corpus files; staging uses them to find rows that replace others.
         pools: how many processes or actors run the stages, and the cores and GPUs of each.
     """
 
@@ -46,16 +46,16 @@ class Stages:
     pools: PoolPlan
 
     def read(self, work: Iterable[ShardWork]) -> Iterator[pa.Table]:
-        """Blocks of records that are not settled yet, with the vectors that the table already knows."""
+        """Blocks of records that are not settled yet, with the vectors that the table already holds."""
         blocks = read_blocks(self.source, work, self.reading, self.storage)
         return blocks if self.known is None else map(self.known.attach, blocks)
 
     def decode(self, block: pa.Table) -> pa.Table:
-        """The block with pixels, or as it is where no pictures are embedded."""
+        """The block with pixels, or unchanged if no pictures are embedded."""
         return block if self.decoding is None else decode_safely(block, self.decoding)
 
     def encoder(self) -> EncodeBlocks:
-        """The encode stage, its encoder loaded."""
+        """The encode stage, with its encoder loaded."""
         return EncodeBlocks(self.encoding)
 
     def stage(self, blocks: Iterable[pa.Table]) -> StagedGroup:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class PoolPlan:
-    """How the stages share the cluster.
+    """The number of encode actors and the resources of each stage.
 
     Attributes:
-        actors: encode actors.
-        gpus_per_actor: GPUs of each, 0 on the CPU.
-        cpus_per_actor: logical CPUs of each.
-        cpus_per_read: logical CPUs of a read task.
-        cpus_per_decode: logical CPUs of a decode task.
-        threads_per_actor: torch threads of each actor, None for torch's own choice.
+        actors: number of encode actors.
+        gpus_per_actor: GPUs per encode actor; 0 on the CPU.
+        cpus_per_actor: logical CPUs per encode actor.
+        cpus_per_read: logical CPUs per read task.
+        cpus_per_decode: logical CPUs per decode task.
+        threads_per_actor: torch threads per encode actor; None for torch's own choice.
     """
 
     actors: int

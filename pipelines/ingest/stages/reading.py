@@ -1,7 +1,7 @@
-"""The read stage: shards become blocks of rows with identities and picture bytes.
+"""The read stage: turns shards into blocks of rows with identities and picture bytes.
 
-A record with several captions is spread over several rows. Records that the table holds already are dropped
-before their pictures are fetched.
+A record with several captions becomes several rows. Records that the table already holds are dropped before their
+pictures are fetched.
 """
 
 from __future__ import annotations
@@ -52,29 +52,35 @@ _CHUNK_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ShardWork:
-    """A shard to read, and the record ranges of it that are settled already."""
+    """A shard to read, and its record ranges that are already settled.
+
+    Attributes:
+        shard: the shard.
+        shard_id: its id in the table.
+        done: settled ranges of record positions as (start, stop), stop exclusive.
+    """
 
     shard: CorpusShard
     shard_id: str
     done: tuple[tuple[int, int], ...] = ()
 
     def is_done(self, position: int) -> bool:
-        """Whether the record was settled by an earlier run."""
+        """Whether an earlier run settled the record."""
         return any(start <= position < stop for start, stop in self.done)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSettings:
-    """What the read stage needs to know: plain data, pickled to the workers.
+    """Settings of the read stage: plain data, pickled to the workers.
 
     Attributes:
-        root: the corpus' root, against which row ids are made.
+        root: the corpus root; row ids are derived from paths relative to it.
         keyed: whether a key column was named (a null key is then a reject).
         needs: modalities that every row must have.
         fetch: whether pictures are read at all.
-        block_rows: the most rows of a block.
-        block_bytes: the bytes at which a block is closed.
-        fetch_threads: pictures fetched at once, and files of one record read at once.
+        block_rows: most rows in a block.
+        block_bytes: size in bytes at which a block is closed.
+        fetch_threads: number of pictures fetched at once, and of single-record files read at once.
         picture_digest: how the table tells pictures apart.
     """
 
@@ -109,7 +115,7 @@ def read_blocks(
 def _read_in_turn(
     source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage
 ) -> Iterator[tuple[_Chunk, ShardWork]]:
-    """The chunks of shards, their pictures fetched."""
+    """The chunks of shards, with their pictures fetched."""
     for item in work:
         for chunk in _chunks(source, item, min(_CHUNK_ROWS, settings.block_rows)):
             if settings.fetch:
@@ -120,9 +126,9 @@ def _read_in_turn(
 def _read_ahead(
     source: Source, work: Iterable[ShardWork], settings: ReadSettings, storage: Storage
 ) -> Iterator[tuple[_Chunk, ShardWork]]:
-    """The same of shards of one record each (the files of a folder): several at once, as the pictures of a chunk are.
+    """`_read_in_turn` for shards of one record each (the files of a folder), several at once.
 
-    One after the other each would wait for its own answer of the store, and for all that the store lets it try again.
+    One after the other, each file would wait for its own response from the store, and for all of its retries.
     """
     coming: deque[Future[list[tuple[_Chunk, ShardWork]]]] = deque()
     pool = ThreadPoolExecutor(settings.fetch_threads)
@@ -139,13 +145,13 @@ def _read_ahead(
 
 @dataclass(kw_only=True)
 class _Chunk:
-    """Some consecutive records of a shard that are still to do.
+    """Consecutive records of a shard that are still to do.
 
     Attributes:
         positions: each record's position in the shard.
         records: each record's contract fields.
-        passthrough: each record's other columns, untouched.
-        ends_shard: whether the chunk's last record is the shard's last one.
+        passthrough: each record's other columns, unchanged.
+        ends_shard: whether the chunk's last record is the last one of the shard.
     """
 
     positions: list[int]
@@ -155,7 +161,7 @@ class _Chunk:
 
 
 def _chunks(source: Source, work: ShardWork, rows: int) -> Iterator[_Chunk]:
-    """The records still to do, in chunks of at most `rows`; the one that ends the shard is marked."""
+    """The records still to do, in chunks of at most `rows`; the chunk that ends the shard is marked."""
     position = 0
     held: _Chunk | None = None
     for table in read_again(lambda: source.read(work.shard), work.shard.uri):
@@ -184,7 +190,7 @@ def _chunk(table: pa.Table, first: int, work: ShardWork) -> _Chunk:
 
 
 def _records(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows as dictionaries, their pictures as views of the table: of large ones each copy costs a tenth of decoding."""
+    """Rows as dictionaries. Pictures are views of the table: a copy of a large one costs a tenth of decoding it."""
     images = table[IMAGE]
     pictures = views(images)
     records: list[dict[str, Any]] = table.drop_columns([IMAGE]).to_pylist()
@@ -194,7 +200,7 @@ def _records(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _empty_shard(passthrough: pa.Schema, shard: CorpusShard) -> _Chunk:
-    """A shard that gives no record is a reject: a file of the corpus never vanishes in silence."""
+    """A shard without records becomes a reject: a file of the corpus never disappears silently."""
     record: dict[str, Any] = dict.fromkeys(RECORD_FIELDS)
     message = f"{shard.uri} holds no record that could be read"
     record |= {"image_uri": shard.uri, "reason": Reason.BAD_RECORD.value, "message": message}
@@ -203,10 +209,10 @@ def _empty_shard(passthrough: pa.Schema, shard: CorpusShard) -> _Chunk:
 
 
 def _fetch(records: list[dict[str, Any]], settings: ReadSettings, storage: Storage) -> None:
-    """Read the pictures that records name by URI, in place; a failure marks its record.
+    """Read the pictures that records name by URI, in place. A failure marks its record.
 
     Raises:
-        PermissionError: the store refuses the credentials: see `Refusals`.
+        PermissionError: the store refuses the credentials; see `Refusals`.
     """
     missing = [r for r in records if r["image"] is None and r["image_uri"] and r["reason"] is None]
     uris = list(dict.fromkeys(r["image_uri"] for r in missing))
@@ -228,7 +234,7 @@ def _fetch(records: list[dict[str, Any]], settings: ReadSettings, storage: Stora
 
 
 def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: ReadSettings) -> list[dict[str, Any]]:
-    """The rows of a record, one a caption, the picture's bytes on the first of them."""
+    """The rows of a record, one per caption. The first one carries the picture's bytes."""
     image = record["image"]
     captions = [text for text in record["captions"] or [] if text and text.strip()]
     picture = picture_digest(image, settings.picture_digest) if image is not None else None
@@ -259,7 +265,7 @@ def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: Read
 
 
 def _verdict(record: dict[str, Any], captions: list[str], settings: ReadSettings) -> tuple[str | None, str | None]:
-    """The reason and message why a record is rejected at the read stage, or (None, None)."""
+    """Why a record is rejected at the read stage, as (reason, message); (None, None) if it is not."""
     if record["reason"]:
         return record["reason"], record["message"]
     if settings.keyed and record["key"] is None:
@@ -273,14 +279,14 @@ def _verdict(record: dict[str, Any], captions: list[str], settings: ReadSettings
 
 
 def _bytes_of(value: Any) -> int:
-    """What a value takes in a column, about."""
+    """The approximate size of a value in a column, in bytes."""
     if isinstance(value, str):
         return len(value.encode())
     return len(value) if isinstance(value, (bytes, memoryview)) else 8
 
 
 class _BlockBuilder:
-    """Collects rows until they make a block. A record is never cut, and pictures that recur are kept once."""
+    """Collects rows into blocks. A record is never split, and a picture that recurs in a block is kept once."""
 
     def __init__(self, passthrough: pa.Schema, settings: ReadSettings) -> None:
         self._schema = read_schema(passthrough)
@@ -296,7 +302,7 @@ class _BlockBuilder:
         self._started = time.perf_counter()
 
     def add(self, chunk: _Chunk, work: ShardWork) -> Iterator[pa.Table]:
-        """Add a chunk's rows; yields the block that they complete."""
+        """Add a chunk's rows; yields the block if they complete it."""
         rows: list[dict[str, Any]] = []
         origin: list[int] = []
         for i, (position, record) in enumerate(zip(chunk.positions, chunk.records, strict=True)):
@@ -326,14 +332,14 @@ class _BlockBuilder:
             self._pictures.add(row[PICTURE])
 
     def flush(self) -> Iterator[pa.Table]:
-        """The rows so far as a block, none if there are none."""
+        """The rows so far as a block; yields nothing if there are none."""
         if self._rows:
             fault("read")
             yield self._taken()
-        self._started = time.perf_counter()  # what others did with the block took no time of reading's
+        self._started = time.perf_counter()  # the time that consumers spend on the block is not reading time
 
     def _taken(self) -> pa.Table:
-        """The rows as a block, each picture copied once. What they were made of may go."""
+        """The rows as a block, each picture copied once. Their sources may be freed afterwards."""
         others = pa.concat_tables(self._others).combine_chunks()
         columns = {name: others[name] for name in others.column_names}
         columns |= {name: pa.array([row[name] for row in self._rows], kind) for name, kind in self._own.items()}

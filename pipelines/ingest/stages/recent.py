@@ -1,4 +1,4 @@
-"""Vectors that this process made lately: what recurs in a run, in whatever block, is encoded once an actor."""
+"""Vectors that this process made recently: a picture or caption that recurs in any block is encoded once per actor."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipelines.rows.contract import IMAGE, IMAGE_VECTOR, PICTURE, TEXT, TEXT_VEC
 
 DIGESTS = {IMAGE_VECTOR: PICTURE, TEXT_VECTOR: TEXT}
 _MAX_BYTES = 16 << 20
-# What Python keeps beside the numbers of an entry: its key, its array, its place in the dictionary.
+# Python's overhead per entry: its key, its array, its place in the dictionary.
 _ENTRY_BYTES = 400
 
 
 class RecentVectors:
-    """The vectors of the last pictures and captions, by their digests.
+    """The vectors of recent pictures and captions, by digest.
 
     Args:
-        max_bytes: of vectors of each kind; the oldest go first.
+        max_bytes: memory for the vectors of each modality, in bytes; the oldest are dropped first.
     """
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
@@ -31,16 +31,16 @@ class RecentVectors:
         self._found: dict[str, OrderedDict[str, NDArray[np.floating]]] = {name: OrderedDict() for name in DIGESTS}
 
     def clear(self) -> None:
-        """Forget all: another encoder."""
+        """Forget all vectors, because the encoder is another one."""
         for found in self._found.values():
             found.clear()
 
     def attach(self, block: pa.Table, *, keep_pictures: bool = False) -> pa.Table:
-        """The block with `_known_…` columns where vectors are known, and without the pictures that need no encoding.
+        """The block with `_known_…` columns for known vectors, and without the pictures that need no encoding.
 
         Args:
-            block: before it is decoded, or before it is encoded.
-            keep_pictures: leave the bytes of known pictures (for thumbnails); their pixels always go.
+            block: a block before it is decoded, or before it is encoded.
+            keep_pictures: keep the bytes of known pictures (for thumbnails); their pixels are always dropped.
         """
         for vector, found in self._found.items():
             digests = block[DIGESTS[vector]].to_pylist() if found else []
@@ -72,7 +72,7 @@ class RecentVectors:
 
 
 def _with_known(block: pa.Table, vector: str, values: list[NDArray[np.floating] | None]) -> pa.Table:
-    """The block with a column of known vectors; what it knew already stays."""
+    """The block with a column of known vectors; those already in the column stay."""
     name = KNOWN_PREFIX + vector
     first = next(value for value in values if value is not None)
     kind = pa.list_(pa.from_numpy_dtype(first.dtype), len(first))
@@ -85,5 +85,5 @@ def _with_known(block: pa.Table, vector: str, values: list[NDArray[np.floating] 
 
 @cache
 def recent_vectors() -> RecentVectors:
-    """Those of this process. Decoding looks here too, which helps where it shares the encoder's process."""
+    """The instance of this process. Decoding uses it too, which helps if it shares a process with the encoder."""
     return RecentVectors()

@@ -1,8 +1,8 @@
-"""Vectors that the table holds already: what was encoded once, in whatever file or run, is not encoded again.
+"""Reuses vectors that the table already holds: a picture or caption is encoded only once, across files and runs.
 
-The table keeps a digest of each row's picture and caption. The read stage looks up those of a block, by an index, in
-the table as it was when the run began; what is found travels with the block, and its picture is neither decoded nor
-encoded.
+The table keeps a digest of each row's picture and caption. The read stage looks up a block's digests, by an index, in
+the table as it was when the run began. Vectors that are found travel with the block, and their pictures are neither
+decoded nor encoded.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from lance.dataset import Index
     from lance.lance import IndexSegment
 
-# The setting of a run on which a modality's vectors depend, besides the encoder.
+# The run setting that a modality's vectors depend on, besides the encoder.
 _DEPENDS_ON = {IMAGE_VECTOR: "preprocessing", TEXT_VECTOR: "text_policy"}
 _OFFSET = "_rowoffset"
 _REMEMBERED = 16_384
 _FEW_ROWS = 4_096
 _UNINDEXED_SHARE = 0.1
-# Sorting so many takes some 100 MiB; 5,000,000 rows at once took 350.
+# Sorting this many rows takes some 100 MiB; sorting 5,000,000 at once took 350.
 _ROWS_OF_A_PART = 131_072
-# Each part costs a lookup up to a millisecond.
+# Each part adds up to a millisecond to a lookup.
 _MOST_PARTS = 256
-# Digests are as good as random, so each lookup reads another page of the index: what a process keeps of them would grow
-# until it has the whole index, or Lance's 6 GiB. These are the digests of some two million rows.
+# Digests are as good as random, so each lookup reads another page of the index. Without a limit, a process would cache
+# pages until it holds the whole index or reaches Lance's 6 GiB. These sizes hold the digests of some two million rows.
 _INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES = 256 << 20, 128 << 20
 
 
 @dataclass
 class KnownVectors:
-    """Looks vectors up in one version of a table. Plain data when pickled; each process opens the table for itself.
+    """Looks vectors up in one version of a table. Pickles as plain data; each process opens the table itself.
 
     Attributes:
         table: the table.
         version: the version to look in.
-        columns: vector columns that may be reused, each with the columns that come along.
+        columns: vector column that may be reused → the columns to read with it.
     """
 
     table: TableRef
@@ -63,7 +63,7 @@ class KnownVectors:
         return self.__dict__ | {"_found": {}, "_dataset": None}
 
     def attach(self, block: pa.Table) -> pa.Table:
-        """The block of a read task with `_known_…` columns, and without the pictures whose vectors are known."""
+        """A read block with `_known_…` columns, and without the pictures whose vectors are known."""
         for vector, columns in self.columns.items():
             name = DIGESTS[vector]
             digests = pc.if_else(pc.is_valid(block[REASON]), None, block[name]).to_pylist()
@@ -78,14 +78,14 @@ class KnownVectors:
         return block
 
     def _look_up(self, name: str, digests: Sequence[str], columns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        """Digest → values of `columns`, of those digests that the table holds."""
+        """Digest → values of `columns`, for the digests that the table holds."""
         seen = self._found.setdefault(name, {})
         if len(seen) > _REMEMBERED:
             seen.clear()
         unseen = [digest for digest in digests if digest not in seen]
         if unseen:
             seen.update({digest: {} for digest in unseen})
-            # Offsets first: a picture that stands in a million rows has a million equal vectors.
+            # Offsets first: a picture that is in a million rows has a million equal vectors.
             where = f"{name} IN ({', '.join(repr(digest) for digest in unseen)})"
             for row in retry(lambda: self._rows(name, where, columns), self.table.uri):
                 if all(row[column] is not None for column in columns):
@@ -109,9 +109,9 @@ class KnownVectors:
 
 
 def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | None:
-    """What of a table a run may reuse; None where that is nothing: a table without rows, or without digests.
+    """The vectors of a table that a run may reuse; None if there are none: no rows, no digests, or other settings.
 
-    The same encoder is a matter of `check_schema`; here the settings count that change single vectors.
+    `check_schema` ensures that the encoder is the same. This function compares the settings that change single vectors.
     """
     dataset = open_dataset(table)
     made_with = Provenance.from_schema(dataset.schema, str(table)).settings
@@ -130,10 +130,11 @@ def known_vectors(table: TableRef, settings: EmbedSettings) -> KnownVectors | No
 
 @retried
 def index_digests(table: TableRef) -> None:
-    """Keep the indexes by which digests are looked up: made when the table has some rows, caught up when it grew.
+    """Maintain the indexes for looking up digests: created once the table has 4,096 rows, updated as it grows.
 
-    An index is made of parts, each of so few rows that sorting them takes little memory: 131,072, or a 256th of the
-    table where that is more. A lookup goes through all parts.
+    An index is updated when over a tenth of the rows are missing from it. It consists of parts, each of so few rows
+    that sorting them takes little memory: 131,072, or a 256th of the table if that is more. A lookup goes through all
+    parts.
     """
     dataset = open_dataset(table)
     names = [name for name in DIGESTS.values() if name in dataset.schema.names]
@@ -158,7 +159,7 @@ def index_digests(table: TableRef) -> None:
 
 
 def _parts(sizes: Mapping[int, int], rows: int) -> list[list[int]]:
-    """Fragments (id → rows) in their order, in parts of at most so many rows, or of one fragment that has more."""
+    """Fragments (id → rows) in order, in parts of at most `rows` rows. A larger fragment is a part of its own."""
     parts: list[list[int]] = []
     room = 0
     for fragment, size in sizes.items():

@@ -1,1 +1,1 @@
-"""Millions of queries at once, as Ray tasks, into a table of results."""
+"""Bulk search: millions of queries at once, as Ray tasks, into a table of results."""

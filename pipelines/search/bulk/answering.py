@@ -1,9 +1,9 @@
-"""Millions of queries at once: a table of queries against a table of rows, as Ray tasks, into a table of results.
+"""Bulk search: millions of queries at once, as Ray tasks, from one table against another, into a table of results.
 
-An index answers one query after the other; here all queries of a task are compared with each block of the table in one
-product. Exact up to 2e10 pairs; above that within lists of k-means, whose recall is measured before anything is
-searched (see `pipelines.vectors.lists`). Each task's results land in one commit: a run that dies goes on with the tasks
-that are missing.
+An index answers one query at a time. Here all queries of a task are compared with each block of the table in one matrix
+product. The search is exact up to 2e10 pairs. Above that it uses lists of k-means, whose recall is measured before
+anything is searched (see `pipelines.vectors.lists`). Each task's results land in one commit, so a rerun after a crash
+does only the missing tasks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RETRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What every task needs to know: plain data."""
+    """The data that every task needs, as plain data."""
 
     queries: TableRef
     queries_version: int
@@ -52,7 +52,7 @@ class _Job:
 
     @property
     def searched(self) -> Modality:
-        """Which vectors of the table are compared."""
+        """The vectors of the table that are compared."""
         assert self.settings.search is not None
         return self.settings.search
 
@@ -68,11 +68,11 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Gallery:
-    """The rows of the table that are searched, by their place in the scan.
+    """The searched rows of the table, in the order of the scan.
 
     Attributes:
         offset: int64 (rows,), offset in the dataset.
-        there: bool (rows,), whether it has a vector.
+        there: bool (rows,), whether the row has a vector.
     """
 
     offset: NDArray[np.int64]
@@ -86,22 +86,22 @@ def search_many(
     settings: BulkSettings,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> BulkReport:
-    """Search a table by each row of another one that the same encoder embedded.
+    """Search a table with each row of another table that the same encoder embedded.
 
-    Results of the same run that died are kept; those of another run are replaced.
+    Results that an interrupted run with the same settings left are kept; those of another run are replaced.
 
     Args:
-        queries: the queries, as rows.
-        table: what is searched.
-        out: the results: `query_id`, `query` (its words, or where its picture is), `rank` (from 0), `row_id`, `score`,
-            the columns asked for.
-        settings: what is asked.
+        queries: the table whose rows are the queries.
+        table: the table to search.
+        out: the table of results: `query_id`, `query` (its caption, or its picture's URI), `rank` (from 0), `row_id`,
+            `score`, and the requested columns.
+        settings: which vectors, how many results, which filter and method.
         progress: called with (queries done, queries in all).
 
     Raises:
         FileNotFoundError: there is no such table.
-        EncoderMismatchError: the two tables' vectors are of different encoders.
-        ValueError: a vector is missing, the filter is none, or `out` is another kind of table.
+        EncoderMismatchError: the vectors of the two tables are from different encoders.
+        ValueError: a vector column is missing, the filter is invalid, or `out` is another kind of table.
         BulkRecallError: the lists miss too much. Nothing was written.
     """
     started = time.perf_counter()
@@ -150,7 +150,7 @@ def search_many(
 def _search_parts(
     job: _Job, held: tuple[_Gallery, Lists | None], parts: list[NDArray[np.int64]], todo: list[int]
 ) -> Iterator[int]:
-    """Search for the parts on Ray, in any order; each one's number once its results have landed."""
+    """Search the parts on Ray, in any order. Yields each part's number once its results have landed."""
     import ray
 
     from pipelines.cluster.session import ensure_ray, plain_errors
@@ -170,7 +170,7 @@ def _search_parts(
 
 
 def plan_method(queries: int, gallery: int) -> Literal["exact", "lists"]:
-    """`exact` as long as all pairs can be compared in reasonable time."""
+    """`exact` as long as all pairs can be compared in reasonable time (up to 2e10), else `lists`."""
     return "exact" if queries * gallery <= _EXACT_UP_TO_PAIRS else "lists"
 
 
@@ -179,9 +179,9 @@ def search_part(job: _Job, held: tuple[_Gallery, Lists | None], part: int, offse
 
     Args:
         job: the run.
-        held: the gallery, and its lists for approximate search.
-        part: the task's number.
-        offsets: int64 (q,), of the queries.
+        held: the gallery, and its lists for approximate search (None for exact search).
+        part: the part's number.
+        offsets: int64 (q,), offsets of the queries in their table.
 
     Returns:
         Metadata of the fragments, as JSON.
@@ -201,7 +201,7 @@ def search_part(job: _Job, held: tuple[_Gallery, Lists | None], part: int, offse
             found = search_lists(job.blocks(), job.searched, lists, vectors[waiting], depth)
         best = found if items is None else first_of_items(*found, items, settings.k)
         scores[waiting], places[waiting] = best
-        # Of distinct items there may be fewer than k among the best; then the list goes deeper, if there is more.
+        # The best rows may belong to fewer than k distinct items. Then the search goes deeper, if there are more rows.
         has_more = (found[1][:, -1] >= 0) & (best[1][:, -1] < 0)
         waiting = waiting[has_more] if items is not None and depth < _MOST_DEPTH else waiting[:0]
         depth *= 4
@@ -215,12 +215,12 @@ def first_of_items(
 
     Args:
         scores: float32 (q, depth), best first.
-        places: int64 (q, depth); −1 where there is nothing more.
+        places: int64 (q, depth), positions in the gallery; −1 past the last result.
         items: int64 (rows,), each row's item.
-        k: how many.
+        k: largest number of rows per query.
 
     Returns:
-        float32 (q, k) and int64 (q, k), filled up with −inf and −1.
+        Scores, float32 (q, k), and places, int64 (q, k), padded with −inf and −1.
     """
     best = np.full((len(places), k), -np.inf, np.float32)
     rows = np.full((len(places), k), -1, np.int64)
@@ -233,7 +233,7 @@ def first_of_items(
 
 
 def _query_offsets(job: _Job) -> tuple[NDArray[np.int64], int]:
-    """Offsets of the queries that have a vector, and how many have none."""
+    """Offsets of the queries that have a vector, int64 (q,), and the number of queries that have none."""
     dataset = job.open_queries()
     column = VECTOR_COLUMNS[job.settings.ask]
     scanner = dataset.scanner(columns=[_OFFSET], filter=f"{column} IS NOT NULL", scan_in_order=True)
@@ -250,10 +250,10 @@ def _read_gallery(job: _Job) -> _Gallery:
 
 
 def _lists(job: _Job, gallery: _Gallery, offsets: NDArray[np.int64]) -> tuple[Lists, float]:
-    """Lists over the gallery, and the recall that was measured.
+    """Lists over the gallery, and their measured recall.
 
     Raises:
-        BulkRecallError: it is below the target.
+        BulkRecallError: the recall is below the target.
     """
     settings, dataset = job.settings, job.open()
     rng = np.random.default_rng(settings.seed)
@@ -264,7 +264,7 @@ def _lists(job: _Job, gallery: _Gallery, offsets: NDArray[np.int64]) -> tuple[Li
     (sample,) = take_vectors(dataset, gallery.offset[trained], [job.searched])
     chosen = np.sort(rng.permutation(offsets)[: 2 * SAMPLE])
     (queries,) = take_vectors(job.open_queries(), chosen, [settings.ask])
-    # Chosen for a little more: other queries than those that chose it are to reach the target.
+    # The lists are tuned for slightly more than the target, because other queries than the tuning ones must reach it.
     goal = min(1.0, settings.target_recall + (1 - settings.target_recall) / 2)
     centroids = train_centroids(sample, count, settings.seed)
     lists, recall = build_lists(job.blocks(), job.searched, gallery.there, centroids, queries, settings.k, goal=goal)
@@ -277,7 +277,7 @@ def _lists(job: _Job, gallery: _Gallery, offsets: NDArray[np.int64]) -> tuple[Li
 
 
 def _items(job: _Job, gallery: _Gallery) -> NDArray[np.int64]:
-    """Each row's item as a number, int64 (rows,); a row without one is an item of its own."""
+    """Each row's item as a number, int64 (rows,); a row without an item gets a number of its own."""
     where = f"({job.settings.where})" if job.settings.where is not None else None
     column = job.open().scanner(columns=[ITEM_ID], filter=where, scan_in_order=True).to_table()[ITEM_ID]
     encoded = column.combine_chunks().dictionary_encode()
@@ -296,7 +296,7 @@ def _results(
     places: NDArray[np.int64],
     part: int,
 ) -> pa.Table:
-    """Rows of the results; ids and columns are read here, for these rows alone."""
+    """Rows of the results. Ids and columns are read only for these rows."""
     query, rank = np.nonzero(places >= 0)
     found = places[query, rank]
     said = CAPTION if job.settings.ask == "text" else IMAGE_URI

@@ -1,4 +1,4 @@
-"""What is asked of a bulk search, what it reports, and whether queries and table fit together."""
+"""The settings and the report of a bulk search, and the check that queries and table fit together."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class BulkRecallError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class BulkSettings:
-    """What is asked.
+    """Settings of a bulk search.
 
     Attributes:
-        ask: by which vectors of the queries.
-        search: which vectors of the table; None for pictures where the two can be compared, else the same as asked.
-        k: results of each query.
-        where: SQL filter on the table.
-        columns: of the table, that come along.
-        distinct: at most one row of each item.
-        method: `exact`, `lists`, or by the number of pairs.
-        target_recall: of the lists, on a sample; below it the run is refused.
-        seed: of samples.
+        ask: modality of the queries' vectors.
+        search: modality of the searched vectors. None is `image` if the two can be compared, else the same as `ask`.
+        k: number of results per query.
+        where: SQL filter on the searched table.
+        columns: columns of the searched table to copy into the results.
+        distinct: at most one row per item.
+        method: `exact`, `lists`, or `auto` to choose by the number of pairs.
+        target_recall: recall that the lists must reach on a sample of queries; below it the run stops.
+        seed: seed for the samples.
     """
 
     ask: Modality = "text"
@@ -54,21 +54,21 @@ class BulkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BulkReport:
-    """What was done.
+    """Report of a bulk search.
 
     Attributes:
         out: the table of results.
-        version: of it.
-        queries: that have a vector.
-        skipped: queries that have none.
-        gallery: rows that were searched.
-        results: rows of `out`.
-        reused: queries whose results an earlier run had left.
-        search: which vectors of the table were compared.
+        version: the version that holds them.
+        queries: number of queries that have a vector.
+        skipped: number of queries that have none.
+        gallery: number of rows searched.
+        results: number of rows in `out`.
+        reused: number of queries whose results an earlier run had left.
+        search: modality of the searched vectors.
         method: `exact` or `lists`.
-        recall: of the lists, measured; 1 where all were compared.
-        seconds: in all.
-        queries_per_s: of those that this run searched.
+        recall: measured recall of the lists; 1 for exact search.
+        seconds: total time.
+        queries_per_s: queries per second, of those that this run searched.
     """
 
     out: str
@@ -92,11 +92,11 @@ class BulkReport:
 def check_request(
     queries: TableRef, asking: lance.LanceDataset, table: TableRef, dataset: lance.LanceDataset, settings: BulkSettings
 ) -> tuple[BulkSettings, pa.Schema]:
-    """The settings with nothing left open, and the schema of the results.
+    """The settings with all defaults resolved, and the schema of the results.
 
     Raises:
-        EncoderMismatchError: the two are of different encoders.
-        ValueError: a vector or a column is missing, two spaces, no filter.
+        EncoderMismatchError: the two tables are from different encoders.
+        ValueError: a vector or a column is missing, the spaces differ, or the filter is invalid.
     """
     theirs = Provenance.from_schema(asking.schema, str(queries))
     own = Provenance.from_schema(dataset.schema, str(table))
@@ -126,7 +126,7 @@ def check_request(
         if name not in dataset.schema.names:
             raise ValueError(f"columns: table {table} has no {name!r}; it has {', '.join(dataset.schema.names)}")
         if name in taken:
-            raise ValueError(f"columns: {name!r} is a name of the results; leave it out")
+            raise ValueError(f"columns: {name!r} is a column of the results already; leave it out")
         fields.append(dataset.schema.field(name).remove_metadata())
     record = {
         "queries": [str(queries), int(asking.version)],
@@ -142,7 +142,7 @@ def _tower(provenance: Provenance, modality: Modality, table: TableRef) -> Tower
     """The tower that made a table's vectors of one modality.
 
     Raises:
-        ValueError: the table has none.
+        ValueError: the table has no such vectors.
     """
     column, there = VECTOR_COLUMNS[modality], provenance.vector_columns()
     if column not in there:

@@ -1,4 +1,4 @@
-"""The table of results of a bulk search: each part of the queries lands once, in one commit of its own."""
+"""The results table of a bulk search. Each part of the queries lands once, in a commit of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _ATTEMPTS = 30
 
 
 def begin_results(out: TableRef, schema: pa.Schema) -> set[int]:
-    """The parts that an earlier try of the very same run has left; the table is emptied if it holds another run's.
+    """Create or check the results table; return the parts that an earlier attempt of the same run has landed.
+
+    If the table holds the results of another run, it is emptied.
 
     Raises:
         ValueError: `out` is another kind of table.
@@ -30,7 +32,7 @@ def begin_results(out: TableRef, schema: pa.Schema) -> set[int]:
         return set()
     metadata = there.schema.metadata or {}
     if RUN_KEY not in metadata:
-        raise ValueError(f"out {out}: is a table of something else and is not replaced; give another name")
+        raise ValueError(f"out {out}: holds something else than results and is not replaced; give another name")
     if metadata[RUN_KEY] == (schema.metadata or {})[RUN_KEY]:
         return set(there.to_table(columns=[PART])[PART].unique().to_pylist())
     try:
@@ -42,7 +44,7 @@ def begin_results(out: TableRef, schema: pa.Schema) -> set[int]:
 
 
 def stage_results(out: TableRef, rows: pa.Table) -> list[str]:
-    """Write rows as fragments that no version names yet; their metadata as JSON.
+    """Write rows as fragments that no version names yet; return their metadata as JSON.
 
     Raises:
         OSError: the store cannot be written.
@@ -59,7 +61,7 @@ def stage_results(out: TableRef, rows: pa.Table) -> list[str]:
 
 
 def land_results(out: TableRef, part: int, fragments: Sequence[str]) -> None:
-    """Append a part's fragments in one commit, unless it is there: the store may take a commit and lose its answer."""
+    """Append a part's fragments in one commit, unless they landed before: a store may lose the response to a commit."""
     import lance
     from lance.fragment import FragmentMetadata
 
@@ -74,7 +76,7 @@ def land_results(out: TableRef, part: int, fragments: Sequence[str]) -> None:
                 return
             merged = [f.metadata for f in dataset.get_fragments()] + new
             try:
-                # A `Merge` without retries lands on the version that was looked at, or not at all.
+                # A `Merge` without retries lands on the version that was read, or not at all.
                 operation = lance.LanceOperation.Merge(merged, dataset.lance_schema)
                 transaction = lance.Transaction(read_version=dataset.version, operation=operation)
                 lance.LanceDataset.commit(out.uri, transaction, storage_options=out.options, max_retries=0)
@@ -82,7 +84,7 @@ def land_results(out: TableRef, part: int, fragments: Sequence[str]) -> None:
             except OSError as error:
                 if not is_conflict(error):
                     raise
-        raise OSError(f"table {out}: {_ATTEMPTS} commits in a row met another writer's; try again later")
+        raise OSError(f"table {out}: {_ATTEMPTS} commits in a row lost to another writer; try again later")
 
     try:
         retry(land, out.uri)

@@ -1,1 +1,1 @@
-"""The column of fused vectors: for each row, its picture and its caption in one vector."""
+"""The column of fused vectors: each row's picture and caption in one vector."""

@@ -1,4 +1,4 @@
-"""The fused column of a table: made, made anew with other weights, or filled in where rows lack it; under the lease."""
+"""The fused column of a table: created, recreated with other weights, or filled in for rows that lack it."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ Outcome = Literal["made", "made anew", "filled in", "complete"]
 _SOURCES = (IMAGE_VECTOR, TEXT_VECTOR)
 _EVEN = 0.5
 _BATCH_ROWS = 8_192
-# Enough for a spread within a per cent.
+# Enough for a spread that is accurate to one per cent.
 _SAMPLED_ROWS = 2_048
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """What was done.
+    """The outcome of `fuse_table`.
 
     Attributes:
-        table: the table.
-        version: that holds the column.
-        outcome: `complete` where there was nothing to do.
+        table: the table, with its folder.
+        version: the version that holds the column.
+        outcome: what was done; `complete` if there was nothing to do.
         recipe: weights, spreads and sources of the vectors.
-        written: rows that got a fused vector now.
-        image_only: of them, rows with a picture alone, which got its vector as it is.
-        text_only: the same of captions.
-        fused: rows that have one now.
-        rows: of the table.
+        written: number of rows that got a fused vector in this run.
+        image_only: those of them that have only a picture; its vector was used unchanged.
+        text_only: those of them that have only a caption; its vector was used unchanged.
+        fused: number of rows that have a fused vector now.
+        rows: number of rows of the table.
     """
 
     table: str
@@ -65,7 +65,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class _FusedCounts:
-    """Rows that got a fused vector, and those of them that have one of the two vectors alone."""
+    """Numbers of rows that got a fused vector: all, with only a picture, with only a caption."""
 
     written: int = 0
     image_only: int = 0
@@ -73,7 +73,7 @@ class _FusedCounts:
 
     @classmethod
     def of(cls, rows: pa.Table, column: pa.Array) -> _FusedCounts:
-        """Of some rows and their fused column."""
+        """The counts for some rows and their fused column."""
         done = column.is_valid().to_numpy(zero_copy_only=False)
         image, text = (normalise(rows[name])[1] for name in _SOURCES)
         return cls(int(done.sum()), int((image & ~text).sum()), int((text & ~image).sum()))
@@ -85,25 +85,26 @@ class _FusedCounts:
 
 
 def fuse_table(table: TableRef, *, image_weight: float | None = None, anew: bool = False) -> Fused:
-    """Give a table its column of fused vectors, or those of its rows that lack one.
+    """Create a table's column of fused vectors, or fill it in for rows that lack one.
 
-    A column that is there keeps its weights and spreads, unless others are asked for. It is then taken away and made
-    anew, without its index: there is a moment with no such column, and none in which it is not what it says.
+    An existing column keeps its weights and spreads unless others are requested. In that case it is dropped with its
+    index and created again. For a moment the table has no such column, but at no time does the column differ from its
+    recipe. Runs under the table's lease.
 
     Args:
-        table: the table.
-        image_weight: the say of the picture, above 0 and below 1; None keeps that of the column, or takes an even half.
-        anew: measure the spreads again, as the table may have become another since.
+        table: the table to change.
+        image_weight: weight of the picture, above 0 and below 1; None keeps the column's weight, or uses 0.5.
+        anew: measure the spreads again, because the table may have changed since.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: its vectors cannot be fused, or it has a column of its own with that name.
+        ValueError: the vectors cannot be fused, or the corpus has a column with that name.
         LeaseHeldError: a job writes to the table.
-        TableMovedError: it changed meanwhile. The column is as it was, or gone where it was to be made anew.
-        OSError: the store fails; the same holds.
+        TableMovedError: the table changed meanwhile. The column is unchanged, or gone if it was to be recreated.
+        OSError: the store fails, with the same effect on the column.
     """
     if image_weight is not None and not 0 < image_weight < 1:
-        raise ValueError(f"image_weight {image_weight}: above 0 and below 1; for one kind alone search its own column")
+        raise ValueError(f"image_weight {image_weight}: give a number above 0 and below 1, or search one column alone")
     check_fusable(open_dataset(table), table)
     lease = Lease.acquire(table)
     try:
@@ -145,7 +146,7 @@ def _bring_about(
 
 
 def check_fusable(dataset: lance.LanceDataset, table: TableRef) -> Provenance:
-    """The provenance of a table whose image and text vectors lie in one space.
+    """The provenance of a table whose image and text vectors share an embedding space.
 
     Raises:
         ValueError: they do not, one kind is missing, or a column of the corpus has the fused column's name.
@@ -161,7 +162,7 @@ def check_fusable(dataset: lance.LanceDataset, table: TableRef) -> Provenance:
     if image.space != text.space or image.dim != text.dim:
         raise ValueError(
             f"table {table}: the image vectors ({image.dim}-d) and the text vectors ({text.dim}-d) of encoder "
-            f"{provenance.encoder.name!r} lie in different spaces, and their sum means nothing; fuse rankings instead "
+            f"{provenance.encoder.name!r} lie in different spaces and cannot be added; fuse rankings instead "
             f"(isthmus search --vector {IMAGE_VECTOR},{TEXT_VECTOR}), or fine-tune the towers into one space"
         )
     if FUSED_VECTOR in dataset.schema.names and provenance.fused is None:
@@ -207,13 +208,13 @@ def _sample(dataset: lance.LanceDataset, column: str, table: TableRef) -> NDArra
 
 
 def _take_away(table: TableRef) -> None:
-    """Drop the column with its index; first of all, let searches be exact."""
+    """Drop the column and its index. Its query parameters go first, so that searches are exact from then on."""
     forget_parameters(open_dataset(table), FUSED_VECTOR)
     open_dataset(table).drop_columns([FUSED_VECTOR])
 
 
 def _add(table: TableRef, recipe: FusionRecipe, lease: Lease) -> _FusedCounts:
-    """Write the column beside every fragment's others, and land all in one commit."""
+    """Write the column for every fragment, and land all of them in one commit."""
     dataset = open_dataset(table)
     field = recipe.field(dataset.schema.field(IMAGE_VECTOR).type)
     fragments, counts = [], _FusedCounts()
@@ -233,7 +234,7 @@ def _with_column(
 
     counts = _FusedCounts()
 
-    # With its schema: Lance otherwise asks for a first row twice, to see what comes.
+    # The schema is given because Lance would otherwise call the function on a first row twice to infer it.
     @batch_udf(output_schema=pa.schema([field]))
     def fused(batch: pa.RecordBatch) -> pa.RecordBatch:
         nonlocal counts
@@ -247,7 +248,7 @@ def _with_column(
 
 
 def _fill_in(table: TableRef, dataset: lance.LanceDataset, recipe: FusionRecipe, lease: Lease) -> _FusedCounts:
-    """Write the fused vectors of rows that lack them and need not, and land all in one commit."""
+    """Write the missing fused vectors of rows that have an image or text vector, and land them in one commit."""
     rewritten: list[Rewritten] = []
     counts = _FusedCounts()
     lacking = f"{FUSED_VECTOR} IS NULL AND ({' OR '.join(f'{name} IS NOT NULL' for name in _SOURCES)})"

@@ -1,1 +1,1 @@
-"""Indexes that keep a promised recall: which one, with which parameters, measured how."""
+"""Indexes that keep a promised recall: choice, tuning and measurement."""

@@ -1,4 +1,4 @@
-"""Indexes: vectors (cosine), full text in Chinese and English, and keys; with the recall that they give, measured."""
+"""Builds indexes: vectors (cosine), full text in Chinese and English, keys. Measures the recall of vector indexes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from pipelines.tables.provenance import Provenance
 if TYPE_CHECKING:
     import lance
 
-# So many exact scans say how long one takes.
+# The latency of exact search is the median of this many scans.
 _EXACT_TRIES = 5
 
 
 class RecallError(RuntimeError):
-    """No parameters reach the recall asked for; the index was not published."""
+    """No parameters reach the requested recall; the index was not published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class BuiltIndex:
     """An index of a column.
 
     Attributes:
-        column: of the table.
-        type: of the index; `exact` is none.
-        why: this type.
-        parameters: by which vectors are searched, None for other indexes.
-        ms: median milliseconds of a query with them.
-        curve: every try of parameters, its recall@10 and its latency.
-        exact_ms: median milliseconds of an exact search, None where nothing was measured.
+        column: the column.
+        type: the index type; `exact` means no index.
+        why: why this type was chosen.
+        parameters: query parameters of a vector index; None for other indexes.
+        ms: median milliseconds per query with these parameters.
+        curve: all parameters that were tried, with recall@10 and latency.
+        exact_ms: median milliseconds of an exact search; None if it was not measured.
     """
 
     column: str
@@ -64,16 +64,16 @@ def build_vector_index(
 ) -> BuiltIndex:
     """Index a vector column, and store the fastest parameters that keep the promised recall.
 
-    Recall is measured for queries of every kind that will ask: vectors of the column itself, and of columns that share
-    its space. IVF_FLAT that reads much a query gives way to IVF_RQ if that is faster. An index that is there answers,
-    with parameters that are slow and sure, until the new one takes its place.
+    Recall is measured for every kind of query to expect: vectors of the column itself, and of columns that share its
+    space. An IVF_FLAT index that reads much per query is replaced by IVF_RQ if that is faster. While the new index is
+    built, an existing one answers, with parameters that are slow but safe for both.
 
     Args:
         table: the table.
-        column: of vectors.
-        target_recall: recall@10 against exact search.
-        memory_bytes: what this machine has.
-        workers: above 1, IVF_RQ is built by so many tasks on Ray.
+        column: a vector column.
+        target_recall: promised recall@10 against exact search.
+        memory_bytes: memory of this machine, in bytes.
+        workers: above 1, IVF_RQ is built by this many tasks on Ray.
 
     Raises:
         RecallError: the target is not reached; the index is dropped, and search stays exact.
@@ -124,12 +124,12 @@ def build_vector_index(
     floor = int(max(point.recall for point in curve) * 100) / 100
     raise RecallError(
         f"table {table}: {', '.join(missed)}, not {target_recall}; it is not published, and search stays exact, which "
-        f"reaches it at {exact_ms:.1f} ms a query; ask for --target-recall {floor:.2f} to have an index"
+        f"reaches it at {exact_ms:.1f} ms per query; use --target-recall {floor:.2f} to get an index"
     )
 
 
 def _while_rebuilding(stored: QueryParameters, plan: IndexPlan) -> QueryParameters:
-    """Slow parameters that are right for the old index and, once it is replaced, for the one that is not tuned yet."""
+    """Slow parameters that are safe for the old index and, once it is replaced, for the new one until it is tuned."""
     tries = [stored, *(candidate for line in candidate_lines(plan) for candidate in line)]
     return replace(
         stored,
@@ -160,11 +160,11 @@ def _tune(
 
 
 def recheck_vector_index(table: TableRef, column: str) -> QueryParameters | None:
-    """Measure a published index again, as rows were added, and tune it anew where it no longer keeps its promise.
+    """Measure a published index again after rows were added, and tune it again if it no longer keeps its promise.
 
     Returns:
-        The parameters now stored, or None where no parameters keep the promise any more: they are then forgotten, and
-        the column is searched exactly until `isthmus index` builds the index anew.
+        The parameters now stored. None if no parameters keep the promise any more; the stored ones are then deleted,
+        and the column is searched exactly until `isthmus index` rebuilds the index.
 
     Raises:
         ValueError: the column has no published index.
@@ -198,7 +198,7 @@ def _partitions(dataset: lance.LanceDataset, column: str) -> int:
 
 
 def build_text_index(table: TableRef) -> BuiltIndex | None:
-    """Full text on the captions; ICU finds the words of Chinese, which is written without spaces."""
+    """A full-text index on the captions. ICU finds the words of Chinese, which is written without spaces."""
     dataset = open_dataset(table)
     if dataset.count_rows() == 0:
         return None
@@ -218,7 +218,7 @@ def build_text_index(table: TableRef) -> BuiltIndex | None:
 
 
 def build_key_indexes(table: TableRef) -> list[BuiltIndex]:
-    """B-trees on the row and item ids."""
+    """B-tree indexes on the row and item ids."""
     built = []
     for column in (ROW_ID, ITEM_ID):
         open_dataset(table).create_scalar_index(column, "BTREE", replace=True)
@@ -227,11 +227,11 @@ def build_key_indexes(table: TableRef) -> list[BuiltIndex]:
 
 
 def index_table(table: TableRef, target_recall: float, memory_bytes: int, workers: int = 1) -> list[BuiltIndex]:
-    """All indexes of a table; run again, it builds them anew over all rows.
+    """Build all indexes of a table. A second run rebuilds them over all rows.
 
     Raises:
         FileNotFoundError: there is no such table.
-        RecallError: see `build_vector_index`.
+        RecallError: a vector index misses its target; see `build_vector_index`.
     """
     provenance = Provenance.from_schema(open_dataset(table).schema, str(table))
     text = build_text_index(table)
@@ -242,7 +242,7 @@ def index_table(table: TableRef, target_recall: float, memory_bytes: int, worker
 
 
 def _drop(dataset: lance.LanceDataset, column: str) -> None:
-    """Take an index and its stored parameters away, if they are there."""
+    """Drop an index and its stored parameters, if they exist."""
     for index in dataset.describe_indices():
         if list(index.field_names) == [column]:
             dataset.drop_index(index.name)

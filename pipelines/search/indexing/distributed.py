@@ -1,4 +1,4 @@
-"""An IVF_RQ index made by many workers: each indexes some of the fragments by one set of centroids and one rotation."""
+"""Builds an IVF_RQ index with many workers. They share centroids and rotation; each indexes some of the fragments."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     import lance
     from lance.dataset import Index
 
-_SAMPLE_RATE = 256  # vectors that k-means sees for each partition
-_SAMPLE_BYTES = 4 << 30  # that they take as float32, on the driver
-_LEAST_RATE = 39  # with fewer, k-means finds poor centroids, as FAISS warns
+_SAMPLE_RATE = 256  # vectors per partition for k-means
+_SAMPLE_BYTES = 4 << 30  # memory for these vectors as float32, on the driver
+_LEAST_RATE = 39  # below this, k-means finds poor centroids (FAISS warns)
 _RETRIES = 3
 
 
 def create_on_ray(table: TableRef, column: str, plan: IndexPlan, workers: int, num_bits: int = 5) -> None:
-    """Build an IVF_RQ index on Ray and put it in the old one's place, in one commit.
+    """Build an IVF_RQ index on Ray, and replace the old index with it in one commit.
 
-    The driver trains the centroids on a sample; RaBitQ's rotation (Gao, Long, 2024) is drawn once, so that codes of all
-    workers can be compared. Rows that are appended meanwhile are searched exactly, as always.
+    The driver trains the centroids on a sample. RaBitQ's rotation (Gao, Long, 2024) is drawn once, so that the codes of
+    all workers can be compared. Rows that are appended meanwhile are searched exactly, as always.
 
     Args:
         table: the table.
-        column: of vectors.
-        plan: type IVF_RQ, and its partitions.
-        workers: at most so many tasks.
-        num_bits: of a dimension's code; 5 is Lance's own default.
+        column: a vector column.
+        plan: type IVF_RQ and the number of partitions.
+        workers: largest number of tasks.
+        num_bits: bits per dimension of a code; 5 is Lance's own default.
 
     Raises:
         OSError: the store fails.
@@ -61,15 +61,15 @@ def create_on_ray(table: TableRef, column: str, plan: IndexPlan, workers: int, n
 
 
 def sample_rate(rows: int, partitions: int, dim: int) -> int:
-    """Vectors that k-means sees for each partition, so that their memory is bounded: 256, or what 4 GiB hold.
+    """Vectors per partition for k-means, limited by memory: 256, or as many as 4 GiB hold.
 
     Args:
-        rows: vectors in the column.
-        partitions: how many centroids are trained.
-        dim: of a vector; it is held as float32.
+        rows: number of vectors in the column.
+        partitions: number of centroids to train.
+        dim: number of dimensions; vectors are held as float32.
 
     Returns:
-        At least 39 but where the column itself has fewer, and at least 1.
+        At least 39, unless the column itself has fewer per partition, and at least 1.
 
     >>> sample_rate(1_000_000, 1_000, 512), sample_rate(1_000_000_000, 31_623, 512), sample_rate(5_000, 1_000, 512)
     (256, 66, 5)
@@ -79,14 +79,16 @@ def sample_rate(rows: int, partitions: int, dim: int) -> int:
 
 
 def share_fragments(dataset: lance.LanceDataset, workers: int) -> list[list[int]]:
-    """Fragment ids in at most `workers` groups of about as many rows: the largest goes where there is least.
+    """Fragment ids in at most `workers` groups with about equal numbers of rows.
+
+    The largest fragments are assigned first, each to the group with the fewest rows.
 
     Args:
-        dataset: at the version that is indexed.
-        workers: how many groups.
+        dataset: the dataset, at the version that is indexed.
+        workers: largest number of groups.
 
     Returns:
-        No group is empty; each fragment is in one.
+        The groups. No group is empty; each fragment is in one.
     """
     sizes = {fragment.fragment_id: fragment.count_rows() for fragment in dataset.get_fragments()}
     groups: list[list[int]] = [[] for _ in range(min(workers, len(sizes)))]
@@ -101,16 +103,16 @@ def share_fragments(dataset: lance.LanceDataset, workers: int) -> list[list[int]
 def build_segment(
     table: TableRef, version: int, column: str, partitions: int, fragments: list[int], centroids: Any, rotation: str
 ) -> Index:
-    """Index some fragments, without publishing it; a Ray task.
+    """Index some fragments without publishing the index; a Ray task.
 
     Args:
         table: the table.
-        version: that all workers see.
-        column: of vectors.
-        partitions: how many centroids there are.
-        fragments: ids.
+        version: the version that all workers index.
+        column: a vector column.
+        partitions: number of centroids.
+        fragments: ids of the fragments to index.
         centroids: float32 (partitions, dim), as an Arrow array of fixed-size lists.
-        rotation: RaBitQ's, as JSON.
+        rotation: RaBitQ's rotation, as JSON.
 
     Returns:
         Lance's record of the segment, for `merge_existing_index_segments`.

@@ -1,4 +1,4 @@
-"""The recall-latency curve of an index, drawn."""
+"""Plots the recall-latency curve of an index."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipelines.search.indexing.build import BuiltIndex
 
 
 def plot(built: Sequence[BuiltIndex], path: Path) -> None:
-    """Draw recall against latency for each column with a measured vector index; each try is a point.
+    """Plot recall against latency for each column with a measured vector index; each attempt is a point.
 
     Args:
-        built: at least one of them measured.
-        path: the file.
+        built: the indexes; at least one of them was measured.
+        path: the file to write.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Which index a column of vectors gets, and with which parameters it is queried."""
+"""Which index a vector column gets, and with which parameters it is queried."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import lance
 
-# IVF_HNSW_SQ is built no more; tables that were indexed by earlier versions are queried through it.
+# IVF_HNSW_SQ is no longer built; tables that earlier versions indexed are still queried through it.
 IndexType = Literal["exact", "IVF_FLAT", "IVF_RQ", "IVF_HNSW_SQ"]
 PARAMETERS_KEY = "isthmus.index."
-# Below this an exact scan takes milliseconds, and is right.
+# Below this an exact scan takes milliseconds.
 _EXACT_BELOW_ROWS = 10_000
-# IVF_FLAT holds the vectors once more, and wants them in memory: they may take this share of it.
+# IVF_FLAT stores the vectors a second time and works best in memory: they may take up to 1/8 of it.
 _FLAT_MEMORY_SHARE = 8
-# Comparing with this many bytes of whole vectors takes as long as refining what codes found.
+# Comparing this many bytes of whole vectors takes as long as refining candidates found by codes.
 _FLAT_BYTES_A_QUERY = 16 << 20
 _MOST_PARTITIONS = 65_536
 # (refine factor, list size) of HNSW, the fastest first.
 _HNSW_TRIES = ((2, 64), (4, 200), (10, 600), (20, 1_500))
 _REFINE_FACTORS = (2, 5, 20, 60)
 _PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
-# Parameters are tuned for ten rows. More rows lie in more partitions, and beyond this many Lance may take more yet.
+# Parameters are tuned for ten rows. More rows lie in more partitions; beyond 100, Lance may search even more of them.
 _TUNED_K, _MOST_SCALED_K = 10, 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexPlan:
-    """Which vector index a column gets.
+    """The vector index that a column gets.
 
     Attributes:
-        type: `exact` is no index.
-        partitions: IVF partitions.
-        reason: why, for the report.
+        type: the index type; `exact` means no index.
+        partitions: number of IVF partitions.
+        reason: why this type, for the report.
     """
 
     type: IndexType
@@ -45,18 +45,19 @@ class IndexPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryParameters:
-    """How an index is queried. Kept in the table's config; `search` uses them by default.
+    """How an index is queried. Stored in the table's config; `search` uses these values by default.
 
     Attributes:
-        type: of the index.
-        nprobes: partitions searched; more where a filter leaves fewer than k rows in them.
-        refine_factor: candidates re-ranked exactly, as a multiple of k; 0 where the index compares exactly itself.
-        ef: HNSW's list size, None for other types.
-        recall: recall@10 against exact search at these parameters, on queries that did not choose them.
-        target: the recall that was asked for.
-        rows: vectors in the column when this was measured.
-        effort: Lance's search effort. 0 keeps to `nprobes`; None, of tables indexed by earlier versions, lets Lance
-            take many more partitions than that.
+        type: the index type.
+        nprobes: number of partitions searched; more if a filter leaves fewer than k rows in them.
+        refine_factor: number of candidates reranked exactly, as a multiple of k; 0 if the index itself compares
+            exactly.
+        ef: list size of HNSW; None for other types.
+        recall: recall@10 against exact search at these parameters, on queries that were not used to choose them.
+        target: the promised recall.
+        rows: number of vectors in the column when the recall was measured.
+        effort: Lance's search effort. 0 keeps to `nprobes`. None, in tables indexed by earlier versions, lets Lance
+            search many more partitions.
     """
 
     type: IndexType
@@ -69,12 +70,12 @@ class QueryParameters:
     effort: float | None = None
 
     def nearest(self, k: int, *, filtered: bool = False) -> dict[str, Any]:
-        """As Lance's `nearest` takes them.
+        """The parameters as Lance's `nearest` takes them.
 
         Args:
-            k: rows that are asked for. HNSW's list has to hold all candidates.
-            filtered: whether only rows that meet a condition count. The nearest of these lie in more partitions than
-                were tuned for all rows, so Lance may take more.
+            k: number of rows requested. HNSW's list must hold all candidates.
+            filtered: whether only rows that meet a condition count. The nearest of them lie in more partitions than
+                were tuned for all rows, so Lance may search more.
         """
         ef = max(self.ef, k * self.refine_factor) if self.ef is not None else None
         values: dict[str, Any] = {
@@ -94,12 +95,12 @@ class QueryParameters:
 
 
 def plan_index(rows: int, dim: int, memory_bytes: int) -> IndexPlan:
-    """The index type and its partitions, by size and memory.
+    """The index type and its number of partitions, by table size and memory.
 
     Args:
-        rows: vectors in the column.
-        dim: their length.
-        memory_bytes: what this machine has.
+        rows: number of vectors in the column.
+        dim: their number of dimensions.
+        memory_bytes: memory of this machine, in bytes.
     """
     if rows < _EXACT_BELOW_ROWS:
         return IndexPlan(type="exact", partitions=0, reason=f"{rows:,} vectors: an exact scan is fast and right")
@@ -109,7 +110,7 @@ def plan_index(rows: int, dim: int, memory_bytes: int) -> IndexPlan:
 
 
 def fallback_plans(plan: IndexPlan, rows: int) -> list[IndexPlan]:
-    """What to try where `plan` misses its target, or compares a query with too many vectors: codes are smaller."""
+    """Plans to try if `plan` misses its target or reads too many vectors per query: codes are smaller."""
     if plan.type != "IVF_FLAT":
         return []
     return [
@@ -119,7 +120,7 @@ def fallback_plans(plan: IndexPlan, rows: int) -> list[IndexPlan]:
 
 
 def reads_too_much(parameters: QueryParameters, plan: IndexPlan, rows: int, dim: int) -> bool:
-    """Whether a query is compared with so many whole vectors that codes of them are likely faster."""
+    """Whether a query reads so many whole vectors that codes are likely faster."""
     return plan.type == "IVF_FLAT" and parameters.nprobes * rows / plan.partitions * dim * 4 > _FLAT_BYTES_A_QUERY
 
 
@@ -128,7 +129,7 @@ def _ivf(kind: IndexType, rows: int, reason: str) -> IndexPlan:
 
 
 def candidate_lines(plan: IndexPlan) -> list[list[QueryParameters]]:
-    """Query parameters to try: in each line they get slower and find more."""
+    """Query parameters to try, in lines. Along a line they get slower and find more."""
     if plan.type == "IVF_HNSW_SQ":
         return [[_candidate(plan, plan.partitions, refine, ef) for refine, ef in _HNSW_TRIES]]
     probes = [n for n in _PROBES if n < plan.partitions] + [plan.partitions]
@@ -141,13 +142,13 @@ def _candidate(plan: IndexPlan, nprobes: int, refine: int, ef: int | None) -> Qu
 
 
 def read_parameters(dataset: lance.LanceDataset, column: str) -> QueryParameters | None:
-    """The stored query parameters of a vector column, None where it has no index."""
+    """The stored query parameters of a vector column; None if it has no index."""
     raw = dataset.config().get(PARAMETERS_KEY + column)
     return QueryParameters(**json.loads(raw)) if raw else None
 
 
 def published_columns(dataset: lance.LanceDataset) -> list[str]:
-    """The vector columns with a published index; none of a table that holds no vectors of ours."""
+    """The vector columns with a published index; empty for a table without vectors of isthmus."""
     return sorted(key.removeprefix(PARAMETERS_KEY) for key in dataset.config() if key.startswith(PARAMETERS_KEY))
 
 
@@ -157,6 +158,6 @@ def write_parameters(dataset: lance.LanceDataset, column: str, parameters: Query
 
 
 def forget_parameters(dataset: lance.LanceDataset, column: str) -> None:
-    """Take a column's query parameters away, if there are any; it is then searched exactly."""
+    """Delete a column's query parameters, if any. The column is then searched exactly."""
     if PARAMETERS_KEY + column in dataset.config():
         dataset.delete_config_keys([PARAMETERS_KEY + column])

@@ -1,8 +1,8 @@
-"""How much of the exact answer an index gives, measured on the table's own vectors.
+"""Measures an index' recall against exact search, on the table's own vectors.
 
-Neighbours are compared by distance and not by id: rows with equal vectors (captions of one picture, captions said
-twice) may answer for each other. Pictures are also asked for by words where the two share a space, since text
-vectors lie apart from picture vectors and an index that serves the one may fail the other.
+Neighbours are compared by distance and not by id, because rows with equal vectors (captions of one picture, a caption
+that occurs twice) are equally good answers. Pictures are also searched by words if the two share a space. Text vectors
+lie apart from image vectors, and an index that serves one kind of query may fail the other.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     import lance
 
 K = 10
-# Half of them choose the parameters, half decide whether the promise is kept.
+# Half of the queries choose the parameters, half verify the promised recall.
 _QUERIES = 128
 _MOST_ROWS_SAMPLED = 20_000
 _BLOCK_ROWS = 16_384
-# Lance adds up in another order than numpy.
+# Lance sums in another order than numpy.
 _TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One query whose exact answer is known.
+    """A query whose exact answer is known.
 
     Attributes:
         source: the column that the query's vector was taken from.
-        vector: float32 (dim,).
-        own_id: the row left out of the answer, None where the vector is from another column.
+        vector: float32 (dim,), the query.
+        own_id: the row that is left out of the answer; None if the vector is from another column.
         exact: cosine distances of the exact K nearest rows, ascending.
     """
 
@@ -52,14 +52,14 @@ class Probe:
 
 
 def recall_at_k(found: Sequence[Sequence[float]], exact: Sequence[Sequence[float]]) -> float:
-    """The mean share of the exact neighbours' places filled by rows no farther than the farthest of them.
+    """The mean share of found rows that are no farther away than the farthest of the exact neighbours.
 
     Args:
-        found: distances found, one list a query.
-        exact: distances of the exact neighbours, one list a query, as long as there are neighbours.
+        found: distances found, one list per query.
+        exact: distances of the exact neighbours, one list per query; shorter if there are fewer neighbours.
 
     Raises:
-        ValueError: no query has a neighbour, so nothing can be said.
+        ValueError: no query has a neighbour, so recall is undefined.
 
     >>> recall_at_k([[0.1, 0.4]], [[0.1, 0.2]])
     0.5
@@ -76,12 +76,12 @@ def recall_at_k(found: Sequence[Sequence[float]], exact: Sequence[Sequence[float
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What some queries found, and how fast.
+    """Recall and latency over some queries.
 
     Attributes:
         recall: recall@10, the lowest over the columns that the queries come from.
-        by_source: recall@10 of the queries from each column.
-        ms: median milliseconds of a query.
+        by_source: column → recall@10 of the queries from it.
+        ms: median milliseconds per query.
     """
 
     recall: float
@@ -90,12 +90,12 @@ class Measurement:
 
 
 def make_probes(dataset: lance.LanceDataset, column: str, provenance: Provenance) -> list[Probe]:
-    """Queries for a column, from its own vectors and from those of columns in the same space; the same each time.
+    """Queries for a column, from its own vectors and from columns in the same space; always the same ones.
 
     The exact answers to all of them come from one pass over the column.
     """
     spaces = provenance.spaces()
-    # Fused vectors ask the fused column alone: only `like` brings one, and it looks the row up in the column it asks.
+    # Fused vectors query only the fused column: only `like` uses one, and it looks the row up in the searched column.
     sources = [c for c in (*provenance.vector_columns(), column) if spaces[c] == spaces[column]]
     asked = [
         (source, row_id if source == column else None, vector)
@@ -118,13 +118,13 @@ def exact_distances(
     """Cosine distances of the K nearest rows to each query, ascending, by one pass over the column.
 
     Args:
-        dataset: the table.
-        column: of vectors.
-        queries: (n, dim).
-        own_ids: for each query the row that is no answer to it.
+        dataset: the table's dataset.
+        column: a vector column.
+        queries: (n, dim) the queries.
+        own_ids: for each query the id of a row to leave out, or None.
 
     Returns:
-        For each query up to K distances; rows without a vector have none.
+        For each query up to K distances. Rows without a vector are left out.
     """
     unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     best = np.full((len(unit), K), np.inf, np.float32)
@@ -168,7 +168,7 @@ def measure(dataset: lance.LanceDataset, column: str, probes: list[Probe], neare
 
 
 def sample_vectors(dataset: lance.LanceDataset, column: str, most: int) -> list[tuple[str, NDArray[np.float32]]]:
-    """Ids and vectors of up to `most` rows that have one, however rare they are; the same each time."""
+    """Ids and vectors of up to `most` rows that have a vector, however rare they are; always the same rows."""
     count, rows = dataset.count_rows(), dataset.count_rows(f"{column} IS NOT NULL")
     if rows == 0:
         return []
@@ -193,7 +193,8 @@ def _distances(
 ) -> list[float]:
     """Cosine distances of the nearest rows other than the query's own, ascending.
 
-    The own row is asked for and left out: a filter would make it another, slower search than the one that is tuned.
+    The query's own row is fetched and dropped. Excluding it by a filter would make the search a slower one than the
+    search that is tuned.
     """
     found = dataset.scanner(
         nearest={"column": column, "q": query, "k": K + (own_id is not None), "metric": "cosine", **parameters},

@@ -1,4 +1,4 @@
-"""The fastest query parameters that keep a promised recall, chosen on some queries and verified on others."""
+"""Finds the fastest query parameters that keep a promised recall: chosen on some queries, verified on others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ Measure = Callable[[QueryParameters, list[Probe]], Measurement]
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One try: parameters and what they gave on the queries that choose."""
+    """One attempt: parameters and their result on the choosing queries.
+
+    Attributes:
+        parameters: the parameters tried.
+        recall: recall@10, the lowest over the sources of queries.
+        by_source: column → recall@10 of the queries from it.
+        ms: median milliseconds per query.
+    """
 
     parameters: QueryParameters
     recall: float
@@ -23,13 +30,13 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What tuning found.
+    """The result of tuning.
 
     Attributes:
-        parameters: the fastest that keep the promise, None where none do.
-        ms: median milliseconds of a query at these parameters.
-        points: every try, for the recall-latency curve.
-        best: the try with the highest recall.
+        parameters: the fastest parameters that keep the promise; None if none do.
+        ms: median milliseconds per query at these parameters.
+        points: all attempts, for the recall-latency curve.
+        best: the attempt with the highest recall.
     """
 
     parameters: QueryParameters | None
@@ -41,14 +48,14 @@ class Tuned:
 def tune(lines: list[list[QueryParameters]], probes: list[Probe], target: float, measure: Measure) -> Tuned:
     """Try parameters, line by line until one reaches the target; verify the fastest of those, then the next.
 
-    Choosing the best of several on the same queries flatters it, so half of the queries choose and the other half
-    decide whether the promise is kept.
+    The best of several results on the same queries is biased upwards. So half of the queries choose, and the other half
+    verify the promised recall.
 
     Args:
-        lines: parameters to try; in each line they get slower and find more.
+        lines: parameters to try; along each line they get slower and find more.
         probes: queries whose exact answers are known.
-        target: the recall that is promised, for each kind of query.
-        measure: gives recall and latency at some parameters.
+        target: the promised recall, for each kind of query.
+        measure: returns recall and latency at given parameters.
     """
     choosing, deciding = _halves(probes)
     points: list[Point] = []
@@ -76,7 +83,7 @@ def _from(lines: list[list[QueryParameters]], first: QueryParameters) -> list[Qu
 
 
 def _halves(probes: list[Probe]) -> tuple[list[Probe], list[Probe]]:
-    """Every other probe of each source; a single one serves for both."""
+    """Two halves: every other probe of each source. A single probe is in both."""
     choosing, deciding = [], []
     for source in dict.fromkeys(probe.source for probe in probes):
         mine = [probe for probe in probes if probe.source == source]

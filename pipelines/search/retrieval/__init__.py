@@ -1,1 +1,1 @@
-"""One query against one table: composed, fused, ordered again by a cross-encoder."""
+"""One query against one table: composed, fused, reranked by a cross-encoder."""

@@ -1,11 +1,11 @@
-"""From a cosine to the probability that a hit is a match, fitted on what the table's own pairs find.
+"""Calibration: turns a cosine into the probability that a hit is a match, fitted on the table's own pairs.
 
-Cosines of words to pictures are low and close together, and other for every encoder: 0.31 says nothing to a reader.
-Some captions ask the table as a user would; whether a hit belongs to the caption's own item is known. A logistic curve
-through scores and matches gives the probability (Platt: Probabilistic Outputs for Support Vector Machines, 1999).
-Scores are taken from where each query stands first: its cosine to the mean of all vectors, which differs from query to
-query more than matches differ from others. The curve holds for queries such as the captions, and counts a picture of
-another item as no match even if it would please.
+Cosines between words and pictures are low, close together, and different for every encoder: 0.31 alone means nothing to
+a reader. So some captions are used as queries, as a user would ask them. It is known which hits belong to the caption's
+own item. A logistic curve through scores and matches gives the probability (Platt: Probabilistic Outputs for Support
+Vector Machines, 1999). Scores are measured relative to the query's cosine to the mean of all vectors, which varies
+between queries more than matches differ from other hits. The curve holds for queries like the captions, and counts a
+picture of another item as no match even if a user would accept it.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ _DEPTH = 30
 _CENTRE_ROWS = 4_000
 _BINS = 10
 _NEWTON_STEPS = 50
-# Of either kind, below this a curve would be drawn through chance.
+# With fewer matches or non-matches than this, a curve would fit noise.
 _FEWEST = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The curve of one direction.
+    """The calibration curve of one direction.
 
     Attributes:
-        column: whose vectors are searched.
-        source: of whose kind the queries are.
-        centre: the mean of the column's vectors, each of length 1.
-        slope: of the log odds, per unit of cosine above that to the centre.
-        intercept: of the log odds.
-        queries: that asked.
+        column: the column that is searched.
+        source: the column that holds vectors of the queries' kind.
+        centre: (dim,) mean of the column's vectors, each scaled to length 1.
+        slope: increase of the log odds per unit of cosine above the query's cosine to the centre.
+        intercept: log odds at the query's cosine to the centre.
+        queries: number of queries used.
         matches: share of their hits that were matches.
-        brier: mean squared error of the probabilities of hits of other queries than those of the fit.
-        error: expected calibration error of the same, ten bins.
+        brier: mean squared error of the probabilities, on hits of queries that were not used in the fit.
+        error: expected calibration error on the same hits, in ten bins.
     """
 
     column: str
@@ -62,12 +62,20 @@ class Calibration:
     error: float
 
     def probability(self, scores: NDArray[np.float64], query: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities of match of the (n,) cosines that a query's vector (dim,) has to its hits."""
+        """Probabilities of a match for a query's hits.
+
+        Args:
+            scores: (n,) cosines of the hits.
+            query: (dim,) the query's vector.
+
+        Returns:
+            (n,) probabilities.
+        """
         own = _own_place(query, np.array(self.centre))
         return _logistic(self.slope * (scores - own) + self.intercept)
 
     def rise_at(self, probability: float) -> float:
-        """How far above a query's cosine to the centre a hit's cosine is where it is a match so probably."""
+        """How far a hit's cosine must be above the query's cosine to the centre to be a match with this probability."""
         return float((np.log(probability / (1 - probability)) - self.intercept) / self.slope)
 
 
@@ -75,18 +83,19 @@ def calibrate(dataset: lance.LanceDataset, table: str) -> list[Calibration]:
     """Fit the curve of each direction between two columns that share a space, and store it with the table.
 
     Args:
-        dataset: the table's.
-        table: for messages.
+        dataset: the table's dataset.
+        table: the table's name, for messages.
 
     Raises:
-        ValueError: no two columns share a space, there are too few pairs, or scores do not tell matches from others.
+        ValueError: no two columns share a space, there are too few pairs, or scores do not separate matches from
+            others.
     """
     towers = Provenance.from_schema(dataset.schema, table).vector_columns()
     directions = [(a, b) for a in towers for b in towers if a != b and towers[a].space == towers[b].space]
     if not directions:
         raise ValueError(
-            f"table {table}: words and pictures do not share a space here, so that no score of one to the other means "
-            "anything; fine-tune the towers, or take an encoder like CLIP"
+            f"table {table}: words and pictures do not share a space, so scores between them mean nothing; "
+            "fine-tune the towers, or use an encoder such as CLIP"
         )
     found = [_calibrate(dataset, column, source, table) for column, source in directions]
     dataset.update_config({f"{_KEY}{c.column}.{c.source}": json.dumps(asdict(c)) for c in found})
@@ -94,7 +103,7 @@ def calibrate(dataset: lance.LanceDataset, table: str) -> list[Calibration]:
 
 
 def read_calibration(dataset: lance.LanceDataset, column: str, source: str) -> Calibration | None:
-    """The stored curve of a direction, None where there is none."""
+    """The stored curve of a direction; None if there is none."""
     raw = dataset.config().get(f"{_KEY}{column}.{source}")
     if raw is None:
         return None
@@ -132,7 +141,12 @@ def _calibrate(dataset: lance.LanceDataset, column: str, source: str, table: str
 def _hits(
     dataset: lance.LanceDataset, column: str, source: str, centre: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
-    """How far the best hits of some rows rise, each item once; whether they are the row's own item; of which query."""
+    """For the best hits of some rows, one hit per item: how far the cosine rises, whether it matches, which query.
+
+    Returns:
+        Three arrays (n,): float64 rise of the cosine, bool match (the hit is of the row's own item), int64 query
+        number.
+    """
     parameters = read_parameters(dataset, column)
     extra: dict[str, Any] = parameters.nearest(_DEPTH) if parameters else {"use_index": False}
     asked = sample_vectors(dataset, source, _QUERIES)
@@ -171,12 +185,12 @@ def _own_place(query: NDArray[np.float32], centre: NDArray[np.float64]) -> float
 def fit_logistic(scores: NDArray[np.float64], matches: NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and intercept of P(match) = 1 / (1 + exp(-(slope · score + intercept))), by maximum likelihood.
 
-    Targets are drawn in a little, as in Platt's paper, so that scores that part matches from others without an overlap
-    have a finite slope. Newton's method on standardised scores.
+    Targets are pulled slightly inwards, as in Platt's paper, so that the slope stays finite even if scores separate
+    matches from others perfectly. Solved by Newton's method on standardised scores.
 
     Args:
-        scores: (n,)
-        matches: (n,) whether each is a match; both kinds are there.
+        scores: (n,) scores.
+        matches: (n,) bool; must contain both matches and non-matches.
     """
     positives, negatives = int(matches.sum()), int((~matches).sum())
     targets = np.where(matches, (positives + 1) / (positives + 2), 1 / (negatives + 2))
@@ -196,7 +210,12 @@ def fit_logistic(scores: NDArray[np.float64], matches: NDArray[np.bool_]) -> tup
 
 
 def calibration_error(probabilities: NDArray[np.float64], matches: NDArray[np.bool_]) -> float:
-    """Expected calibration error: the mean distance of promised and seen shares of matches, over ten equal bins."""
+    """Expected calibration error: mean absolute difference of predicted and observed match rates, over ten equal bins.
+
+    Args:
+        probabilities: (n,) predicted probabilities.
+        matches: (n,) bool, whether each hit is a match.
+    """
     bins = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
     error = 0.0
     for n in range(_BINS):

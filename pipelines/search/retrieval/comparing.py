@@ -1,7 +1,7 @@
-"""A query compared with few rows one by one: where a filter leaves so few, no index and no whole column is read.
+"""Compares a query with a few rows one by one, without an index or a scan of the whole column.
 
-An index answers badly there, since the nearest rows that it knows are filtered away; and exact search reads every
-vector of the column to drop most of them.
+This serves filters that leave few rows. An index answers badly there, because the nearest rows that it knows are
+filtered away. An exact search would read every vector of the column and drop most of them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class FewRows:
 
     Attributes:
         dataset: the table.
-        column: a column of vectors.
-        vector: the query, of any length but 0.
-        offsets: the rows, by their offsets.
+        column: a vector column.
+        vector: (dim,) the query; any length except 0.
+        offsets: (n,) int64, offsets of the rows.
     """
 
     dataset: lance.LanceDataset
@@ -40,12 +40,12 @@ class FewRows:
     offsets: NDArray[np.int64]
 
     def best(self, k: int, columns: list[str], score: str) -> pa.Table:
-        """The best rows, best first; rows without a vector are none.
+        """The best rows, best first. Rows without a vector are left out.
 
         Args:
-            k: the most rows.
-            columns: of the table.
-            score: what the cosines are called; the second column.
+            k: largest number of rows.
+            columns: columns to return.
+            score: name of the column of cosines, which becomes the second column.
         """
         offsets, scores = self._ranked
         rows = self.dataset.take(offsets[:k], columns=columns)
@@ -53,7 +53,7 @@ class FewRows:
 
     @cached_property
     def _ranked(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The rows that have a vector, by score and then by id: offsets and scores."""
+        """Offsets and scores of the rows that have a vector, ordered by score and then by id."""
         query = self.vector / np.linalg.norm(self.vector)
         pieces = [self._compare(self.offsets[i : i + _CHUNK], query) for i in range(0, len(self.offsets), _CHUNK)]
         if not pieces:
@@ -68,13 +68,13 @@ class FewRows:
         flat = rows[self.column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors = flat.astype(np.float32, copy=False).reshape(-1, len(query))
         norms = np.linalg.norm(vectors, axis=1)
-        # Row by row: in a matrix product equal vectors need not have equal scores, and ties would break by chance.
+        # Row by row: in a matrix product equal vectors need not get equal scores, and ties would break at random.
         scores = (vectors * query).sum(axis=1, dtype=np.float64) / np.where(norms > 0, norms, 1.0)
         return pa.table({ROW_ID: rows[ROW_ID], _OFFSET: offsets, _SCORE: scores})
 
 
 def few_matches(dataset: lance.LanceDataset, condition: str, most: int) -> NDArray[np.int64] | None:
-    """Offsets of the rows that meet a condition, None where there are more than `most`; reads its columns alone."""
+    """Offsets of the rows that meet a condition; None for more than `most`. Reads only the condition's columns."""
     scanner = dataset.scanner(columns=[_OFFSET], filter=condition, limit=most + 1)
     offsets = np.asarray(scanner.to_table()[_OFFSET].to_numpy(), np.int64)
     return offsets if len(offsets) <= most else None

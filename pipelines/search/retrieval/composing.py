@@ -1,4 +1,4 @@
-"""The vector of a query: of one term its own, of several a weighted sum in which each has the say it was given."""
+"""The vector of a query: a single term's own vector, or a weighted sum of several terms on a common scale."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pipelines.tables.provenance import Provenance
 if TYPE_CHECKING:
     import lance
 
-# Enough for a standard deviation within a few per cent.
+# Enough for a standard deviation that is accurate to a few per cent.
 _SAMPLED_ROWS = 512
-# A vector column → some of its vectors (n, dim).
+# A vector column → a sample of its vectors (n, dim).
 Gallery = Callable[[str], NDArray[np.float64]]
 _MODALITY: dict[Kind, Modality] = {"words": "text", "image": "image"}
 
 
 def choose_columns(provenance: Provenance, kinds: Sequence[Kind], wanted: Sequence[str], table: str) -> list[str]:
-    """The vector columns that a query searches: those that were named, else the first that all its terms fit.
+    """The vector columns that a query searches: the named ones, else the first that fits all its terms.
 
     Args:
-        provenance: of the table.
-        kinds: of the query's terms.
-        wanted: columns that were named.
-        table: for messages.
+        provenance: provenance of the table.
+        kinds: kinds of the query's terms.
+        wanted: columns that the query names.
+        table: the table's name, for messages.
 
     Raises:
         ValueError: the table has no such vectors, or none that such a query can be compared with.
@@ -57,7 +57,7 @@ def choose_columns(provenance: Provenance, kinds: Sequence[Kind], wanted: Sequen
     for column in there:
         if all(_fits(provenance, kind, column) for kind in kinds):
             return [column]
-    raise ValueError(f"table {table}: no column fits {' and '.join(kinds)} together; ask for each by itself")
+    raise ValueError(f"table {table}: no column fits {' and '.join(kinds)} together; search for each separately")
 
 
 def _fits(provenance: Provenance, kind: Kind, column: str) -> bool:
@@ -77,7 +77,7 @@ class QueryEncoder:
         self._description: Description | None = None
 
     def encode(self, terms: Sequence[Term], provenance: Provenance, table: str) -> list[NDArray | None]:
-        """Vectors of words and pictures, made as the table's were; None for rows and raw vectors.
+        """Vectors of words and pictures, made in the same way as the table's; None for rows and raw vectors.
 
         Raises:
             EncoderMismatchError: this is not the table's encoder.
@@ -113,21 +113,21 @@ def query_vector(
     table: str,
     gallery: Gallery,
 ) -> NDArray[np.float32]:
-    """The vector by which a column is searched.
+    """The vector to search a column with.
 
     Args:
-        dataset: the table.
-        column: of vectors.
-        terms: of the query.
-        encoded: their vectors, None for rows and raw vectors.
-        table: for messages.
-        gallery: asked where there are several terms.
+        dataset: the table's dataset.
+        column: a vector column.
+        terms: the query's terms.
+        encoded: the terms' vectors, None for rows and raw vectors.
+        table: the table's name, for messages.
+        gallery: returns a sample of a column's vectors; called only if there are several terms.
 
     Returns:
-        (dim,) of length 1, or the term's own vector where it is alone.
+        (dim,) float32 of length 1, or a single term's own vector.
 
     Raises:
-        ValueError: a row is not there, a vector has the wrong length, or the terms cancel each other out.
+        ValueError: a row is missing, a vector has the wrong length, or the terms cancel each other out.
     """
     vectors = [
         _own_vector(dataset, column, term, table) if found is None else found
@@ -143,7 +143,7 @@ def query_vector(
 
 
 def sample_gallery(dataset: lance.LanceDataset, column: str) -> NDArray[np.float64]:
-    """Some vectors of a column (n, dim), the same each time; enough to say how widely cosines to it spread."""
+    """A sample of a column's vectors (n, dim), always the same; enough to estimate the spread of cosines to it."""
     return np.array([vector for _, vector in sample_vectors(dataset, column, _SAMPLED_ROWS)], np.float64)
 
 
@@ -152,18 +152,19 @@ def compose(
 ) -> NDArray[np.float32]:
     """One vector whose cosines rank a gallery by the weighted sum of each term's *standardised* cosines.
 
-    A picture's cosines to other pictures spread several times wider over a gallery than those of words, so a plain sum
-    hardly hears the words. Dividing each term by the standard deviation of its cosines over the gallery gives equal
-    weights an equal say; it stays one vector, so that one search through the index answers it. Weights below 0 lead
-    away, as in Rocchio's formula (Rocchio: Relevance Feedback in Information Retrieval, 1971).
+    Over a gallery, a picture's cosines to other pictures spread several times wider than those of words, so in a plain
+    sum the words would hardly count. Each term is therefore divided by the standard deviation of its cosines over the
+    gallery, so that equal weights have equal effect. The result is still one vector, so a single search through the
+    index answers it. Negative weights lead away from a term, as in Rocchio's formula (Rocchio: Relevance Feedback in
+    Information Retrieval, 1971).
 
     Args:
-        vectors: (terms, dim).
-        weights: (terms,).
-        gallery: (n, dim) a sample of what is searched; may be empty.
+        vectors: (terms, dim) the terms' vectors.
+        weights: (terms,) their weights.
+        gallery: (n, dim) a sample of the searched vectors; may be empty.
 
     Returns:
-        (dim,) of length 1.
+        (dim,) float32 of length 1.
 
     Raises:
         ValueError: the sum is 0.
@@ -195,7 +196,7 @@ def _own_vector(dataset: lance.LanceDataset, column: str, term: Term, table: str
 
 
 def row_of(dataset: lance.LanceDataset, row_id: str, columns: list[str], table: str) -> dict:
-    """Columns and the item id of one row.
+    """Columns of one row, and its item id.
 
     Raises:
         ValueError: there is no such row.

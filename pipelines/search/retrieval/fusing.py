@@ -1,4 +1,4 @@
-"""Several rankings made one, and a ranking made varied. Plain numpy, of what was found and not of the table."""
+"""Fuses several rankings into one and diversifies a ranking. Plain numpy on the hits; the table is not read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the paper; it keeps the first places of one ranking from deciding alone.
+# The constant of the paper. It keeps the first places of a single ranking from deciding alone.
 _RANK_CONSTANT = 60
 
 
 def check_weights(weights: Sequence[float] | None, rankings: Sequence[str]) -> None:
-    """Refuse weights that are not one for each of several rankings.
+    """Reject weights unless there are several rankings and one weight for each.
 
     Args:
-        weights: as they were given; None is right for any.
+        weights: the weights as given; None is always valid.
         rankings: the columns that are ranked.
 
     Raises:
@@ -32,8 +32,8 @@ def fuse_ranks(rankings: Sequence[Sequence[str]], weights: Sequence[float] | Non
     """Reciprocal rank fusion: sum over rankings of weight / (60 + rank), ranks from 1.
 
     Args:
-        rankings: ids, best first; an id may be in some of them only.
-        weights: of the rankings, above 0; None gives each the same say.
+        rankings: lists of ids, best first; an id may be missing from some of them.
+        weights: one weight per ranking, above 0; None weights all equally.
 
     Returns:
         A score for every id.
@@ -52,11 +52,11 @@ def fuse_ranks(rankings: Sequence[Sequence[str]], weights: Sequence[float] | Non
 
 
 def fuse_scores(rankings: Sequence[Mapping[str, float]], weights: Sequence[float] | None = None) -> dict[str, float]:
-    """The weighted mean of scores stretched to [0, 1] within each ranking; an id that one lacks has 0 there.
+    """The weighted mean of scores, stretched to [0, 1] within each ranking. An id missing from a ranking gets 0 there.
 
     Args:
-        rankings: scores by id, the higher the better.
-        weights: of the rankings, above 0; None gives each the same say.
+        rankings: id → score, higher is better.
+        weights: one weight per ranking, above 0; None weights all equally.
 
     Returns:
         A score in [0, 1] for every id.
@@ -76,7 +76,7 @@ def fuse_scores(rankings: Sequence[Mapping[str, float]], weights: Sequence[float
 
 
 def stretch(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values mapped linearly so that the lowest is 0 and the highest 1; all 1 where they are equal."""
+    """(n,) values mapped linearly so that the lowest is 0 and the highest 1; all 1 if they are equal."""
     if len(values) == 0 or np.ptp(values) == 0:
         return np.ones_like(values)
     return np.asarray((values - values.min()) / np.ptp(values))
@@ -87,17 +87,17 @@ def diversify(
 ) -> NDArray[np.int64]:
     """Maximal marginal relevance: greedily the row with the most (1 - d) · relevance - d · likeness to a chosen one.
 
-    Relevance and likeness are each stretched to [0, 1] first: cosines of words to pictures lie in a far narrower range
-    than those of pictures to pictures, and would otherwise never count.
+    Relevance and likeness are each stretched to [0, 1] first. Cosines of words to pictures lie in a far narrower range
+    than those between pictures, and would otherwise never count.
 
     Args:
-        relevance: (n,) the higher the better.
-        vectors: (n, dim) of the same rows, of length 1, or 0 where a row has none (it is then like no other).
+        relevance: (n,) scores, higher is better.
+        vectors: (n, dim) vectors of the same rows, of length 1, or 0 if a row has none (it is then unlike all others).
         diversity: d, from 0 to 1.
-        count: how many to choose.
+        count: number of rows to choose.
 
     Returns:
-        Positions of the chosen rows, in the order of their choice; ties go to the earlier row.
+        Positions of the chosen rows, int64, in the order of their choice; ties go to the earlier row.
 
     Source: Carbonell, Goldstein: The Use of MMR (SIGIR 1998).
     """

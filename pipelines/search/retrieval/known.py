@@ -1,4 +1,4 @@
-"""What a version of a table says of itself, read once: asked at each query, it would cost as much as the search."""
+"""Facts about a version of a table, read once. Reading them for each query would cost as much as the search."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Known:
-    """Facts of one version of a table. Several threads may ask; at worst a fact is read twice.
+    """Facts about one version of a table. Threads may share it; at worst a fact is read twice.
 
     Attributes:
-        dataset: at that version.
+        dataset: the dataset, at that version.
     """
 
     def __init__(self, dataset: lance.LanceDataset) -> None:
@@ -32,12 +32,12 @@ class Known:
 
     @cached_property
     def names(self) -> list[str]:
-        """All columns."""
+        """The names of all columns."""
         return list(self.dataset.schema.names)
 
     @property
     def picture_columns(self) -> list[str]:
-        """What a page shows of a row: caption, picture and, where there are any, thumbnail."""
+        """The columns of a row that a page shows: caption, picture and, if there are any, thumbnail."""
         return [name for name in (CAPTION, IMAGE_URI, THUMBNAIL) if name in self.names]
 
     @cached_property
@@ -46,19 +46,19 @@ class Known:
         return any(list(index.field_names) == [CAPTION] for index in self.dataset.describe_indices())
 
     def parameters(self, column: str) -> QueryParameters | None:
-        """How a vector column's index is queried, None where it has none."""
+        """The query parameters of a vector column's index; None if it has none."""
         if column not in self._parameters:
             self._parameters[column] = read_parameters(self.dataset, column)
         return self._parameters[column]
 
     def calibration(self, column: str, source: str) -> Calibration | None:
-        """The curve from scores of a kind of query to probabilities, None where there is none."""
+        """The curve from scores of a kind of query to probabilities; None if there is none."""
         if (column, source) not in self._calibrations:
             self._calibrations[column, source] = read_calibration(self.dataset, column, source)
         return self._calibrations[column, source]
 
     def gallery(self, column: str) -> NDArray[np.float64]:
-        """Some of a column's vectors (n, dim)."""
+        """A sample of a column's vectors, (n, dim)."""
         if column not in self._galleries:
             self._galleries[column] = sample_gallery(self.dataset, column)
         return self._galleries[column]

@@ -1,4 +1,4 @@
-"""Hits ordered again by a cross-encoder, which reads the query and each hit together."""
+"""Reranking: reorders hits by a cross-encoder, which reads the query and each hit together."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipelines.sources.row_pictures import ReadPictures, decoded
 
 
 class Reranker:
-    """A cross-encoder, ready for the hits of a table's searches. Several threads may ask; one is answered at a time.
+    """A cross-encoder for the hits of a table's searches. Threads may share it; it serves one at a time.
 
     Args:
         spec: a model directory or a hub id; see `encoders.cross`.
-        read: where rows' pictures come from.
-        options: how the model runs.
+        read: reads the rows' pictures.
+        options: precision, device and batch size of the model; None uses the defaults.
     """
 
     def __init__(self, spec: str, read: ReadPictures, options: EncoderOptions | None = None) -> None:
@@ -43,12 +43,11 @@ class Reranker:
 
         Args:
             rows: hits, with `CAPTION`, `IMAGE_URI` and perhaps `THUMBNAIL`, best first.
-            terms: of the query: words alone, or a picture alone.
-            depth: how many of the first rows are ordered, whatever page of the answer is asked for.
+            terms: the query's terms: only words, or only a picture.
+            depth: number of first rows to reorder, independent of the requested page.
 
         Returns:
-            The rows that the model could read, best first; behind them the others, in the order in which they came,
-            without a score.
+            The rows that the model could read, best first. The others follow in their original order, without a score.
 
         Raises:
             ImageError: the query's picture cannot be decoded.
@@ -72,7 +71,7 @@ class Reranker:
         return self._scores([(row, picture, text) for row, text in enumerate(captions) if text], rows.num_rows)
 
     def _scores(self, pairs: list, rows: int) -> NDArray[np.float64]:
-        """A score a row, not a number where there was nothing to read."""
+        """(rows,) a score per row; NaN if there was nothing to read."""
         scores = np.full(rows, np.nan)
         if pairs:
             places, pictures, texts = zip(*pairs, strict=True)

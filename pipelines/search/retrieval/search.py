@@ -1,7 +1,7 @@
-"""Search: by words, pictures, rows, vectors or full text, alone or composed; exact or by index; filtered by SQL.
+"""Search by words, pictures, rows, vectors or full text, alone or composed; exact or by index; filtered by SQL.
 
-Only words and pictures need the encoder; a row is found by its own vectors and full text by its words, so those
-never load a model.
+Only words and pictures need the encoder. Rows are searched by their own vectors and full text by its words, so these
+queries never load a model.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
 
     from pipelines.search.retrieval.reranker import Reranker
 
-# Of what kind a query is, as the column of that kind.
+# Kind of query → the column that holds vectors of this kind.
 _SOURCES = {"words": TEXT_VECTOR, "image": IMAGE_VECTOR}
 _HIDDEN = (*VECTORS, THUMBNAIL, *INTERNAL)
 _MOST_ROUNDS = 6
 _ORDER = [(SCORE, "descending"), (ROW_ID, "ascending")]
-# How deep rankings are read before they are fused or varied; the same for every page of an answer.
+# How deep rankings are read before they are fused or diversified; the same for every page of an answer.
 _FUSED_DEPTH, _VARIED_DEPTH = 200, 400
 # Up to this many rows that meet a filter are compared one by one.
 _FEW = 20_000
 
 
 class OpenTable:
-    """A table opened for queries, at the version of that moment; its encoder loads at the first query that needs it.
+    """A table opened for queries, at its current version. Its encoder loads at the first query that needs it.
 
-    Several threads may ask at once.
+    Several threads may query it at once.
 
     Attributes:
         table: the table that answers: the one that was opened, or one that was promoted to its place.
         dataset: its Lance dataset.
-        provenance: how its vectors were made.
-        known: what this version says of itself, read once.
-        encoder: for words and pictures.
+        provenance: which encoder made its vectors, and how.
+        known: facts of this version, read once.
+        encoder: encodes words and pictures.
     """
 
     def __init__(
@@ -68,13 +68,14 @@ class OpenTable:
         encoder: QueryEncoder | None = None,
         read: ReadPictures | None = None,
     ) -> None:
-        """An opened table.
+        """Wrap an opened table.
 
         Args:
-            table: by name.
+            table: the table.
             dataset: its dataset.
-            encoder: for words and pictures; None takes the table's own.
-            read: where rows' pictures come from, for cross-encoders; None asks the corpus, as the environment says.
+            encoder: encodes words and pictures; None uses the table's own encoder.
+            read: reads the rows' pictures, for cross-encoders; None reads the corpus, with credentials from the
+                environment.
         """
         self.table = table
         self._read = read or reader(Storage.from_options({}))
@@ -97,9 +98,9 @@ class OpenTable:
         """Open a table.
 
         Args:
-            table: by name.
-            encoder: a spec that must be the table's own encoder; None takes what the table names.
-            original: the table itself, where another was promoted to its place.
+            table: the table.
+            encoder: a spec, which must name the table's own encoder; None uses the spec in the table's provenance.
+            original: open the table itself, even if another was promoted to its place.
             corpus_storage: how to reach the rows' pictures, for cross-encoders.
 
         Raises:
@@ -115,7 +116,7 @@ class OpenTable:
 
         Raises:
             EncoderMismatchError: the encoder is not the table's.
-            ValueError: the query asks for nothing, contradicts itself, or asks for what the table has not got.
+            ValueError: the query is empty, contradicts itself, or asks for something that the table lacks.
         """
         query = replace(query, **asked) if query is not None else Query(**asked)
         terms = query.all_terms()
@@ -134,7 +135,7 @@ class OpenTable:
         """A cross-encoder for this table's rows, loaded once.
 
         Raises:
-            ValueError: there is no such model, or it is of another kind.
+            ValueError: there is no such model, or it is not a cross-encoder.
         """
         with self._lock:
             if spec not in self._rerankers:
@@ -152,12 +153,12 @@ def search(
     original: bool = False,
     corpus_storage: Storage | None = None,
 ) -> Hits:
-    """The rows of a table that answer one query; see `OpenTable` for the arguments and for several.
+    """The rows of a table that answer one query. For the arguments, and for several queries, see `OpenTable`.
 
     Raises:
         FileNotFoundError: there is no such table.
         EncoderMismatchError: the encoder is not the table's.
-        ValueError: the query asks for nothing, contradicts itself, or asks for what the table has not got.
+        ValueError: the query is empty, contradicts itself, or asks for something that the table lacks.
     """
     opened = OpenTable.open(table, encoder=encoder, original=original, corpus_storage=corpus_storage)
     return opened.search(query)
@@ -168,11 +169,11 @@ class _Ranking:
     """One way to rank the rows.
 
     Attributes:
-        column: what is searched.
+        column: the column that is searched.
         exact: whether every row is compared.
-        vector: by which the column is searched, None for words alone.
-        calibration: from its scores to probabilities of match, if it has one.
-        fetch: the best rows, as many as are asked for, with their scores.
+        fetch: returns the best rows, as many as asked for, with their scores.
+        vector: (dim,) the vector to search by; None for words alone.
+        calibration: turns scores into probabilities of a match; None if the table has none.
     """
 
     column: str
@@ -183,7 +184,7 @@ class _Ranking:
 
 
 def _rankings(opened: OpenTable, query: Query, terms: tuple[Term, ...]) -> tuple[list[_Ranking], str | None]:
-    """The rankings that a query asks for, and the vectors by which rows are found alike where it asks for variety."""
+    """The rankings that a query asks for, and the vector column that measures likeness (None without diversity)."""
     dataset, provenance, name = opened.dataset, opened.provenance, str(opened.table)
     if query.full_text:
         alike = choose_columns(provenance, (), query.asked_columns(), name)[0] if query.diversity else None
@@ -206,13 +207,13 @@ def _rankings(opened: OpenTable, query: Query, terms: tuple[Term, ...]) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class _Others:
-    """The rows that a query names, which are no answers to it: of an item each, or single ones."""
+    """The rows that a query names and that are therefore no answers: whole items, or single rows."""
 
     items: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
 
     def conditions(self) -> list[str]:
-        """As SQL."""
+        """SQL conditions that exclude them."""
         pairs = [(ITEM_ID, self.items), (ROW_ID, self.rows)]
         return [f"{column} != {quote(name)}" for column, names in pairs for name in names]
 
@@ -232,7 +233,7 @@ def _by_vector(
     known: Known, query: Query, column: str, vector: NDArray[np.float32], others: _Others, likeness: str | None
 ) -> _Ranking:
     dataset = known.dataset
-    # A filter makes Lance look at every row's id; where only single rows are left out, they are asked for and dropped.
+    # A filter makes Lance read every row's id. If only single rows are excluded, they are fetched and dropped instead.
     dropped = others.rows if query.where is None and not others.items else ()
     # No "IS NOT NULL": Lance leaves null vectors out, and the condition would read the whole column.
     conditions = "" if dropped else " AND ".join(f"({c})" for c in (query.where, *others.conditions()) if c)
@@ -285,7 +286,7 @@ def _by_words(known: Known, query: Query, likeness: str | None, others: _Others 
 
 
 def _take(rankings: list[_Ranking], likeness: str | None, query: Query) -> pa.Table:
-    """The rows of the page asked for; more are fetched until there are enough of distinct items."""
+    """The rows of the requested page. More rows are fetched until there are enough of distinct items."""
     need = query.skip + query.k
     depth = max(need, _FUSED_DEPTH if len(rankings) > 1 else 0, _VARIED_DEPTH if likeness else 0)
     for _ in range(_MOST_ROUNDS):
@@ -300,7 +301,7 @@ def _take(rankings: list[_Ranking], likeness: str | None, query: Query) -> pa.Ta
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Best first, equal scores by id. Lance's answers mostly are so, and to sort ten rows takes a tenth of a search."""
+    """Best first, ties by id. Lance's answers usually are in order, and sorting ten rows takes a tenth of a search."""
     scores = rows[SCORE].to_numpy()
     return rows if bool((scores[1:] < scores[:-1]).all()) else rows.sort_by(_ORDER)
 
@@ -337,12 +338,12 @@ def _varied(rows: pa.Table, likeness: str, diversity: float, count: int) -> pa.T
 
 
 def _fetched(query: Query, known: Known, likeness: str | None) -> list[str]:
-    """What is read of each candidate: each column costs time, and pictures are read once somebody looks at them."""
+    """The columns to read of each candidate. Each one costs time; pictures are read only when they are looked at."""
     chosen = query.columns if query.columns is not None else [n for n in known.names if n not in _HIDDEN]
     pictures = known.picture_columns if query.rerank is not None else []
     own = [ITEM_ID] if query.distinct else []
     wanted = dict.fromkeys([ROW_ID, *own, *chosen, *pictures, *([likeness] if likeness else [])])
-    return [name for name in wanted if name != SCORE]  # the corpus' own column of that name gives way
+    return [name for name in wanted if name != SCORE]  # a corpus column of that name is replaced by the score
 
 
 def _hits(dataset: lance.LanceDataset, rows: pa.Table, query: Query, rankings: list[_Ranking]) -> Hits:
@@ -360,7 +361,7 @@ def _hits(dataset: lance.LanceDataset, rows: pa.Table, query: Query, rankings: l
 
 
 def _pictures(dataset: lance.LanceDataset, row_ids: list[str]) -> pa.Table:
-    """What a page shows of rows, in their order."""
+    """The columns of rows that a page shows, in the order of `row_ids`."""
     columns = Known(dataset).picture_columns
     if not row_ids:
         return dataset.take([], columns=columns)
@@ -371,7 +372,7 @@ def _pictures(dataset: lance.LanceDataset, row_ids: list[str]) -> pa.Table:
 
 
 def _shown(rows: pa.Table, query: Query) -> pa.Table:
-    """The columns asked for, with the id and the score."""
+    """The requested columns, with the id and the score."""
     if query.columns is None:
         return rows.select([name for name in rows.column_names if name not in _HIDDEN])
     first = [name for name in (ROW_ID, SCORE, MATCH, RERANK) if name in rows.column_names]

@@ -1,4 +1,4 @@
-"""SQL over tables, with similarity to words, pictures and rows as functions; DuckDB runs it and reads what it needs."""
+"""SQL over tables, run by DuckDB, with functions for similarity to words, pictures and rows."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _ERROR_LINES = 3
 
 
 def run_sql(tables: Mapping[str, OpenTable], statement: str) -> pa.Table:
-    """The rows that a statement gives.
+    """The rows that a statement selects.
 
-    Three functions compare a vector column with what is given, by cosine: `similar_to_words(image_vector, 'shoes')`,
-    `similar_to_picture(image_vector, 'photo.jpg')` and `similar_to_row(image_vector, 'SKU-123')`. They go by the first
-    table. Filters and columns are pushed into the scan; similarity is computed for each row that is left, so that a
-    statement that ranks a whole table reads all of its vectors (`search` uses the index).
+    Three functions give the cosine between a vector column and a query: `similar_to_words(image_vector, 'shoes')`,
+    `similar_to_picture(image_vector, 'photo.jpg')` and `similar_to_row(image_vector, 'SKU-123')`. They use the encoder
+    and the rows of the first table. Filters and columns are pushed into the scan. Similarity is computed for each
+    remaining row, so a statement that ranks a whole table reads all of its vectors (`search` uses the index).
 
     Args:
-        tables: by the names that the statement calls them.
+        tables: name in the statement → table.
         statement: one SQL statement.
 
     Raises:
         ModuleNotFoundError: the extra `sql` is not installed.
-        ValueError: the statement is wrong, or asks for what cannot be compared.
+        ValueError: the statement is invalid, or compares what cannot be compared.
     """
     try:
         import duckdb
@@ -63,7 +63,7 @@ def _one_statement(duckdb: Any, statement: str) -> str:
 
 
 def _readable(opened: OpenTable) -> Any:
-    """The dataset; without its vectors where they are of half precision, which DuckDB has not got."""
+    """The dataset. Half-precision vectors are left out, because DuckDB has no such type."""
     halves = [f.name for f in opened.dataset.schema if pa.types.is_fixed_size_list(f.type) and _is_half(f.type)]
     if not halves:
         return opened.dataset
@@ -108,7 +108,7 @@ def _add_functions(connection: duckdb.DuckDBPyConnection, opened: OpenTable, pro
 
 
 def _reporting(function: Callable[[str], list[float]], problems: list[Exception]) -> Callable[[str], list[float]]:
-    """The function, what it raises kept: DuckDB would make a text of it."""
+    """The function, with its exceptions recorded in `problems`: DuckDB would turn them into text."""
 
     def call(given: str) -> list[float]:
         try:

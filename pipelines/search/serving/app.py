@@ -1,6 +1,6 @@
 """The app: an HTTP API over some tables, and the page that uses it.
 
-Tables are named by the server, never by a request. Pictures come from a table's own rows, and their files only from the
+The server names the tables, never a request. Pictures come from a table's own rows, and their files only from the
 table's own corpora. Filters are columns and values; a `where` text is checked to be one filter expression.
 """
 
@@ -45,13 +45,13 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """How an app is run.
+    """Settings of an app.
 
     Attributes:
-        token: who shows it is let in; None lets everybody in who reaches the server.
-        hosts: names by which the server is reached; others are refused, so that no foreign page can pose as it.
-        time_limit_s: a request that takes longer is answered with an error.
-        picture_roots: folders besides the tables' own corpora from which pictures may be shown.
+        token: the token that requests must show; None admits everybody who reaches the server.
+        hosts: host names of the server. Requests for other names are refused, so that no foreign page can pose as it.
+        time_limit_s: a request that takes longer than this many seconds gets an error.
+        picture_roots: folders, besides the tables' own corpora, whose pictures may be shown.
         corpus_storage: how to reach the corpora's pictures.
     """
 
@@ -72,7 +72,7 @@ class Filter(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """A query: words, pictures (by the id that bringing one gave) and rows, towards and away, in one."""
+    """A query of words, pictures (by the ids of brought pictures) and rows, each towards or away from it."""
 
     model_config = ConfigDict(extra="forbid")
     table: Id
@@ -95,7 +95,7 @@ class SearchRequest(BaseModel):
 
 
 class _Served:
-    """One table: opened, and opened anew now and then, so that what a job commits is found."""
+    """A table that is reopened every few seconds, so that rows committed by jobs are found."""
 
     def __init__(self, ref: TableRef, encoders: dict[str, QueryEncoder], roots: Sequence[str]) -> None:
         self._ref, self._encoders = ref, encoders
@@ -111,7 +111,7 @@ class _Served:
         return opened
 
     def opened(self) -> OpenTable:
-        """The table, at most some seconds old."""
+        """The table, opened at most 5 seconds ago."""
         with self._lock:
             if time.monotonic() - self._at > _FRESH_S:
                 self._opened, self._at = self._open(), time.monotonic()
@@ -121,15 +121,15 @@ class _Served:
 def create_app(
     tables: Mapping[str, TableRef], settings: ServeSettings, pictures: PictureStore | None = None
 ) -> FastAPI:
-    """The app over these tables; its `state.steps` are those that requests wait for.
+    """The app over these tables. Its `state.steps` runs the work of requests.
 
     Args:
-        tables: by the names that requests call them.
-        settings: how it is run.
-        pictures: where those are held that users bring; None holds them in this process.
+        tables: name in requests → table.
+        settings: how the app runs.
+        pictures: stores the pictures that users bring; None stores them in this process.
 
     Raises:
-        FileNotFoundError: one of the tables is not there.
+        FileNotFoundError: one of the tables does not exist.
         ValueError: one was not made by isthmus.
     """
     encoders: dict[str, QueryEncoder] = {}
@@ -155,7 +155,7 @@ def create_app(
 
     @app.get("/api/tables")
     async def list_tables() -> list[dict[str, Any]]:
-        """The tables, and what can be filtered in each."""
+        """The tables, and the filters that each offers."""
         return await steps.run(lambda: [_about(name, one.opened()) for name, one in served.items()])
 
     @app.post("/api/search")
@@ -166,13 +166,13 @@ def create_app(
 
     @app.post("/api/pictures", status_code=201)
     async def bring(request: Request) -> dict[str, str]:
-        """Bring a picture (its bytes as the body) to ask by it; gives the id that a search takes."""
+        """Bring a picture (its bytes as the body) to search by. Returns the id that a search takes."""
         data = await request.body()
         return {"id": await steps.run(lambda: brought.add(data, _MOST_PIXELS))}
 
     @app.get("/api/pictures/{digest}", response_class=Response)
     async def brought_picture(digest: Digest) -> Response:
-        """A picture that was brought."""
+        """A picture that a user brought."""
         return _jpeg(await steps.run(lambda: brought.get(digest)))
 
     @app.get("/api/tables/{table}/picture", response_class=Response)
@@ -239,7 +239,7 @@ def _query(opened: OpenTable, request: SearchRequest, brought: BroughtPictures) 
         try:
             return brought.get(digest)
         except KeyError:
-            raise ValueError("a picture of this link is not held any more; bring it again") from None
+            raise ValueError("a picture of this link is no longer stored; bring it again") from None
 
     away = -request.not_weight
     chosen = [Chosen(column=f.column, operation=f.operation, value=f.value) for f in request.filters]

@@ -1,4 +1,4 @@
-"""Ray Serve with the app: started where none runs, watched, and ended with the command that asked for it."""
+"""Runs the app on Ray Serve: starts Serve if none runs, watches the app, and removes it when the command ends."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 _HEAD = "node:__internal_head__"
 _POLL_S, _WATCH_S = 0.5, 2.0
 _KEEP_ALIVE_S = 10
-# The app gives up by itself; the proxy is there for an app that does not even do that.
+# The app limits the time itself; the proxy's limit is for an app that fails to.
 _PROXY_MARGIN_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """Where Serve's proxy, on the cluster's head node, listens.
+    """The address of Serve's proxy, which runs on the cluster's head node.
 
     Attributes:
-        host: the interface.
-        port: 0 takes one that is free.
-        time_limit_s: after this the app has answered.
+        host: the network interface.
+        port: the port; 0 chooses a free one.
+        time_limit_s: the app's time limit for a request, in seconds; the proxy allows 5 s more.
     """
 
     host: str
@@ -48,16 +48,17 @@ class Listening:
 
 @contextlib.contextmanager
 def deployed(app: serve.Application, at: Listening, say: Callable[[str], None]) -> Iterator[str]:
-    """The application, answering at the address that is given; at the end it goes, and so does a Serve started for it.
+    """Run the application and yield its address; afterwards remove it, and stop Serve if it was started for it.
 
     Args:
         app: the application.
         at: where its proxy listens.
-        say: called with what is worth a line while it waits.
+        say: called with progress messages while the replicas start.
 
     Raises:
         OSError: the port is taken.
-        RuntimeError: the cluster's Serve listens elsewhere or has such an application, or a replica cannot start.
+        RuntimeError: the cluster's Serve listens elsewhere or already has such an application, or a replica cannot
+            start.
     """
     was_there = ray.is_initialized()
     ensure_ray()
@@ -71,7 +72,7 @@ def deployed(app: serve.Application, at: Listening, say: Callable[[str], None]) 
         _wait_until_running(say)
         yield _address(options)
     finally:
-        # Ray still speaks of the controller's death when that is over.
+        # Ray still logs the controller's end after it has happened.
         with quietly():
             _end(is_ours=there is None)
             if not was_there:
@@ -79,10 +80,13 @@ def deployed(app: serve.Application, at: Listening, say: Callable[[str], None]) 
 
 
 def watch(say: Callable[[str], None]) -> None:
-    """Watch the application; a line when replicas are lost, and when they are there again.
+    """Watch the application; report when replicas are lost and when they are back.
+
+    Args:
+        say: called with a line for each change.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, and on SIGTERM, by which containers are stopped.
+        KeyboardInterrupt: on Ctrl-C, and on SIGTERM, which stops containers.
         RuntimeError: somebody else ended the application.
     """
     ended = threading.Event()
@@ -92,14 +96,15 @@ def watch(say: Callable[[str], None]) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        # SIGTERM in place of Ray's own handler, which prints a trace. What is raised amid Ray's code may be lost there.
+        # This replaces Ray's own SIGTERM handler, which prints a trace. An exception raised inside Ray's code may get
+        # lost, hence the event.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
     before = ""
     while not ended.is_set():
         found = serve.status().applications.get(NAME)
         if found is None:
-            raise RuntimeError(f"the application {NAME!r} was ended from elsewhere")
+            raise RuntimeError(f"the application {NAME!r} was ended by somebody else; run `isthmus serve` again")
         now = _told(found)
         if before and now != before:
             say(now)
@@ -109,7 +114,7 @@ def watch(say: Callable[[str], None]) -> None:
 
 
 def _told(found: ApplicationStatusOverview) -> str:
-    """How many replicas of each deployment there are, in words."""
+    """The number of replicas of each deployment by state, as text."""
     counted = (
         f"{name}: {', '.join(f'{count} {state.lower()}' for state, count in sorted(one.replica_states.items()))}"
         for name, one in sorted(found.deployments.items())
@@ -118,26 +123,26 @@ def _told(found: ApplicationStatusOverview) -> str:
 
 
 def _refuse_unfit(there: HTTPOptions, at: Listening) -> None:
-    """Refuse a Serve that is there already, if it does not listen where it should or has such an application.
+    """Fail if the running Serve listens at another address or already has such an application.
 
     Raises:
-        RuntimeError: says what to do.
+        RuntimeError: names the conflict and the remedy.
     """
-    # Its interface is fixed for good, and another one may be open to more people than was asked for.
+    # Serve's address cannot be changed, and another one may be open to more people than the user wants.
     if there.host != at.host or at.port not in (0, there.port):
         raise RuntimeError(
-            f"this cluster's Ray Serve listens at {there.host}:{there.port} already, not at {at.host}:{at.port}; "
-            f"give --host {there.host} --port {there.port}, or end it (`serve shutdown`)"
+            f"this cluster's Ray Serve already listens at {there.host}:{there.port}, not at {at.host}:{at.port}; "
+            f"use --host {there.host} --port {there.port}, or stop Serve (`serve shutdown`)"
         )
     if NAME in serve.status().applications:
         raise RuntimeError(
-            f"this cluster serves an application {NAME!r} already; end its `isthmus serve`, or, if that is gone, "
-            "what it left (`serve shutdown`)"
+            f"this cluster already serves an application {NAME!r}; end its `isthmus serve`, or, if that is gone, "
+            "stop Serve (`serve shutdown`)"
         )
 
 
 def _there() -> HTTPOptions | None:
-    """The options of the Serve that runs on the cluster, if any: which its own `start` would ignore with a warning."""
+    """The options of the cluster's running Serve, if any. A second `start` would ignore its options with a warning."""
     try:
         controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
     except ValueError:
@@ -162,10 +167,10 @@ def _start(at: Listening) -> HTTPOptions:
 
 
 def _free_port(at: Listening) -> int:
-    """The port if it is free: of one that is taken Serve would say, after a minute, that its proxy does not come up.
+    """The port, checked to be free. Otherwise Serve reports only after a minute that its proxy does not come up.
 
     Raises:
-        OSError: it is taken.
+        OSError: the port is taken.
     """
     family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
     with socket.create_server((at.host if _is_head() else "", at.port), family=family) as free:
@@ -181,7 +186,7 @@ def _is_head() -> bool:
 
 
 def _address(options: HTTPOptions) -> str:
-    """Where people find it; of a head node that is not this machine, its own address."""
+    """The address for users. If the head node is another machine, that machine's address."""
     host = str(options.host)
     if not _is_head() and host in ("0.0.0.0", "::"):
         host = str(_head()["NodeManagerAddress"])
@@ -190,10 +195,10 @@ def _address(options: HTTPOptions) -> str:
 
 
 def _wait_until_running(say: Callable[[str], None]) -> None:
-    """Wait for all replicas.
+    """Wait until all replicas run.
 
     Raises:
-        RuntimeError: one cannot start.
+        RuntimeError: a replica cannot start.
     """
     said = set()
     while True:
@@ -204,16 +209,16 @@ def _wait_until_running(say: Callable[[str], None]) -> None:
             reason = [one.message for one in found.deployments.values() if one.message] or [found.message]
             raise RuntimeError(f"a replica cannot start: {reason[0].strip().splitlines()[-1]}")
         for one in found.deployments.values():
-            # Of a traceback its last line; of replicas that find no room, what room they want.
+            # The last line: of a traceback it is the error; for replicas without room it names the room they need.
             line = (one.message.strip().splitlines() or [""])[-1]
             if line and line not in said:
                 said.add(line)
-                say(f"{line} (--cpus-per-replica asks for less)" if "CPU" in line else line)
+                say(f"{line} (lower --cpus-per-replica)" if "CPU" in line else line)
         time.sleep(_POLL_S)
 
 
 def _end(*, is_ours: bool) -> None:
-    """Take the application away; and Serve, if it was started for it and nothing else runs on it."""
+    """Remove the application. Stop Serve too if it was started for the app and nothing else runs on it."""
     with contextlib.suppress(RayError, RayServeException):
         if NAME in serve.status().applications:
             serve.delete(NAME)

@@ -1,4 +1,4 @@
-"""Filters that a page can offer for a table's columns, and the SQL of those that were chosen."""
+"""The filters that a page can offer for a table's columns, and the SQL of the chosen ones."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _MOST_CHOICES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Facet:
-    """What can be filtered in a column.
+    """A column that can be filtered, and how.
 
     Attributes:
-        column: its name.
+        column: the column's name.
         kind: `choice` among `values`, a `range` from `low` to `high`, or any `text`.
-        values: of a choice, the most frequent first.
-        low: the lowest value seen.
-        high: the highest value seen.
+        values: values of a choice, the most frequent first.
+        low: the lowest value in the sample, for a range.
+        high: the highest value in the sample, for a range.
     """
 
     column: str
@@ -45,12 +45,12 @@ class Facet:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """A filter that was chosen.
+    """A filter that a user chose.
 
     Attributes:
-        column: of the table.
-        operation: what the column is compared by.
-        value: with what; a number for columns of numbers.
+        column: the column to filter.
+        operation: the comparison.
+        value: the value to compare with; a number for columns of numbers.
     """
 
     column: str
@@ -59,7 +59,7 @@ class Chosen:
 
 
 def facets(dataset: lance.LanceDataset) -> list[Facet]:
-    """What can be filtered, by the types of the columns and by their values in the first rows."""
+    """The facets of a table, from the columns' types and their values in the first 20,000 rows."""
     usable = [field for field in dataset.schema if field.name not in _NO_FACETS and _is_plain(field.type)]
     if not usable:
         return []
@@ -80,10 +80,10 @@ def _facet(field: pa.Field, values: pa.Array) -> Facet:
 
 
 def condition(dataset: lance.LanceDataset, chosen: Sequence[Chosen]) -> str | None:
-    """The filters as one SQL expression, None for none.
+    """The filters as one SQL expression; None if there are none.
 
     Raises:
-        ValueError: a column is not there or cannot be filtered so, or a value is not of its type.
+        ValueError: a column does not exist or does not allow the operation, or a value does not have the column's type.
     """
     return " AND ".join(_sql(dataset, one) for one in chosen) or None
 
@@ -117,7 +117,7 @@ def _literal(chosen: Chosen, kind: pa.DataType) -> str:
         if pa.types.is_timestamp(kind):
             return f"timestamp '{datetime.fromisoformat(str(value)):%Y-%m-%d %H:%M:%S}'"
     except (ValueError, KeyError, OverflowError):
-        raise ValueError(f"filter {chosen.column}: {value!r} is no {kind}") from None
+        raise ValueError(f"filter {chosen.column}: {value!r} is not a {kind}") from None
     return quote(str(value))
 
 

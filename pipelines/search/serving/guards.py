@@ -1,4 +1,4 @@
-"""What stands before the app: a token, a limit on what is sent, and headers that keep a page to itself. Plain ASGI."""
+"""ASGI middleware in front of the app: a token, a size limit for requests, and security headers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _COOKIE = "isthmus_token"
 _COOKIE_LIFE_S = 7 * 86_400
-# The API's own page has inline scripts; it shows nothing that a stranger wrote.
+# The API docs have inline scripts; they show nothing that users wrote.
 _DOCS = ("/docs", "/redoc")
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 _DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 
 class SafeHeaders:
-    """No script but the page's own, no frame around it, no guess at types."""
+    """Security headers: no scripts but the page's own, no framing by other sites, no guessing of content types."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
+        """Handle a request."""
 
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -41,14 +41,14 @@ class SafeHeaders:
 
 
 class BodyLimit:
-    """Refuses requests that send more than a number of bytes, whatever they say of their length."""
+    """Refuses requests with a body of more than `most` bytes, whatever length they declare."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
         self._most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -80,18 +80,18 @@ class BodyLimit:
         await self._app(scope, whole, send)
 
     def _refusal(self) -> JSONResponse:
-        return JSONResponse({"detail": f"more than {self._most:,} bytes; send less"}, status_code=413)
+        return JSONResponse({"detail": f"the request has more than {self._most:,} bytes; send less"}, status_code=413)
 
 
 class TokenGate:
-    """Lets in who shows the token: as a bearer, as a cookie, or once as `?token=`, which becomes the cookie."""
+    """Admits requests with the token: as a bearer, as a cookie, or once as `?token=`, which sets the cookie."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

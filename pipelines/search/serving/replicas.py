@@ -1,9 +1,9 @@
-"""The app as a Ray Serve application: replicas that each hold the whole app, and one small store between them.
+"""The app as a Ray Serve application: replicas that each hold the whole app, and a small store that they share.
 
-A replica is the very app of one process, with its own threads, opened tables and encoders. What users bring must be
-found whichever replica they reach next, and so lies in a deployment of its own, of one replica and bounded memory.
-Serve keeps what deployments are made of, the token among it, pickled in Ray's own store; it logs none of it, and shows
-none in its dashboard, as it would show environment variables.
+A replica is the same app as in a single process, with its own threads, opened tables and encoders. A picture that a
+user brings must be found by whichever replica the user reaches next, so it is stored in a deployment of its own, with
+one replica and bounded memory. Serve keeps the arguments of deployments, the token included, pickled in Ray's own
+store. It neither logs them nor shows them in its dashboard, where environment variables would appear.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from pipelines.search.serving.app import ServeSettings, create_app
 from pipelines.search.serving.row_images import HeldPictures
 from pipelines.store.storage import TableRef
 
-# As many as have threads to wait in; so many more wait before Serve says 503.
+# A replica takes as many requests as it has threads; this many more wait before Serve answers 503.
 _MOST_ONGOING, _MOST_QUEUED = 64, 200
 _MOST_CALLS = 1_000
 _MOST_STARTS = 3
 _STORE_PATIENCE_S = 10.0
 _NEAR, _NEAR_BYTES = 100, 16 * 1024 * 1024
 _END_WAIT_S, _END_LIMIT_S = 0.5, 10.0
-# A line a request would say what people search for.
+# One log line per request would reveal what people search for.
 _LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSettings:
-    """How many replicas there are, and what each may use.
+    """The number of replicas, and their resources.
 
     Attributes:
-        replicas: of the app.
-        cpus: cores that each one reserves; its threads of torch are as many, at least one.
+        replicas: number of replicas of the app.
+        cpus: cores that each replica reserves; torch uses as many threads, at least one.
     """
 
     replicas: int = 1
@@ -49,17 +49,17 @@ class ReplicaSettings:
 
 
 class SharedPictures:
-    """The store between the replicas, as one of them sees it; what it has seen it holds near."""
+    """The shared store, as seen by one replica, with a local cache."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._near = HeldPictures(_NEAR, _NEAR_BYTES)
 
     def put(self, digest: str, small: bytes) -> None:
-        """Hold a picture, for all replicas.
+        """Store a picture for all replicas.
 
         Raises:
-            ConnectionError: the store does not answer, and no other has taken its place.
+            ConnectionError: the store does not answer, and no new one has replaced it within 10 seconds.
         """
         self._call("put", digest, small)
         self._near.put(digest, small)
@@ -68,8 +68,8 @@ class SharedPictures:
         """The picture, as a JPEG.
 
         Raises:
-            KeyError: it is not held, or not any more.
-            ConnectionError: the store does not answer, and no other has taken its place.
+            KeyError: it was never stored, or was dropped since.
+            ConnectionError: the store does not answer, and no new one has replaced it within 10 seconds.
         """
         try:
             return self._near.get(digest)
@@ -81,7 +81,7 @@ class SharedPictures:
         return bytes(found)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """A call of the store, done again as long as a new one may come for one that died."""
+        """Call the store. The call is retried while a new store may still replace one that died."""
         again = Retrying(
             retry=retry_if_exception_type((RayError, RayServeException)),
             stop=stop_after_delay(_STORE_PATIENCE_S),
@@ -102,11 +102,11 @@ class Pictures:
         self._held = HeldPictures()
 
     def put(self, digest: str, small: bytes) -> None:
-        """Hold a picture."""
+        """Store a picture under its digest."""
         self._held.put(digest, small)
 
     def get(self, digest: str) -> bytes | None:
-        """The picture, None if it is not held: an error would come back as one of Ray's."""
+        """The picture; None if it is not stored, because Ray would wrap an exception in one of its own."""
         try:
             return self._held.get(digest)
         except KeyError:
@@ -120,14 +120,14 @@ class App:
         self._made = create_app(tables, settings, SharedPictures(pictures))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The app, whose middleware stands before every path."""
+        """The app; its middleware handles every path."""
         return self._made
 
     def check_health(self) -> None:
-        """Serve asks this now and then, and replaces a replica that fails it.
+        """Serve calls this regularly, and replaces a replica that fails it.
 
         Raises:
-            RuntimeError: nothing is answered any more.
+            RuntimeError: the replica no longer answers anything.
         """
         if self._made.state.steps.is_stuck():
             raise RuntimeError("no request has ended for several time limits")
@@ -137,9 +137,9 @@ def application(tables: Mapping[str, TableRef], settings: ServeSettings, size: R
     """The Ray Serve application over these tables.
 
     Args:
-        tables: by the names that requests call them; local ones must lie on every node under the same path.
-        settings: how each replica is run.
-        size: of how many, and how large.
+        tables: name in requests → table; a local table must have the same path on every node.
+        settings: how each replica runs.
+        size: number and resources of the replicas.
     """
     common: dict[str, Any] = {
         "logging_config": _LOGGING,

@@ -1,4 +1,4 @@
-"""The pictures that a page shows and that its users bring. Nothing is read that a table's own corpora do not hold."""
+"""The pictures that a page shows and that users bring. Files are read only from a table's own corpora."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class PictureStore(Protocol):
     """Holds small pictures by their digest, for a while."""
 
     def put(self, digest: str, small: bytes) -> None:
-        """Hold a picture."""
+        """Store a picture under its digest."""
         ...
 
     def get(self, digest: str) -> bytes:
         """The picture, as a JPEG.
 
         Raises:
-            KeyError: it is not held, or not any more.
+            KeyError: it was never stored, or was dropped since.
         """
         ...
 
 
 class HeldPictures:
-    """A store in the memory of this process; when it is full, those go first that nobody asked for the longest."""
+    """A store in the memory of this process. When it is full, it drops the least recently used pictures."""
 
     def __init__(self, most: int = 1_000, most_bytes: int = 128 * 1024 * 1024) -> None:
-        """An empty store.
+        """Create an empty store.
 
         Args:
-            most: pictures that it holds.
-            most_bytes: of all of them together.
+            most: largest number of pictures.
+            most_bytes: largest total size, in bytes.
         """
         self._most, self._most_bytes = most, most_bytes
         self._held: OrderedDict[str, bytes] = OrderedDict()
@@ -57,7 +57,7 @@ class HeldPictures:
         self._lock = threading.Lock()
 
     def put(self, digest: str, small: bytes) -> None:
-        """Hold a picture."""
+        """Store a picture under its digest."""
         with self._lock:
             self._bytes += len(small) - len(self._held.pop(digest, b""))
             self._held[digest] = small
@@ -69,7 +69,7 @@ class HeldPictures:
         """The picture, as a JPEG.
 
         Raises:
-            KeyError: it is not held, or not any more.
+            KeyError: it was never stored, or was dropped since.
         """
         with self._lock:
             self._held.move_to_end(digest)
@@ -77,20 +77,24 @@ class HeldPictures:
 
 
 class BroughtPictures:
-    """Pictures that users brought, made small, by their digest.
+    """Pictures that users brought, scaled down, by their digest.
 
-    A picture's digest stands in the page's URL, so that a link can be shared as long as the store holds it.
+    The digest is part of the page's URL, so a link can be shared for as long as the store holds the picture.
     """
 
     def __init__(self, store: PictureStore | None = None) -> None:
-        """Pictures of a store; None holds them in this process."""
+        """Use the given store; None stores pictures in this process."""
         self._store: PictureStore = HeldPictures() if store is None else store
 
     def add(self, data: bytes, max_pixels: int) -> str:
-        """Hold a picture; its digest.
+        """Store a picture; return its digest.
+
+        Args:
+            data: the picture's bytes.
+            max_pixels: pictures with more pixels are refused.
 
         Raises:
-            ImageError: it is no picture, or too large.
+            ImageError: the bytes are not a picture, or it is too large.
         """
         small = thumbnail(data, _KEPT_SIDE, max_pixels)
         digest = hashlib.sha256(small).hexdigest()[:32]
@@ -101,13 +105,13 @@ class BroughtPictures:
         """The picture, as a JPEG.
 
         Raises:
-            KeyError: it is not held, or not any more.
+            KeyError: it was never stored, or was dropped since.
         """
         return self._store.get(digest)
 
 
 def corpus_root(corpus: str) -> str:
-    """The folder in which a corpus' own files lie: itself, or that of its file or pattern."""
+    """The folder that holds a corpus' files: the corpus itself, or the folder of its file or pattern."""
     wild = min((corpus.find(mark) for mark in _WILDCARDS if mark in corpus), default=-1)
     if wild >= 0:
         return corpus[:wild].rpartition("/")[0]
@@ -117,7 +121,7 @@ def corpus_root(corpus: str) -> str:
 
 
 def is_within(uri: str, roots: Sequence[str]) -> bool:
-    """Whether a picture's file lies in one of the folders, links and `..` followed."""
+    """Whether a picture's file is in one of the folders, after resolving links and `..`."""
     path = file_of(uri)
     if is_remote(path):
         bucket, _, key = path.removeprefix("s3://").partition("/")
@@ -125,16 +129,22 @@ def is_within(uri: str, roots: Sequence[str]) -> bool:
             return False
         return any(f"s3://{bucket}/{key}".startswith(root.rstrip("/") + "/") for root in roots if is_remote(root))
     real = os.path.realpath(path)
-    # The root of a corpus that lies in "/" is "": neither all files nor those of the working directory are its own.
+    # For a corpus in "/", the root is "". It must not admit all files or those of the working directory.
     return any(real.startswith(os.path.realpath(root) + os.sep) for root in roots if root and not is_remote(root))
 
 
 def row_picture(dataset: lance.LanceDataset, row_id: str, roots: Sequence[str], storage: Storage) -> bytes:
-    """A row's picture, small, as a JPEG: the thumbnail in the table, else from its file if a root holds that.
+    """A row's picture, scaled down, as a JPEG: its thumbnail, or else its file if that is within a root.
+
+    Args:
+        dataset: the table.
+        row_id: the row's id.
+        roots: folders that pictures may be read from.
+        storage: how to reach them.
 
     Raises:
         KeyError: there is no such row, or it has no picture.
-        PermissionError: its file lies in none of the roots.
+        PermissionError: the file is in none of the roots.
         ImageError: the picture cannot be decoded.
         OSError: the file cannot be read.
     """

@@ -1,4 +1,4 @@
-"""The work behind a request: in threads, a few at once, each within a time limit."""
+"""Runs the work of requests in threads, a few at a time, each within a time limit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _STUCK_LIMITS = 4.0
 class Steps:
     """Runs steps of work for requests.
 
-    Lance and the encoder cannot be interrupted: a step that is given up still holds its slot until it ends.
+    Lance and the encoder cannot be interrupted, so a step that exceeds the limit holds its slot until it ends.
     """
 
     def __init__(self, time_limit_s: float) -> None:
-        """Steps, none of which runs yet.
+        """Set up four slots.
 
         Args:
-            time_limit_s: a step that takes longer is given up.
+            time_limit_s: a request fails if its step takes longer than this many seconds.
         """
         self._limit_s = time_limit_s
         self._slots = threading.BoundedSemaphore(_SLOTS)
@@ -34,10 +34,10 @@ class Steps:
         self._lock = threading.Lock()
 
     async def run(self, step: Callable[[], T]) -> T:
-        """A step's result; what is wrong with a request as its HTTP error.
+        """The result of a step. Errors become HTTP errors.
 
         Raises:
-            HTTPException: the step took too long, or raised.
+            HTTPException: the step took too long (504) or raised (400, 403, 404, 502).
         """
         try:
             with anyio.fail_after(self._limit_s):
@@ -56,7 +56,7 @@ class Steps:
             raise HTTPException(502, f"the picture's store failed: {type(error).__name__}") from None
 
     def is_stuck(self) -> bool:
-        """Whether every slot has been held for several time limits: nothing will be answered any more."""
+        """Whether every slot has been held for over four time limits, so that nothing will be answered any more."""
         with self._lock:
             began = list(self._running.values())
         return len(began) == _SLOTS and time.monotonic() - max(began) > _STUCK_LIMITS * self._limit_s

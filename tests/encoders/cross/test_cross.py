@@ -1,4 +1,4 @@
-"""Cross-encoders score a pair as their own pipelines in transformers do, alone or among others."""
+"""Cross-encoders score a pair as their own pipelines in transformers do, whether alone or in a batch."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def model(directory: Path) -> CrossEncoder:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
-    """Wide, tall, square, one pixel high, and a large one."""
+    """Wide, tall, square, one pixel high, and a large picture."""
     rng = np.random.default_rng(0)
     sizes = [(40, 60), (64, 32), (33, 33), (20, 90), (300, 400)]
     return [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
 def by_transformers(directory: Path, picture: Image.Image, text: str) -> float:
-    """As the library's own example does it."""
+    """The computation of the library's own example."""
     kind = tf.AutoConfig.from_pretrained(directory).model_type
     classes: dict[str, Any] = {
         "blip": (tf.BlipForImageTextRetrieval, tf.BlipImageProcessorPil),

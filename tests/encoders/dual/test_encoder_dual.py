@@ -1,4 +1,4 @@
-"""A dual tower that is saved must load as the same one, from its directory alone."""
+"""A saved dual tower must load as the same encoder, from its directory alone."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_saved_dual_tower_gives_the_same_vectors(name: str, head: str, tmp_pat
 
 
 def test_the_backbone_keeps_its_pretrained_weights(tmp_path: Path) -> None:
-    """A dual tower that began from random weights would train, badly, and nobody would know why."""
+    """A dual tower that started from random weights would train badly, for no visible reason."""
     directory = tiny_models.tiny_bert(tmp_path / "bert")
     model = DualTower.from_backbones(str(tiny_models.tiny_vit(tmp_path / "vit")), str(directory), dim=8).eval()
     single = load(str(directory)).encode_texts(TEXTS).vectors
@@ -79,7 +79,7 @@ def test_a_tower_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_dual_tower_refuses_another_multilingual_package_than_its_own(tmp_path: Path) -> None:
-    """Its heads were trained on that package's features; on others they give vectors that mean nothing."""
+    """The heads were trained on that package's features; on other features their vectors mean nothing."""
     vit = str(tiny_models.tiny_vit(tmp_path / "vit"))
     folder = DualTower.from_backbones(vit, "use-multilingual", dim=8).save(tmp_path / "dual")
     config = json.loads((folder / "isthmus_dual.json").read_text())
@@ -90,7 +90,7 @@ def test_a_dual_tower_refuses_another_multilingual_package_than_its_own(tmp_path
 
 
 def test_a_dual_tower_is_float32_whatever_its_backbones_were_stored_in(tmp_path: Path) -> None:
-    """Half-precision parameters would be trained in half precision, and lose small gradients."""
+    """Half-precision parameters would be trained in half precision and lose small gradients."""
     vit, bert = tiny_models.tiny_vit(tmp_path / "v"), tiny_models.tiny_bert(tmp_path / "b")
     tiny_models.halve(vit)
     model = DualTower.from_backbones(str(vit), str(bert), dim=8)

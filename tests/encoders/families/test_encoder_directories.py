@@ -22,7 +22,7 @@ PIXELS = [np.full((32, 32, 3), shade, np.uint8) for shade in (0, 90, 255)]
 
 
 def test_the_fingerprint_changes_with_the_activation(tmp_path: Path) -> None:
-    """CLIP checkpoints differ in gelu and quick_gelu over weights of one shape."""
+    """CLIP checkpoints may use gelu or quick_gelu with weights of the same shape."""
     directory = tiny_models.tiny_bert(tmp_path / "m")
     before, vectors = describe(str(directory)).card, load(str(directory)).encode_texts(TEXTS).vectors
     edit_json(directory / "config.json", hidden_act="relu")
@@ -31,7 +31,7 @@ def test_the_fingerprint_changes_with_the_activation(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_does_not_change_with_the_bookkeeping(tmp_path: Path) -> None:
-    """A directory saved again by a newer transformers still fits the tables that were made with it."""
+    """A directory saved again by a newer transformers still fits the tables that it made before."""
     directory = tiny_models.tiny_bert(tmp_path / "m")
     before = describe(str(directory)).card.fingerprint
     edit_json(directory / "config.json", transformers_version="9.9", architectures=["Other"])
@@ -40,7 +40,7 @@ def test_the_fingerprint_does_not_change_with_the_bookkeeping(tmp_path: Path) ->
 
 @pytest.mark.parametrize("maker", [tiny_models.tiny_clip, tiny_models.tiny_bert, tiny_models.tiny_vit])
 def test_missing_weights_are_refused_not_made_up(maker: object, tmp_path: Path) -> None:
-    """transformers fills them at random: every actor of a job would have vectors of its own."""
+    """transformers initialises them at random, so every actor of a job would give other vectors."""
     directory = maker(tmp_path / "m")  # type: ignore[operator]
     edit_weights(directory, lambda w: {k: v for k, v in w.items() if "layers.1." not in k and "layer.1." not in k})
     with pytest.raises(ValueError, match=r"lack .* of the weights"):
@@ -111,7 +111,7 @@ def test_sentence_transformers_settings_that_are_not_followed_are_refused(
 
 
 def test_a_dense_layer_on_top_is_refused(tmp_path: Path) -> None:
-    """LaBSE and its kin end in one: without it the vectors are those of another model."""
+    """LaBSE and similar models end in a dense layer; without it the vectors are those of another model."""
     directory = tiny_models.tiny_bert(tmp_path / "m")
     (directory / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
     with pytest.raises(ValueError, match="Dense, which isthmus does not run"):
@@ -133,7 +133,7 @@ def test_poolings_equal_those_of_sentence_transformers(pooling: str, tmp_path: P
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "chinese_clip", "altclip", "metaclip2", "bert", "vit"])
 def test_a_card_is_made_without_torch(name: str, tmp_path: Path) -> None:
-    """The driver of a job and `isthmus plan` want a card, not seconds of imports."""
+    """A job's driver and `isthmus plan` need a card, without seconds of imports."""
     directory = getattr(tiny_models, f"tiny_{name}")(tmp_path / "m")
     _describe_without_torch(str(directory))
 

@@ -1,4 +1,4 @@
-"""The encoder of the tests and examples: were it not deterministic, every test on top of it would flicker."""
+"""The encoder of tests and examples must be deterministic, or every test that uses it would be flaky."""
 
 from __future__ import annotations
 

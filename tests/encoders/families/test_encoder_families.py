@@ -1,4 +1,4 @@
-"""A vector that differs from the family's own pipeline is a wrong vector, in a table that says it is right."""
+"""A vector that differs from the family's own pipeline is a wrong vector in a table that calls it right."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_single_towers_give_unit_vectors_that_tell_inputs_apart(name: str, direc
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "clip", "altclip"])
 def test_batches_by_length_equal_one_padded_batch(name: str, directory_of: Callable[[str], Path]) -> None:
-    """Sorting by length saves the padding; it must not change a vector or its place."""
+    """Sorting by length saves padding; it must not change a vector or its position."""
     directory = str(directory_of(name))
     texts = [f"{'dog ' * (i % 5)}boat {i}" for i in range(23)]
     small = load(directory, EncoderOptions(batch_size=3)).encode_texts(texts).vectors

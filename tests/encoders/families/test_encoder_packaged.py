@@ -1,4 +1,4 @@
-"""The pretrained towers that packages ship are real: a photograph gets its class, a translation its neighbour."""
+"""The packaged pretrained towers are real: a photograph gets its class, a translation is the nearest neighbour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory and shape: one absurd picture must not kill a worker, and no mode may change what the model is fed."""
+"""Memory and shape: an absurd picture must not kill a worker, and no mode may change the shape of the model's input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise with as much energy in every octave, as photographs have, and some grain."""
+    """Noise with equal energy in every octave, as in photographs, and some grain."""
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3), np.float32)
     for octave in range(1, 9):
@@ -38,7 +38,7 @@ def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
 @pytest.mark.parametrize("mode", ["fast", "exact"])
 @pytest.mark.parametrize("size", [(20_000_000, 1), (1, 100_000)])
 def test_a_line_of_pixels_is_resized_without_its_far_ends(mode: Preprocessing, size: tuple[int, int]) -> None:
-    """Resized whole, the first would be 224 x 4,480,000,000 pixels."""
+    """Resized whole, the first picture would have 224 x 4,480,000,000 pixels."""
     data = save(Image.new("1", size, 1), "PNG")
     tracemalloc.start()
     pixels = prepare(data, CROPPED, mode)
@@ -58,7 +58,7 @@ def test_a_line_of_pixels_that_nothing_crops_is_refused() -> None:
 @pytest.mark.parametrize("transform", [CROPPED, UNCROPPED, PATCHES])
 @pytest.mark.parametrize("size", [(1001, 667), (1333, 2001), (1799, 531), (703, 1409), (640, 427)])
 def test_both_modes_give_one_shape(transform: ImageTransform, size: tuple[int, int]) -> None:
-    """A reduced JPEG has rounded sides: a size worked out from them can differ by a pixel, or by a row of patches."""
+    """A reduced JPEG has rounded sides: a size computed from them can be off by a pixel or by a row of patches."""
     data = save(Image.new("RGB", size, (90, 120, 10)), "JPEG")
     assert prepare(data, transform, "fast").shape == prepare(data, transform, "exact").shape
 

@@ -1,4 +1,4 @@
-"""A cut file is fetched again, a damaged one is not; half a picture embedded as if whole is found by nobody."""
+"""A cut file is fetched again, a damaged one is not; half a picture must not be embedded as if it were whole."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def outcome(data: bytes) -> str | NDArray[np.uint8]:
 
 
 def check_cuts(data: bytes, lengths: Iterable[int]) -> list[int]:
-    """The lengths at which a cut file passes; those must show the whole picture, all others be called cut."""
+    """The lengths at which a cut file passes. There it must show the whole picture; elsewhere it must be called cut."""
     whole, passed = np.asarray(open_image(data)), []
     for length in lengths:
         found = outcome(data[:length])
@@ -73,7 +73,7 @@ def test_a_cut_file_is_refused_as_cut_or_has_all_its_pixels(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "gif", "tiff lzw"])
 def test_no_cut_at_all_passes_for_a_whole_picture(kind: str) -> None:
-    """Every length: of a JPEG, only the last mark may be missing."""
+    """Every length is tried: only the last mark of a JPEG may be missing."""
     data = encoded(kind)
     passed = check_cuts(data, range(16, len(data)))
     assert all(len(data) - length <= 2 for length in passed)
@@ -95,7 +95,7 @@ def test_no_cut_at_all_passes_for_a_whole_picture(kind: str) -> None:
     ],
 )
 def test_what_is_no_picture_says_what_it_looks_like(data: bytes, words: str) -> None:
-    """EPS among them: Pillow would start Ghostscript on a stranger's program."""
+    """EPS included: Pillow would run Ghostscript on a stranger's program."""
     with pytest.raises(ImageError, match=words) as caught:
         open_image(data)
     assert caught.value.reason == "not_an_image"
@@ -129,6 +129,6 @@ HEADS += [b"\0\0\0\x18ftypavif", b"\0\0\0\x0cjP  ", b"\xff\xfe", b""]
 
 @given(st.sampled_from(HEADS), st.binary(max_size=300))
 def test_reading_a_container_never_fails(head: bytes, rest: bytes) -> None:
-    """It runs while an error is being told: one of its own would end the batch."""
+    """This code runs while an error is being reported; an error of its own would end the batch."""
     assert is_cut(head + rest) in {True, False, None}
     assert isinstance(looks_like(head + rest), str)

@@ -1,4 +1,4 @@
-"""Configurations as they lie beside weights: old ones, sparse ones, nested ones. Misread, they cost recall silently."""
+"""Old, sparse and nested configurations beside weights. Misreading one silently costs recall."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from encoders.images import ImageTransform, prepare
 from encoders.images.transform import from_processor_config, load_transform
 
-# As published with openai/clip-vit-base-patch32: `size` is a number, and means the shortest edge.
+# As published with openai/clip-vit-base-patch32: `size` is a number, which means the shortest edge.
 FIRST_CLIP = {
     "crop_size": 224,
     "do_center_crop": True,

@@ -1,4 +1,4 @@
-"""Augmentation and the preparation of pictures that are decoded already."""
+"""Augmentation and the preparation of decoded pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encoders.images.prepare import prepare_image
 
 
 def ramp(width: int = 64, height: int = 48) -> Image.Image:
-    """Left is dark, right is bright: a flip shows."""
+    """The left side is dark, the right side bright, so that a flip shows."""
     line = np.linspace(0, 255, width).astype(np.uint8)
     return Image.fromarray(np.broadcast_to(line[None, :, None], (height, width, 3)).copy())
 
@@ -28,7 +28,7 @@ def rises(image: Image.Image) -> bool:
 
 
 def test_the_same_seed_gives_the_same_picture_and_another_another() -> None:
-    """A resumed run must see the pictures that it would have seen."""
+    """A resumed run must see the same pictures as an uninterrupted one."""
     image = open_image(picture(3, size=(80, 60)))
     for strength in ("light", "strong"):
         found = [np.asarray(augment(image, strength, seed)) for seed in (1, 1, 2)]  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_picture_and_another_another() -> None:
 
 
 def test_light_never_mirrors_and_strong_does_so_half_the_time() -> None:
-    """A mirrored picture makes a lie of a caption that says "left"."""
+    """In a mirrored picture, a caption that says "left" becomes false."""
     assert all(rises(augment(ramp(), "light", seed)) for seed in range(100))
     kept = sum(rises(augment(ramp(), "strong", seed)) for seed in range(200))
     assert 60 < kept < 140
@@ -77,7 +77,7 @@ def test_windows_wander_over_the_whole_picture() -> None:
     ids=["crop", "squash"],
 )
 def test_a_decoded_picture_is_prepared_as_its_bytes_are(size: tuple[int, int], transform: ImageTransform) -> None:
-    """Training on other pixels than those that are embedded is a shift that no loss shows."""
+    """Training on other pixels than are embedded later is a shift that no loss shows."""
     data = picture(1, size=size, kind="PNG")
     np.testing.assert_array_equal(prepare_image(open_image(data), transform), prepare(data, transform, "fast"))
 

@@ -1,4 +1,4 @@
-"""Real corpora hold every kind of picture. One decoded wrong poisons a vector; one that raises costs a batch."""
+"""Real corpora hold every kind of picture. A wrong decode corrupts a vector; an unexpected exception costs a batch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_odd_format_has_the_right_colours(kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_stand_upright(orientation: int) -> None:
-    """A phone writes pictures lying down and says so in EXIF; a model was trained on upright ones."""
+    """Phones store pictures rotated and record that in EXIF; models were trained on upright pictures."""
     upright = np.zeros((60, 100, 3), np.uint8)
     upright[:30, :50] = (250, 0, 0)
     upright[30:, 50:] = (0, 0, 250)

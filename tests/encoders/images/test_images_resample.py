@@ -1,4 +1,4 @@
-"""The quick way to resize is a second implementation: it must compute what Pillow computes, at every size and crop."""
+"""The fast resize is a second implementation: it must compute what Pillow computes, at every size and crop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE = photograph(700, 700)
 
 @pytest.fixture(params=["rust", "pillow"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """With the package, and as on a platform that has no wheel of it."""
+    """With the package, and as on a platform without a wheel of it."""
     if request.param == "pillow":
         monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
     else:
@@ -51,7 +51,7 @@ shares = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)
 def test_a_window_is_what_pillow_resizes_and_crops(
     source: tuple[int, int], size: tuple[int, int], x: list[float], y: list[float], name: str, implementation: str
 ) -> None:
-    """Pillow's fixed-point coefficients and the crate's differ by a rounding. Reduced pictures: the next test."""
+    """Fixed-point coefficients of Pillow and of the crate differ by a rounding. Reduced pictures: see the next test."""
     image = SOURCE.crop((0, 0, *source))
     size = (max(size[0], -(-source[0] // 3)), max(size[1], -(-source[1] // 3)))  # below that, both average first
     left, right = int(x[0] * (size[0] - 1)), max(int(x[1] * size[0]), int(x[0] * (size[0] - 1)) + 1)
@@ -69,7 +69,7 @@ def test_a_window_is_what_pillow_resizes_and_crops(
 
 @pytest.mark.parametrize("size", [(256, 256), (640, 480), (427, 640)])
 def test_rounding_is_pillows_too(size: tuple[int, int]) -> None:
-    """Rounded elsewhere, a quarter of the values would be off by one: cosines of .9995 instead of .99999."""
+    """With other rounding, a quarter of the values would be off by one: cosines of .9995 instead of .99999."""
     pytest.importorskip("cykooz_resizer")
     buffer = io.BytesIO()
     photograph(*size).save(buffer, "PNG")
@@ -96,7 +96,7 @@ def test_a_picture_much_larger_is_averaged_first_and_looks_the_same(size: tuple[
 def test_fast_is_exact_but_for_a_little_at_every_size_and_orientation(
     size: tuple[int, int], orientation: int, kind: str, crop: bool, implementation: str
 ) -> None:
-    """A crop from the wrong place, or of a picture lying down, would be a wrong vector and no error."""
+    """A crop from the wrong place, or of a rotated picture, would be a wrong vector without an error."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
@@ -110,7 +110,7 @@ def test_fast_is_exact_but_for_a_little_at_every_size_and_orientation(
 @pytest.mark.parametrize("mode", ["fast", "exact"])
 @pytest.mark.parametrize("max_side", [100, 900])
 def test_a_thumbnail_made_beside_the_pixels_changes_neither(mode: str, max_side: int) -> None:
-    """Of a JPEG decoded at a quarter, a thumbnail of 900 pixels would be a blown-up one."""
+    """From a JPEG decoded at a quarter, a thumbnail of 900 pixels would be an enlargement."""
     buffer = io.BytesIO()
     photograph(2400, 1800).save(buffer, "JPEG")
     data = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Preprocessing that differs from the one that a model was trained with costs recall, silently."""
+"""Preprocessing that differs from a model's training silently costs recall."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_tensors_are_normalised_to_the_same_bits_where_they_are(name: str) -> No
     found = transform.normalise_tensor(torch.from_numpy(pixels))
     np.testing.assert_array_equal(found.numpy(), transform.normalise(list(pixels)))
     assert found.is_contiguous(memory_format=torch.channels_last)
-    # Nothing is made on another device, whatever that of the pixels is.
+    # Nothing is created on another device than that of the pixels.
     assert transform.normalise_tensor(torch.empty(1, 4, 4, 3, dtype=torch.uint8, device="meta")).is_meta
 
 

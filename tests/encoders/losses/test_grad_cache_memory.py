@@ -1,4 +1,4 @@
-"""A batch of 4,096 in the memory of one of 256: else GradCache is only slow."""
+"""A batch of 4,096 must fit in the memory of one of 256; otherwise GradCache is only slow."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def peak_kib(n: int) -> int:
     root = str(Path(__file__).resolve().parents[3])
-    # What is freed goes back at once: we measure what the step needs, not how the allocator hoards.
+    # Freed memory is returned at once: the test measures what the step needs, not what the allocator hoards.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", SCRIPT, str(n)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=environment)

@@ -1,4 +1,4 @@
-"""The loss of many processes, and that of a batch in chunks, equal that of one process: value and every gradient."""
+"""The loss of many processes, and of a batch in chunks, equals that of one process: value and every gradient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def alone(term: str, *, dropout: float = 0.0) -> tuple[float, dict[str, torch.Te
 
 
 def one_of_many(rank: int, world: int, folder: str, chunked: bool) -> None:
-    """A process: plain or cached, under DDP, with unequal shares of the batch."""
+    """One process: plain or cached, under DDP, with unequal shares of the batch."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     results: dict[str, Any] = {}
     bounds = [0, *torch.linspace(2, ROWS, world).long().tolist()]
@@ -67,7 +67,7 @@ def one_of_many(rank: int, world: int, folder: str, chunked: bool) -> None:
     ],
 )
 def test_many_processes_equal_one(world: int, chunked: bool, tmp_path: Path) -> None:
-    """Without gathered gradients a sharded loss trains another model, silently."""
+    """Without gathered gradients a sharded loss silently trains another model."""
     torch.multiprocessing.spawn(one_of_many, (world, str(tmp_path), chunked), nprocs=world)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     for term in ALL_TERMS:
@@ -101,7 +101,7 @@ def test_chunks_equal_the_whole_batch(term: str, chunk: int) -> None:
 
 
 def test_the_second_forward_draws_the_same_random_numbers() -> None:
-    """Dropout that differs between the two forwards gives the gradient of a model that never was."""
+    """If dropout differs between the two forwards, the gradient is that of a model that never existed."""
     torch.manual_seed(0)
     towers = TinyTowers(dropout=0.5)
     seen: list[torch.Tensor] = []
@@ -121,7 +121,7 @@ def test_the_second_forward_draws_the_same_random_numbers() -> None:
 
 
 def test_a_single_chunk_is_forwarded_once() -> None:
-    """A batch that fits costs what a plain step costs."""
+    """A batch that fits costs no more than a plain step."""
     towers = TinyTowers()
     loss = WeightedLoss([parse_term("infonce")], dim=5).double()
     calls: list[int] = []

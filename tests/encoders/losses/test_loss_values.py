@@ -89,7 +89,7 @@ def test_each_loss_is_its_formula_and_so_is_its_gradient(term: str, n: int) -> N
     name = term.split(":")[0]
     name = name + ("_text" if "relation=text" in term else "")
     if n == 1 and name == "hardness":
-        name = "infonce"  # no negative to weigh
+        name = "infonce"  # no negative to weight
     torch.manual_seed(3)
     towers, batch = TinyTowers(), make_batch(n, 3)
     found = WeightedLoss([parse_term(term)], dim=5).double()(Shard.whole(towers(batch)))
@@ -111,7 +111,7 @@ def test_worked_numbers() -> None:
     a, b = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64), torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
     assert float(torch.nn.functional.cosine_similarity(a, b, dim=0)) == pytest.approx(0.974631846, abs=1e-9)
     cosines = torch.tensor([[0.9, 0.2], [0.3, 0.8]], dtype=torch.float64)
-    # image = identity makes the cosines the captions themselves.
+    # With image = identity, the cosines are the captions themselves.
     pairs = Pairs(image=torch.eye(2, dtype=torch.float64), text=cosines.T, scale=torch.tensor(10.0))
     rows = torch.nn.functional.cross_entropy(cosines * 10, torch.arange(2), reduction="none")
     assert float(rows.sum()) == pytest.approx(0.007626815, abs=1e-9)
@@ -126,7 +126,7 @@ def test_all_negatives_as_the_hardest_are_infonce() -> None:
 
 
 def test_captions_of_one_picture_and_equal_captions_are_no_negatives() -> None:
-    """A picture pushed away from its own second caption unlearns what the first one taught."""
+    """A picture that is pushed away from its own second caption unlearns what the first one taught."""
     pairs = pairs_of(7)
     marked = not_negatives(Shard.whole(pairs))
     for i in range(7):
@@ -143,7 +143,7 @@ def test_a_loss_is_the_sum_over_blocks_of_rows(term: str) -> None:
 
 
 def test_the_bank_holds_the_last_pairs_in_order_and_masks_its_own() -> None:
-    """The reference code reads a full queue as empty, overwrites the tail that wraps, and enqueues before the loss."""
+    """The reference code treats a full queue as empty, overwrites the tail that wraps, and enqueues before the loss."""
     bank = MemoryBank(size=5, dim=5).double()
     history: list[Pairs] = []
     for seed in range(4):

@@ -1,4 +1,4 @@
-"""OpenVINO is faster; it must also give the vectors that torch gives, or a table holds two kinds of them."""
+"""OpenVINO is faster, but must give the same vectors as torch, or a table would hold two kinds of vectors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def least_cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 
 def assert_same_vectors(spec: str, wanted: Encoder, found: Encoder, least: float = 0.9999) -> None:
-    """Batches of several sizes, alone among them, and captions of any length, whatever order they come in."""
+    """Batches of several sizes, single items included, with captions of any length, in any order."""
     if "image" in wanted.card.modalities:
         pixels = pixels_for(spec, 11)
         for part in (pixels, pixels[:1], pixels[3:5], pixels[4:9]):
@@ -69,7 +69,7 @@ def assert_same_vectors(spec: str, wanted: Encoder, found: Encoder, least: float
 
 
 def openvino_towers(caplog: pytest.LogCaptureFixture, precision: str = "fp32") -> int:
-    """How many towers went over to OpenVINO since the log was cleared."""
+    """How many towers switched to OpenVINO since the log was cleared."""
     return sum(record.getMessage().startswith(f"OpenVINO, {precision}:") for record in caplog.records)
 
 
@@ -140,7 +140,7 @@ def test_auto_goes_over_in_the_middle_of_its_work_and_the_vectors_stay(
 ) -> None:
     monkeypatch.setattr(encoders.runtime.acceleration, "_WORTH_S", 0.0)
     wanted, found = load("minilm", EncoderOptions(backend="torch")), load("minilm", EncoderOptions(batch_size=8))
-    for text in TEXTS[:4]:  # a person's questions come one at a time, and start no trial
+    for text in TEXTS[:4]:  # single queries come one at a time, and start no trial
         found.encode_texts([text])
     assert not caplog.records
     vectors = found.encode_texts(TEXTS * 2).vectors

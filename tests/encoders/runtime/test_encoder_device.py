@@ -1,4 +1,4 @@
-"""Memory that runs out costs a smaller batch, not the job."""
+"""Running out of memory costs a smaller batch, not the job."""
 
 from __future__ import annotations
 

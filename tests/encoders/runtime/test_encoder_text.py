@@ -1,4 +1,4 @@
-"""Batches of captions are bounded by tokens on a CPU: none may be lost, swapped or changed by the cut."""
+"""On a CPU, batches of captions are bounded by tokens: no caption may be lost, swapped or changed by the split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_documented_cut_is_the_cut() -> None:
 
 
 def test_a_long_caption_makes_no_other_long_and_changes_no_vector(tmp_path: Path) -> None:
-    """64 captions padded to one long one are many times their work."""
+    """Padding 64 captions to the length of one long caption multiplies the work."""
     words = ["a dog", "a red car on a road", "house", "a small cat in a tree"]
     texts = [f"{words[i % 4]} {words[i % 3]}" for i in range(90)]
     texts[41] = "dog car " * 100

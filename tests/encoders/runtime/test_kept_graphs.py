@@ -1,4 +1,4 @@
-"""A graph that is kept must give the vectors of the model that it was made of, or not be used."""
+"""A cached graph must give the vectors of the model that it was made from, or not be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family trains as its own encoder runs, and what comes out loads again: in isthmus and in transformers."""
+"""Every family trains as its own encoder runs, and the result loads again: in isthmus and in transformers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def batch_for(model: PairsModel, encoder_transform: object) -> tuple[dict[str, t
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("tuning", ["full", "last:1", "lora:2", "frozen"])
 def test_what_trains_is_what_was_asked_and_it_loads_again(name: str, tuning: str, tmp_path: Path) -> None:
-    """A frozen layer that moves, or a parameter without a gradient, is found by nobody until the figures are bad."""
+    """A frozen layer that moves, or a parameter without a gradient, goes unnoticed until the metrics are bad."""
     directory = MAKERS[name](tmp_path)
     if tuning == "lora:2" and name == "resnet":
         pytest.skip("adapters of convolutions need several stages of equal width, which a tiny ResNet has not")
@@ -89,7 +89,7 @@ def test_what_trains_is_what_was_asked_and_it_loads_again(name: str, tuning: str
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     optimiser = torch.optim.SGD(parameter_groups(model, learning_rate=0.1, weight_decay=0.0), lr=0.1)
-    for _ in range(2):  # an adapter's first half gets a gradient once its second half has moved
+    for _ in range(2):  # an adapter's first half gets a gradient only after its second half has moved
         optimiser.zero_grad()
         shard = Shard.whole(model.train()(batch))
         (info_nce(shard) + siglip(shard)).backward()
@@ -132,7 +132,7 @@ def dict_of(
 
 
 def test_features_of_a_table_serve_as_the_backbones_own(tmp_path: Path) -> None:
-    """Heads that were trained on normalised features must mean the same on the backbone's own."""
+    """Heads that were trained on normalised features must work the same on the backbone's own."""
     model = PairsModel(open_model(str(dual(tmp_path)))).eval()
     batch, pictures = batch_for(model, model.model.transform)
     image, text = (load(str(tmp_path / name)) for name in "vb")

@@ -1,4 +1,4 @@
-"""Models to train: every family with every tuning of either tower, what DDP needs of them, and how they are written."""
+"""Models to train: every family with every tuning of either tower, the needs of DDP, and how models are saved."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def batch_of(model: PairsModel, words: list[str] = WORDS) -> Batch:
 
 
 def expected_to_train(model: PairsModel, modality: Modality, tuning: str) -> tuple[set[str], set[str]]:
-    """Parameters of a tower that must train and those that must not, by their names; adapters are in neither."""
+    """Names of a tower's parameters that must train and of those that must not; adapters are in neither."""
     network = "dual" if hasattr(model.model, "dual") else "network"
     if network == "dual":
         head, backbone = f"model.dual.{modality}_head.", f"model.dual.{modality}_backbone."
@@ -81,7 +81,7 @@ def expected_to_train(model: PairsModel, modality: Modality, tuning: str) -> tup
 def test_the_text_tower_trains_what_was_asked_for_and_every_part_gets_a_gradient(
     name: str, tuning: str, tmp_path: Path
 ) -> None:
-    """Under DDP a parameter without a gradient is a run that hangs: the bias of SigLIP under InfoNCE is one."""
+    """Under DDP a parameter without a gradient makes a run hang: the bias of SigLIP under InfoNCE is one."""
     torch.manual_seed(0)
     model = PairsModel(open_model(spec_of(name, tmp_path), dim=8))
     if tuning == "head" and not model.model.tower("text").heads:
@@ -113,7 +113,7 @@ def test_the_text_tower_trains_what_was_asked_for_and_every_part_gets_a_gradient
 
 
 def test_ddp_goes_through_steps_of_infonce_with_a_model_that_has_a_bias(tmp_path: Path) -> None:
-    """The second step is the one that would fail: DDP notices then that a gradient of the first never came."""
+    """The second step is the one that would fail: only then DDP notices that a gradient of the first never came."""
     import torch.distributed as dist
 
     model = PairsModel(open_model(str(tiny_models.tiny_siglip(tmp_path / "m"))))
@@ -130,7 +130,7 @@ def test_ddp_goes_through_steps_of_infonce_with_a_model_that_has_a_bias(tmp_path
 
 @pytest.mark.parametrize("name", [*FAMILIES, *TOWERS])
 def test_a_process_without_a_row_takes_part_with_gradients_of_zero(name: str, tmp_path: Path) -> None:
-    """Three workers and a last batch of two pairs: the third must neither crash nor pull at the weights."""
+    """Three workers and a last batch of two pairs: the third must neither crash nor influence the weights."""
     model = PairsModel(open_model(spec_of(name, tmp_path), dim=8))
     apply_tuning(model.model, "image", Tuning.parse("full"))
     tokens = {n: torch.from_numpy(a) for n, a in model.model.tokenize([]).items()}
@@ -151,7 +151,7 @@ def test_a_process_without_a_row_takes_part_with_gradients_of_zero(name: str, tm
 
 @pytest.mark.parametrize("name", [*FAMILIES, "vit+bert"])
 def test_long_captions_are_cut_where_the_encoder_cuts_them(name: str, tmp_path: Path) -> None:
-    """Training on other tokens than are embedded later is a loss that no figure explains."""
+    """Training on other tokens than are embedded later costs recall that no metric explains."""
     spec = spec_of(name, tmp_path)
     model = PairsModel(open_model(spec, dim=8)).eval()
     if "+" in spec:
@@ -182,7 +182,7 @@ def test_a_family_written_over_itself_still_knows_its_tokens_and_pictures(name: 
 
 
 def test_weights_in_half_precision_train_in_single_and_are_saved_so(tmp_path: Path) -> None:
-    """Steps smaller than half precision resolves would be lost one by one."""
+    """Steps below the resolution of half precision would be lost one by one."""
     directory = tiny_models.tiny_clip(tmp_path / "m")
     tiny_models.halve(directory)
     model = PairsModel(open_model(str(directory)))
@@ -220,7 +220,7 @@ def test_a_text_backbone_outside_torch_takes_features_and_refuses_captions(tmp_p
 
 @pytest.mark.parametrize("tuning", ["frozen", "head"])
 def test_a_backbone_that_does_not_train_is_the_same_in_every_step(tuning: str, tmp_path: Path) -> None:
-    """Whether its features come from the table or are made anew must not decide whether heads see dropout."""
+    """Whether features are read from the table or computed must not decide whether heads see dropout."""
     for name, make in (("dual", None), ("chinese", tiny_models.tiny_chinese_clip)):
         spec = spec_of("vit+bert", tmp_path) if make is None else str(make(tmp_path / name))
         model = PairsModel(open_model(spec, dim=8))

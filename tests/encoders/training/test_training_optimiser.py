@@ -1,4 +1,4 @@
-"""What decays, how fast each part learns, and when."""
+"""Which parameters decay, how fast each part learns, and when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from encoders.training.tuning import Tuning, apply_tuning
 
 @pytest.mark.parametrize("make", [tiny_models.tiny_clip, tiny_models.tiny_siglip, tiny_models.tiny_altclip, None])
 def test_each_parameter_that_trains_is_in_one_group_and_scalars_do_not_decay(make: object, tmp_path: Path) -> None:
-    """A temperature that decays is pulled to 1; one in two groups makes AdamW refuse, one in none never learns."""
+    """A decaying temperature is pulled to 1; in two groups it makes AdamW refuse, in none it never learns."""
     pair = f"{tiny_models.tiny_vit(tmp_path / 'v')}+{tiny_models.tiny_bert(tmp_path / 'b')}"
     spec = pair if make is None else str(make(tmp_path / "m"))  # type: ignore[operator]
     model = PairsModel(open_model(spec, dim=8, bias=True), teacher_image_dim=5)
@@ -58,7 +58,7 @@ def test_decay_shrinks_matrices_and_nothing_else() -> None:
 
 
 def test_nothing_to_train_is_said(tmp_path: Path) -> None:
-    """The logit scale alone would train, for hours, to no effect."""
+    """Only the logit scale would train, for hours, to no effect."""
     model = PairsModel(open_model(str(tiny_models.tiny_clip(tmp_path / "m"))))
     for modality in ("image", "text"):
         apply_tuning(model.model, modality, Tuning.parse("frozen"))  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_the_norm_of_all_gradients() -> None:
 
 
 def test_one_kernel_steps_as_the_plain_optimiser_does() -> None:
-    """A fast step that drifts from AdamW would only show as a model that is a little worse."""
+    """A fast step that drifts from AdamW would only show as a slightly worse model."""
     models = [torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     groups = [parameter_groups(model, learning_rate=0.01, weight_decay=0.3) for model in models]
@@ -108,7 +108,7 @@ def test_one_kernel_steps_as_the_plain_optimiser_does() -> None:
 
 
 def test_a_state_of_another_way_to_step_is_taken_up() -> None:
-    """A run that began sharded, or before the one kernel was used, goes on; and steps as this process does."""
+    """A run that began sharded, or without the fused kernel, goes on, with the optimiser step of this process."""
     model = torch.nn.Linear(3, 3)
     optimiser = make_optimiser(parameter_groups(model, learning_rate=0.1, weight_decay=0.5))
     older = torch.optim.AdamW(parameter_groups(model, learning_rate=0.2, weight_decay=0.5))

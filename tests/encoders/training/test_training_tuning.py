@@ -1,4 +1,4 @@
-"""Which blocks a tuning means, in networks whose blocks are not one flat list; adapters that fold away."""
+"""Which blocks a tuning selects in networks whose blocks are not one flat list; adapters that can be merged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = ["a red circle", "two dogs", "the sea at night"]
 
 
 def tiny_convnext(directory: Path) -> Path:
-    """ConvNeXt, whose third stage is longer than its list of stages, as in every real one."""
+    """ConvNeXt whose third stage is longer than its list of stages, as in every real one."""
     torch.manual_seed(0)
     config = tf.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 6, 1], num_stages=4)
     tf.ConvNextModel(config).save_pretrained(directory)
@@ -33,7 +33,7 @@ def tiny_convnext(directory: Path) -> Path:
 
 
 def test_the_blocks_of_a_network_of_stages_are_its_stages(tmp_path: Path) -> None:
-    """`last:1` of a ConvNeXt trained a layer of its third stage with all of its fourth; adapters sat in one stage."""
+    """`last:1` of a ConvNeXt used to train a layer of its third stage and all of its fourth; one stage had adapters."""
     model = open_model(f"{tiny_convnext(tmp_path / 'c')}+{tiny_models.tiny_bert(tmp_path / 'b')}", dim=8)
     backbone = model.tower("image").backbone
     name, stages = blocks_of(backbone)
@@ -53,7 +53,7 @@ def test_the_blocks_of_a_network_of_stages_are_its_stages(tmp_path: Path) -> Non
     "make", [tiny_models.tiny_vit, tiny_models.tiny_resnet, tiny_convnext, tiny_models.tiny_dinov2]
 )
 def test_adapters_folded_in_give_the_same_vectors_and_a_plain_model(make: object, tmp_path: Path) -> None:
-    """Convolutions fold in otherwise than linear layers; a saved adapter would be a directory that nothing loads."""
+    """Convolutions are merged unlike linear layers; a saved adapter would be a directory that nothing loads."""
     image = make(tmp_path / "i")  # type: ignore[operator]
     model = PairsModel(open_model(f"{image}+{tiny_models.tiny_bert(tmp_path / 'b')}", dim=8))
     names = set(model.state_dict())
@@ -83,7 +83,7 @@ def test_adapters_folded_in_give_the_same_vectors_and_a_plain_model(make: object
 
 @pytest.mark.parametrize("tuning", ["full", "last:2", "head", "lora:2"])
 def test_batch_norms_stand_still_however_often_training_is_switched_on(tuning: str, tmp_path: Path) -> None:
-    """Their statistics leak a batch's other pictures into a vector, and make cached gradients inexact."""
+    """Batch statistics leak the batch's other pictures into a vector, and make cached gradients inexact."""
     spec = f"{tiny_models.tiny_resnet(tmp_path / 'r')}+{tiny_models.tiny_bert(tmp_path / 'b')}"
     model = PairsModel(open_model(spec, dim=8))
     apply_tuning(model.model, "image", Tuning.parse(tuning))

@@ -1,4 +1,4 @@
-"""A plan that is wrong by a factor sends people to rent the wrong machine; one that writes is no plan."""
+"""A plan that is wrong by a factor makes people rent the wrong machine; a plan that writes is not a plan."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_rows_are_counted_where_the_listing_knows_them_and_estimated_elsewhere()
 
 
 def test_stages_share_the_cores_without_gpus() -> None:
-    # 1 + 4 + 15 ms a row on each of 8 cores.
+    # 1 + 4 + 15 ms per row on each of 8 cores.
     assert stage_limits(SAMPLE, MACHINE, CPU_POOLS) == {"encode": pytest.approx(8 / 0.020)}
     few = plan_pools(Resources(cpus=8, gpus=0), actors=2)
-    # Two actors with four threads each: what is encoded with four threads takes four cores' time.
+    # Two actors with four threads each: work encoded with four threads takes four cores' time.
     assert stage_limits(replace(SAMPLE, threads=4), MACHINE, few) == {"encode": pytest.approx(2 / 0.019)}
 
 

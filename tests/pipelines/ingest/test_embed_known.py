@@ -1,4 +1,4 @@
-"""The indexes by which known vectors are found: made in parts, caught up by what is new, right whatever the parts."""
+"""The indexes that find known vectors: built in parts, updated with new rows, correct for any parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_parts_hold_each_fragment_once_and_no_more_rows_than_wanted(sizes: dict[
     assert [fragment for part in parts for fragment in part] == list(sizes)
     loads = [sum(sizes[fragment] for fragment in part) for part in parts]
     assert all(load <= wanted or len(part) == 1 for load, part in zip(loads, parts, strict=True))
-    # No two neighbours would have fitted into one.
+    # No two neighbouring parts would have fitted into one.
     assert all(load + sizes[part[0]] > wanted for load, part in zip(loads, parts[1:], strict=False))
 
 
@@ -87,7 +87,7 @@ def test_vectors_are_found_in_all_parts_and_in_what_is_not_indexed_yet(
     index_digests(table)
     assert parts_of(table) == first
 
-    append(table, range(1_100, 1_150))  # too few to be worth it
+    append(table, range(1_100, 1_150))  # too few to be worth an update
     index_digests(table)
     assert parts_of(table) == first
     assert found(table, [0, 998, 1_099, 1_149, 1_150]) == [[0, 0], [998, 998], [1_099, 1_099], [1_149, 1_149], None]
@@ -111,7 +111,7 @@ def test_what_is_kept_of_an_index_does_not_grow_with_the_table(tmp_path: Path, m
     index_digests(ref)
 
     def kept(bound: int) -> int:
-        """Bytes of the index that lookups all over it leave in memory."""
+        """Bytes of the index that look-ups in all of it leave in memory."""
         monkeypatch.setattr(reuse, "_INDEX_CACHE_BYTES", bound)
         known = KnownVectors(ref, int(open_dataset(ref).version), {TEXT_VECTOR: (TEXT_VECTOR,)})
         for first in range(0, 500, 100):

@@ -1,4 +1,4 @@
-"""Work that is shared out must be the work: no record twice, none lost."""
+"""Work that is shared out must add up to all work: no record twice, none lost."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_small_shards_travel_together_less_and_less_of_them_and_unknown_ones_alo
     processes=st.integers(1, 8),
 )
 def test_processes_end_together(rows: int, rows_of_a_shard: int, bytes_of_a_row: int, processes: int) -> None:
-    """Equally fast ones, each of which asks when it is done: within an eighth of a block, or some shards."""
+    """Equally fast processes, each of which asks when it is done, differ by at most 1/8 of a block, or some shards."""
     block_rows, block_bytes = 64, 64 << 20
     work = [
         shard(i, rows_of_a_shard, size_bytes=bytes_of_a_row * rows_of_a_shard) for i in range(rows // rows_of_a_shard)
@@ -94,7 +94,7 @@ def test_processes_end_together(rows: int, rows_of_a_shard: int, bytes_of_a_row:
 def test_what_a_dead_process_leaves_is_of_its_own_pieces(
     rows: int, processes: int, settled: list[tuple[int, int]]
 ) -> None:
-    """A piece that opened the whole shard again would do what its neighbour does."""
+    """A piece that opened the whole shard again would do its neighbour's work."""
     coverage = Coverage(
         Claim(shard="s0", start=start, stop=min(start + n, rows), last=False, written=0, rejected=0)
         for start, n in settled

@@ -1,4 +1,4 @@
-"""Files of one record each are read several at once, in their order; what fails, fails as it would alone."""
+"""Several single-record files are read at once, in order; a failing one fails as it would alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = ReadSettings(root="/c", keyed=True, needs=frozenset(), fetch=True, bl
 
 @dataclass
 class Meeting:
-    """A source whose first reads wait for each other, and whose others take some moment or other."""
+    """A source whose first reads wait for each other, and whose other reads take varying time."""
 
     together: threading.Barrier
     read_: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ def test_several_are_read_at_once_and_keep_their_order() -> None:
 
 
 def test_no_more_are_read_ahead_than_threads_fetch() -> None:
-    """What is held is bounded: a picture may have many megabytes."""
+    """The number of held pictures is bounded: a picture may have many megabytes."""
     source = Meeting(threading.Barrier(1))
     blocks = read_blocks(source, work_of(200), SETTINGS, Storage())  # type: ignore[arg-type]
     next(blocks)
@@ -99,7 +99,7 @@ PICTURES = st.one_of(st.none(), st.binary(max_size=3))
 
 @dataclass
 class Given:
-    """A source of one shard, whose tables are given."""
+    """A source of one shard with the given tables."""
 
     tables: list[list[tuple[bytes | None, list[str]]]]
 
@@ -123,7 +123,7 @@ class Given:
 def test_blocks_hold_what_the_records_hold(
     tables: list[list[tuple[bytes | None, list[str]]]], block_rows: int, block_bytes: int, done: set[int]
 ) -> None:
-    """Each picture's bytes stand once in a block, whatever the batches in which they came and what is settled."""
+    """Each picture's bytes are in a block once, for any input batches and any settled records."""
     settings = replace(SETTINGS, block_rows=block_rows, block_bytes=block_bytes)
     shard = CorpusShard(uri="/c/x", version="1", start=0, rows=25, size_bytes=1)
     work = ShardWork(shard=shard, shard_id="x", done=tuple((n, n + 1) for n in done))

@@ -1,4 +1,4 @@
-"""What recurs in a run is encoded once an actor, and gets the very vector that it would have got."""
+"""What recurs in a run is encoded once per actor, and gets exactly the vector that it would have got anyway."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_each_picture_and_caption_is_encoded_once(
 
     def run(block: pa.Table) -> pa.Table:
         if not is_fused:
-            # A decode task of a process of its own knows nothing of what was encoded.
+            # A decode task in a separate process does not know what was encoded.
             monkeypatch.setattr("pipelines.ingest.stages.decoding.recent_vectors", RecentVectors)
         envelope = decode_envelope(wrap(block), decode)
         return pa.ipc.open_stream(actor(envelope)["block"][0].as_buffer()).read_all()

@@ -1,4 +1,4 @@
-"""Blocks in envelopes, and the bytes of their pictures, are what went in, however they were cut or put together."""
+"""Blocks in envelopes, and the bytes of their pictures, are unchanged however they are cut or joined."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_views_are_the_bytes_of_the_valid_rows(chunks: list[list[bytes | None]],
 @settings(deadline=None)
 @given(st.lists(payloads, min_size=1, max_size=4))
 def test_envelopes_that_ray_put_into_one_block_open_to_what_they_held(held: list[list[bytes | None]]) -> None:
-    """Behind one of odd length, the next one's words are not aligned."""
+    """After a picture of odd length, the next one's words are not aligned."""
     blocks = [pa.table({"n": range(len(rows)), "bytes": pa.array(rows, pa.large_binary())}) for rows in held]
     envelopes = [wrap(block) for block in blocks]
     odd = pa.table({"block": pa.array([b"123"], pa.large_binary())})

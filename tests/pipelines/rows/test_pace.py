@@ -27,7 +27,7 @@ def test_the_pace_is_that_of_the_rows_after_the_first_blocks() -> None:
 
 
 def test_a_slow_first_block_moves_neither() -> None:
-    """An encoder's first batch makes its kernels."""
+    """An encoder's first batch compiles its kernels."""
     pace = Pace()
     pace.add([BlockTime(ready=0.0, rows=100, decode_s=30.0, encode_s=60.0), *blocks(60)])
     assert pace.costs() == pytest.approx((0.004, 0.006))
@@ -35,7 +35,7 @@ def test_a_slow_first_block_moves_neither() -> None:
 
 
 def test_an_encoder_that_finds_a_faster_way_raises_the_ceiling() -> None:
-    """Else the pace would be above it."""
+    """Otherwise the pace would be above the ceiling."""
     slow = [BlockTime(ready=float(i), rows=100, decode_s=0.4, encode_s=6.0) for i in range(16)]
     pace = Pace()
     pace.add([*slow, *blocks(40)])

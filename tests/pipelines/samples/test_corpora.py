@@ -1,4 +1,4 @@
-"""Corpora made from packages: from small ones written here, and, heavy, from the real ones."""
+"""Corpora from packages: small packages made here and, in heavy tests, the real ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = [field.name for field in COMMON_FIELDS]
 
 
 def drawing(seed: int, side: int = 64, mode: str = "RGBA") -> bytes:
-    """A disc on nothing, as PNG; each seed another one."""
+    """A disc on a transparent background, as PNG; different for each seed."""
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     ImageDraw.Draw(image).ellipse((side // 8, side // 8, side // 2, side // 2), fill=(200, 5 * seed, 30, 255))
     buffer = io.BytesIO()
@@ -42,7 +42,7 @@ def write_tarball(path: Path, files: dict[str, bytes]) -> None:
 
 
 def write_emoji(cache: Path, count: int = 6) -> None:
-    """The packages of both sets, of `count` emoji, a skin tone, one without a name and one without a picture."""
+    """The packages of both sets with `count` emoji, a skin tone, one emoji without a name and one without a picture."""
     codes = [f"{0x1F600 + i:X}" for i in range(count)]
     index = [
         {"unified": code, "image": f"{code.lower()}.png", "has_img_google": True, "has_img_twitter": True}
@@ -122,7 +122,7 @@ def test_a_draw_is_as_large_as_asked_and_the_seed_decides_it(tmp_path: Path) -> 
 
 def test_a_set_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
     write_emoji(tmp_path / "cache", count=0)
-    with pytest.raises(ValueError, match="no picture was left"):
+    with pytest.raises(ValueError, match="no usable picture"):
         build("emoji-google", tmp_path / "out", cache=tmp_path / "cache")
     assert not list((tmp_path / "out").iterdir())
 
@@ -147,7 +147,7 @@ def write_debian(cache: Path, kind: str, files: dict[str, bytes], links: dict[st
 
 @pytest.fixture
 def cliparts(tmp_path: Path) -> Path:
-    """Small packages: a drawing under two paths, twice the same pixels, and each reason to leave one out."""
+    """Small packages: a drawing under two paths, the same pixels twice, and each reason to leave a drawing out."""
     if shutil.which("dpkg-deb") is None:
         pytest.skip("dpkg-deb is needed to make a Debian package")
     cache = tmp_path / "cache"
@@ -216,7 +216,7 @@ def test_a_draw_of_clip_arts_passes_over_what_cannot_be_used(tmp_path: Path, cli
 
 
 def test_transparent_parts_of_every_mode_become_white() -> None:
-    """A palette's transparent entry and a grey one's alpha are lost by a plain conversion: the picture turns black."""
+    """A plain conversion loses a palette's transparent entry and a grey picture's alpha: the picture turns black."""
     for mode in ("RGBA", "LA", "P"):
         data = drawing(1, mode=mode) if mode != "P" else palette_with_a_hole()
         image = on_white(data)

@@ -1,4 +1,4 @@
-"""Names and metadata as packages hold them. A concept written in two ways would stand on both sides of a split."""
+"""Names and metadata as in packages. A concept written in two ways would be on both sides of a split."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_names_are_those_that_both_languages_have() -> None:
 
 
 def test_only_what_a_set_has_drawn_itself_is_taken() -> None:
-    """Where a set lacks a drawing, the package may hold one of another set, under another licence."""
+    """If a set lacks a drawing, the package may hold one of another set, under another licence."""
     index = [
         {"unified": "2764-FE0F", "image": "2764-fe0f.png", "has_img_google": True, "has_img_twitter": True},
         {"unified": "1F47D", "image": "1f47d.png", "has_img_google": False, "has_img_twitter": True},

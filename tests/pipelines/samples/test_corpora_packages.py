@@ -1,4 +1,4 @@
-"""Packages are fetched once, and what is missing is said in one line."""
+"""Packages are fetched once, and a missing one is reported in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def client(folder: Path, name: str, script: str) -> None:
-    """A program of that name, as the only one on a path."""
+    """A program of that name, as the only one on the path."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -85,7 +85,7 @@ def test_a_tarball_cut_short_is_named(tmp_path: Path) -> None:
         tar.add(tmp_path / "file", "package/other")
     assert read_package(whole, "package/file".__eq__) == {"package/file": (tmp_path / "file").read_bytes()}
     whole.write_bytes(whole.read_bytes()[:200])
-    with pytest.raises(FetchError, match=r"p\.tgz: is no whole package .*delete it"):
+    with pytest.raises(FetchError, match=r"p\.tgz: not a complete package .*delete it"):
         read_package(whole, lambda name: True)
 
 
@@ -110,7 +110,7 @@ def test_the_command_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_recipes_name_only_options_that_exist(tmp_path: Path) -> None:
-    """A recipe takes too long for a test, but a flag that was renamed shows at once."""
+    """A recipe takes too long for a test, but a renamed flag shows at once."""
     from jobs.cli import app
 
     commands = [

@@ -1,4 +1,4 @@
-"""The demo's corpus is real pictures with their names in two languages, and says whose they are."""
+"""The demo's corpus has real pictures with names in two languages, and names their authors."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def test_there_are_enough_concepts_with_names_in_both_languages() -> None:
 
 
 def test_fewer_pictures_than_a_concept_has_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pictures 2: at least 3"):
+    with pytest.raises(ValueError, match="pictures 2: give at least 3"):
         build(tmp_path, pictures=2)

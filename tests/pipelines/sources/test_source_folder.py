@@ -1,4 +1,4 @@
-"""A folder of pictures: no picture may be lost for its name, and listing must not take minutes."""
+"""A folder of pictures: no picture may be lost because of its name, and listing must not take minutes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_camera_names_its_pictures_with_an_underscore(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_and_a_broken_one_is_not_lost(tmp_path: Path) -> None:
-    """Data sets are often folders of links; fsspec's listing leaves them all out."""
+    """Data sets are often folders of links, which fsspec's listing leaves out."""
     touch(tmp_path / "store" / "x.jpg", b"x")
     corpus = tmp_path / "c"
     corpus.mkdir()
@@ -125,7 +125,7 @@ def test_parquet_beside_tars_is_ambiguous_unless_it_only_describes_them(tmp_path
     touch(tmp_path / "00000_stats.json", b"{}")
     assert column(read(tmp_path), "@captions") == [["text 1"]]
     pq.write_table(pa.table({"caption": ["other"]}), tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match=r"2 Parquet files and 1 tars; say which by --format"):
+    with pytest.raises(ValueError, match=r"2 Parquet files and 1 tars; choose with --format"):
         opened(tmp_path)
 
 

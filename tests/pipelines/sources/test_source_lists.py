@@ -1,4 +1,4 @@
-"""Lists of pictures: a cell changed by a guess of its type, or a line that costs its file, would be silent harm."""
+"""Lists of pictures: a cell changed by a wrong type guess, or a line that costs its file, would be silent harm."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_list_without_a_header_is_refused(tmp_path: Path) -> None:
 def test_which_list_is_told_by_its_name_or_asked_for(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         touch(tmp_path / name, b"image,caption\n1.jpg,a\n")
-    with pytest.raises(ValueError, match=r"one list of pictures is wanted and there is a.csv, b.csv; name the file"):
+    with pytest.raises(ValueError, match=r"expected one list of pictures, found a.csv, b.csv; name the file"):
         opened(tmp_path)
     touch(tmp_path / "captions.tsv", b"image\tcaption\n1.jpg\tchosen\n")
     assert column(read(tmp_path), "@captions") == [["chosen"]]
@@ -162,7 +162,7 @@ def test_json_of_another_kind_is_refused(tmp_path: Path) -> None:
     boxes = b'{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "bbox": [1]}]}'
     with pytest.raises(ValueError, match=r"cannot be read as coco: KeyError: 'caption'"):
         opened(touch(tmp_path / "b.json", boxes))
-    with pytest.raises(ValueError, match="the format says itself"):
+    with pytest.raises(ValueError, match="the format fixes this field"):
         opened(write_coco(tmp_path), caption="x")
     with pytest.raises(ValueError, match=r"no column 'x' \(--columns.item\); columns are id"):
         opened(write_coco(tmp_path), item="x")

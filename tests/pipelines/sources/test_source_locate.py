@@ -1,4 +1,4 @@
-"""A locator in a table must give the picture that was embedded, or say that it cannot: never another one."""
+"""A locator in a table must give the picture that was embedded, or fail: never another picture."""
 
 from __future__ import annotations
 

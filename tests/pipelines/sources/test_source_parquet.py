@@ -1,4 +1,4 @@
-"""A Parquet corpus read wrongly gives wrong vectors for ever after: roles, types, damage and cuts."""
+"""A misread Parquet corpus gives wrong vectors for good: roles, types, damage and cuts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_pandas_index_is_a_column_like_any_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["image", "_reason", "@key", "_rowid"])
 def test_names_of_the_blocks_between_the_stages_are_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "c.parquet", {"jpg": [b"x"], "caption": ["c"], name: [1]})
-    with pytest.raises(ValueError, match="keeps for itself"):
+    with pytest.raises(ValueError, match="isthmus reserves"):
         opened(path, image="jpg")
 
 
@@ -192,7 +192,7 @@ def test_a_value_that_does_not_fit_the_common_type_costs_its_row_alone(tmp_path:
 
 
 def test_a_string_that_is_not_utf8_costs_its_row_alone(tmp_path: Path) -> None:
-    """Arrow does not check strings of a file; the sink, far behind, would fail on the whole block."""
+    """Arrow does not check the strings of a file; the sink, much later, would fail on the whole block."""
     text = pa.array([b"fine", b"\xff\xfe", b"too"], pa.binary())
     broken = pa.Array.from_buffers(pa.string(), 3, text.buffers())
     rows = read(write(tmp_path / "c.parquet", {"caption": broken, "n": [1, 2, 3]}))
@@ -238,7 +238,7 @@ def test_a_corrupt_page_costs_the_rest_of_its_row_group_alone(tmp_path: Path) ->
 
 
 def test_a_store_that_fails_is_no_corrupt_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that is down must stop the job: rejecting the rows would record them as done."""
+    """A network failure must stop the job: rejecting the rows would record them as done."""
     source = opened(write(tmp_path / "c.parquet", {"caption": ["c"]}))
 
     def fails(*_: object, **__: object) -> None:
@@ -295,7 +295,7 @@ def test_shards_of_a_file_read_its_rows_once_in_order(tmp_path: Path, rows: int,
 
 
 def test_batches_are_bounded_in_bytes(tmp_path: Path) -> None:
-    """One batch of a row group of large pictures would hold hundreds of MiB in each read task."""
+    """A row group of large pictures in one batch would hold hundreds of MiB in each read task."""
     images = [random.Random(i).randbytes(1 << 20) for i in range(24)]
     source = opened(write(tmp_path / "c.parquet", {"image": images, "id": list(range(24))}, compression="none"))
     sizes = [table.nbytes for shard in source.shards() for table in source.read(shard)]

@@ -1,4 +1,4 @@
-"""Tars come torn, with odd members and with metadata of all kinds; what can be read of them must be, once."""
+"""Tars come torn, with odd members and all kinds of metadata; every readable record must be read, once."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
 
 
 def test_wherever_a_tar_is_cut_the_records_before_come_and_one_reject(tmp_path: Path) -> None:
-    """tarfile ends without a word at half a header; a record would be lost, or come without its caption."""
+    """tarfile ends silently at half a header; a record would be lost, or come without its caption."""
     whole = write(tmp_path / "w.tar", [m for i in range(4) for m in trio(f"{i}", n=i)]).read_bytes()
     end_of_data = 4 * 3 * 1024
     for cut in range(1, end_of_data + 1, 211):

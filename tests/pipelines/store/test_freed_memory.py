@@ -1,4 +1,4 @@
-"""What a process frees it uses again, and gives back in the end."""
+"""A process reuses the memory that it frees, and returns it in the end."""
 
 from __future__ import annotations
 

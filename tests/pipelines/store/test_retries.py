@@ -1,4 +1,4 @@
-"""A transient failure taken for a final one costs a job; a refusal taken for a transient one costs hours."""
+"""Mistaking a transient failure for a final one costs a job; mistaking a refusal for a transient one costs hours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLICY = RetryPolicy(attempts=5, base_s=1.0, cap_s=3.0, missing_attempts=3)
 
 
 def from_s3(code: str, kind: type[OSError] = OSError) -> OSError:
-    """An error as s3fs raises it: a Python one whose cause is botocore's."""
+    """An error as s3fs raises it: a Python error whose cause is botocore's."""
     error = kind("a message of the store's own")
     error.__cause__ = ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject")
     return error
@@ -122,7 +122,7 @@ def test_the_end_of_retries_reaches_the_driver_from_a_worker() -> None:
 
 
 def test_a_shard_that_breaks_off_is_taken_up_where_it_broke() -> None:
-    """Rows that were yielded before must not come twice, whatever the tables' sizes are."""
+    """Rows that were yielded before must not come twice, whatever the tables' sizes."""
     breaks = [3, 0, 7, 7, 9]
 
     def read() -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""Promotion changes what everybody finds: it must rest on a measured gain, and one command must take it back."""
+"""Promotion changes every user's results: it must rest on a measured gain, and one command must undo it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_surely_better_answers_and_one_command_goes_back(tmp_path: Path)
     assert report.difference["low"] > 0
     assert search(table, Query(like="r3", k=5)).to_list() == search(better, Query(like="r3", k=5)).to_list() != before
     assert search(table, Query(like="r3", k=5), original=True).to_list() == before
-    # The version that answers outlives a clean-up.
+    # The version that answers survives a clean-up.
     lance.dataset(better.uri).delete("n = 3")
     lance.dataset(better.uri).cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
     assert answering(table)[1].count_rows() == 80
@@ -96,4 +96,4 @@ def test_a_table_is_read_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a version or a tag after '@'"):
         TableRef.parse(f"{table}@", versions=True)
     with pytest.raises(ValueError, match="may hold letters"):
-        TableRef.parse(f"{table}@1")  # what writes takes no version
+        TableRef.parse(f"{table}@1")  # commands that write accept no version

@@ -1,4 +1,4 @@
-"""Rows of two tables brought together by their ids."""
+"""Rows of two tables joined by their ids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(path: Path, ids: list[str]) -> lance.LanceDataset:
 
 
 def test_the_index_is_a_dictionary_also_after_deletions(tmp_path: Path) -> None:
-    """A teacher's vector of another row teaches the wrong thing, quietly."""
+    """A teacher's vector of another row silently teaches the wrong thing."""
     rng = np.random.default_rng(0)
     ids = [f"r{i}" for i in rng.permutation(150)]
     dataset = write(tmp_path / "t", ids)
@@ -50,7 +50,7 @@ def test_joined_rows_are_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_a_row_that_the_teacher_lacks_is_named(tmp_path: Path) -> None:
-    """Found in the plan: in the middle of the night a step would fail, and only some of the epochs."""
+    """Found when the run is planned; otherwise a step would fail in the middle of the night, in only some epochs."""
     mine, theirs = write(tmp_path / "a", [f"r{i}" for i in range(9)]), write(tmp_path / "b", ["r0", "r1", "r2"])
     with pytest.raises(
         ValueError, match=r"teacher t: has no row for 2 of 3 rows of the training table, 'r7' among"

@@ -1,4 +1,4 @@
-"""Training rows and validation rows: apart, the same in every run, at the right offsets."""
+"""Training rows and validation rows: disjoint, the same in every run, at the right offsets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pure parts: lists in any cut of the gallery, margins of negative scores, vectors that are none."""
+"""The pure parts: lists for any cut of the gallery, margins for negative scores, missing vectors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_examples_in_the_docstrings_hold(module: object) -> None:
 
 @pytest.mark.parametrize("cut", [1, 7, 300])
 def test_lists_do_not_depend_on_how_the_gallery_is_cut(cut: int) -> None:
-    """Many scores are equal: without a total order a retried task could answer otherwise."""
+    """Many scores are equal: without a total order a retried task could give another answer."""
     rng = np.random.default_rng(0)
     queries = rng.integers(-2, 3, (9, 6)).astype(np.float32)
     gallery = rng.integers(-2, 3, (300, 6)).astype(np.float32)

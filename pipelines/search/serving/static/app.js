@@ -1,5 +1,5 @@
 "use strict";
-/* The page's whole state is its URL; every change writes the URL and asks again, so that any view can be shared. */
+/* The URL holds the whole state of the page. Every change updates the URL and searches again, so any view can be shared. */
 
 const PAGE = 24;
 const $ = (id) => document.getElementById(id);
@@ -98,7 +98,7 @@ function show() {
 }
 
 function column(table, mine) {
-  const title = node("h2", {}, `asking ${table} …`);
+  const title = node("h2", {}, `searching ${table} …`);
   const grid = node("ul", { class: "grid" });
   const made = node("section", { "data-table": table, "aria-busy": "true" }, title, grid);
   load(made, title, grid, table, 0, mine);
@@ -112,7 +112,7 @@ async function load(made, title, grid, table, skip, mine) {
     title.replaceChildren(node("b", {}, table), ` · version ${answer.version} · ${answer.searched} · ${answer.ms} ms · ` +
       (answer.exact ? "compared with every row" : "through the index"));
     grid.append(...answer.hits.map((hit) => card(table, hit)));
-    if (!grid.children.length) made.append(node("p", { class: "message" }, "Nothing was found."));
+    if (!grid.children.length) made.append(node("p", { class: "message" }, "No rows found."));
     if (answer.hits.length === PAGE) {
       const more = node("button", { class: "more", type: "button" }, "More");
       more.onclick = () => { more.remove(); load(made, title, grid, table, skip + PAGE, mine); };
@@ -156,7 +156,7 @@ function showTerms() {
   for (const name of LISTS) for (const value of state[name]) {
     const away = name.startsWith("not_");
     const source = name.endsWith("images") ? `/api/pictures/${value}` : name.endsWith("like") ? pictureOf(state.table, value) : null;
-    const drop = node("button", { type: "button", title: "take out", "aria-label": `take out ${value}` }, "×");
+    const drop = node("button", { type: "button", title: "remove", "aria-label": `remove ${value}` }, "×");
     drop.onclick = () => change({ [name]: state[name].filter((v) => v !== value) });
     chips.push(node("span", { class: away ? "term away" : "term" }, away ? "−" : "+", source ? node("img", { src: source, alt: "" }) : null,
       node("span", {}, name.endsWith("images") ? "your picture" : value), drop));

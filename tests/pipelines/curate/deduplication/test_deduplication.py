@@ -1,4 +1,4 @@
-"""Duplicates: each is near what stands for it, none that stays is near another, and nothing is lost by the marks."""
+"""Deduplication: each duplicate is near its representative, no two kept rows are near, and marking loses nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def near(vectors: np.ndarray, seed: int, far: float = 0.05) -> np.ndarray:
 
 
 def naive(vectors: list[np.ndarray], threshold: float) -> list[bool]:
-    """Who stays, one after the other."""
+    """The rows that stay, decided one after the other."""
     stays: list[int] = []
     for i in range(len(vectors[0])):
         if not any(min(float(part[i] @ part[j]) for part in vectors) >= threshold for j in stays):
@@ -62,7 +62,7 @@ def test_leaders_are_those_of_the_definition(
     vectors = [random_units(n, seed + m, dim) for m in range(modalities)]
     same = np.min([part @ part.T for part in vectors], axis=0)
     if (np.abs(same - threshold) < 1e-5).any():
-        return  # on the border rounding decides
+        return  # at the threshold, rounding decides
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leaders_module, "_BLOCK", block)
         patch.setattr(leaders_module, "_CELLS", 64)
@@ -83,7 +83,7 @@ def marks(ref: TableRef) -> dict[str, tuple[str | None, float | None]]:
 
 @pytest.fixture
 def planted(tmp_path: Path) -> TableRef:
-    """Six pictures; r6 shows r0's again in another item, r7 nearly r1's, r8 is a further caption of r2, r9 r2 again."""
+    """Six pictures; r6 shows r0's in another item, r7 nearly r1's, r8 is a further caption of r2, r9 repeats r2."""
     base = random_units(6, 0)
     images: list[Any] = [*base, base[0], near(base[1:2], 1)[0], base[2], base[2], None]
     texts = list(random_units(11, 5))
@@ -107,7 +107,7 @@ def test_what_adds_nothing_is_marked_and_names_what_stands_for_it(planted: Table
 
 
 def test_by_captions_and_by_both(planted: TableRef) -> None:
-    """r9 says again what r2 says, and shows it too; r0 and r6 show the same and say something else."""
+    """r9 has the caption and the picture of r2; r0 and r6 have the same picture and different captions."""
     for by in ("text", "both"):
         report = deduplicate(planted, by=by, mark=False)
         assert [(group.row_id, group.duplicates) for group in report.largest] == [("r2", ("r9",))]

@@ -1,4 +1,4 @@
-"""An export is read by the tool it is for and gives the same vectors; an import of it is searched like the table."""
+"""The target tool reads an export and gets the same vectors; an imported export can be searched like the table."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_datasets_loads_an_export_with_its_pictures(table: TableRef, tmp_path: P
 
     out = tmp_path / "out"
     done = export_table(table, str(out), format="huggingface", storage=STORAGE, rows_per_file=25, pictures=STORAGE)
-    # One row names a file that is no picture, one a host.
+    # One row names a file that is not a picture, another a remote host.
     assert (done.rows, done.files, done.missing) == (N, 4, 2)
     assert not any(SECRET in file.read_bytes() for file in out.rglob("*.parquet"))
     found = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))

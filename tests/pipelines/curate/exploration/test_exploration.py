@@ -30,7 +30,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def planted() -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pictures and captions of four topics; one row of none, one that is another again, one with the wrong caption."""
+    """Pictures and captions of four topics; one row of no topic, one duplicate, one with the wrong caption."""
     rng = np.random.default_rng(0)
     middles = unit(rng.standard_normal((TOPICS, DIM)))
     topic = np.arange(N) // EACH
@@ -63,7 +63,7 @@ def test_clusters_are_the_topics_and_bear_their_names(explored: Explored) -> Non
     for cluster in explored.clusters:
         members = list(cluster.members)
         found = np.bincount(topic[members], minlength=TOPICS)
-        assert found.max() >= cluster.size - 1  # the outlier is somewhere
+        assert found.max() >= cluster.size - 1  # the outlier is in some cluster
         assert all(caption.startswith(NAMES[int(found.argmax())]) for caption in cluster.captions)
         assert len(set(cluster.captions)) == 3
     assert [c.size for c in explored.clusters] == sorted((c.size for c in explored.clusters), reverse=True)
@@ -158,7 +158,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         page.goto(f"file://{tmp_path / 'p.html'}")
         page.wait_for_selector(".map canvas, .map .bk-Figure")
         page.wait_for_function("() => Bokeh.documents.length === 1")
-        # Where the points are on the screen; the pointer goes over each until a picture is shown.
+        # The points' positions on the screen; the pointer visits them until a picture is shown.
         places = page.evaluate(
             """() => {
                 const view = Object.values(Bokeh.index.roots ?? Bokeh.index)[0];

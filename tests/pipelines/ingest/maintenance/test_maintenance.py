@@ -1,4 +1,4 @@
-"""Maintenance takes away what nobody needs. Whatever it takes too much is lost for good."""
+"""Maintenance removes what nobody needs. Anything it removes beyond that is lost for good."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rows_of(ref: TableRef) -> list[dict[str, object]]:
 
 
 def orphan(ref: TableRef, *, age_s: float) -> set[Path]:
-    """What a killed job leaves: staged files that no version names."""
+    """The remains of a killed job: staged files that no version names."""
     before = set(Path(ref.uri, "data").iterdir())
     stage_blocks(ref, open_dataset(ref).schema, block("z", 0, 5))
     made = set(Path(ref.uri, "data").iterdir()) - before
@@ -80,7 +80,7 @@ def test_the_same_rows_in_fewer_files_and_versions(table: TableRef) -> None:
     assert set(done) == {"t", "t_rejects", "t_ledger"}
     for name, upkeep in done.items():
         assert upkeep.after is not None
-        # The ledger takes in what maintenance itself did.
+        # The ledger also records what maintenance itself did.
         assert upkeep.after.fragments == (2 if name == "t_ledger" else 1), name
         assert upkeep.after.versions < upkeep.before.versions or upkeep.before.versions == 1, name
         assert upkeep.after.files <= upkeep.before.files, name
@@ -94,7 +94,7 @@ def test_the_same_rows_in_fewer_files_and_versions(table: TableRef) -> None:
 
 
 def test_indexes_are_complete_and_point_to_the_same_rows(table: TableRef) -> None:
-    """Compaction moves rows; an index that did not follow would answer with others."""
+    """Compaction moves rows; an index that did not follow would answer with other rows."""
     open_dataset(table).create_scalar_index(ROW_ID, "BTREE")
     open_dataset(table).create_scalar_index(CAPTION, "INVERTED")
     committer = Committer(table, Ledger.reconcile(table), Lease.acquire(table))
@@ -153,7 +153,7 @@ def test_a_dry_run_counts_what_the_run_then_does_and_changes_nothing(table: Tabl
 
 
 def test_versions_that_the_ledger_has_not_recorded_stay(table: TableRef) -> None:
-    """Their transactions are all that is known of them; a driver died before it wrote them down."""
+    """Their transactions are the only record of them: a driver died before it wrote the ledger."""
     ledger = open_dataset(table.sibling("ledger"))
     ledger.checkout_version(ledger.version - 3).restore()
     maintain(table, NEWEST_ONLY)
@@ -161,7 +161,7 @@ def test_versions_that_the_ledger_has_not_recorded_stay(table: TableRef) -> None
 
 
 def test_a_group_that_was_staged_too_long_ago_is_not_committed(table: TableRef) -> None:
-    """Its files may have been removed as orphans, and Lance commits names of files without a look."""
+    """Its files may have been removed as orphans, and Lance commits file names without checking."""
     group = stage_blocks(table, open_dataset(table).schema, block("c", 0, 5))
     committer = Committer(table, Ledger.reconcile(table), Lease.acquire(table))
     with pytest.raises(StaleGroupError, match="start again"):
@@ -222,7 +222,7 @@ def test_on_an_object_store(store: str) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_embed_skips_everything_afterwards(tmp_path: Path) -> None:
-    """In a table whose history is gone the ledger alone knows what is done."""
+    """In a table whose history is gone, only the ledger knows what is done."""
     write_parquet(tmp_path / "c" / "a.parquet", pairs(150), row_group_rows=25)
     config = EmbedConfig(
         corpus=str(tmp_path / "c"), table=str(tmp_path / "db" / "t"), encoder="fake", columns={"key": "id"},

@@ -1,4 +1,4 @@
-"""A claim counted wrong is a row lost or a row twice."""
+"""A miscounted claim is a lost or duplicated row."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_mark_of_the_last_record_completes_a_shard_of_unknown_length() -> No
 
 
 def claims_by_hand(rows: list[tuple[str, int, bool, bool]]) -> list[Claim]:
-    """The plain way: record by record, in order."""
+    """The naive way: record by record, in order."""
     records: dict[tuple[str, int], list[tuple[bool, bool]]] = {}
     for shard, position, last, rejected in rows:
         records.setdefault((shard, position), []).append((last, rejected))
@@ -80,7 +80,7 @@ def test_claims_computed_by_columns_are_those_counted_record_by_record(
 def test_a_table_read_in_batches_claims_what_it_claims_in_one_piece(
     rows: list[tuple[str, int, bool, bool]], cuts: list[int]
 ) -> None:
-    """The ledger is rebuilt batch by batch; a record's captions may lie in two of them."""
+    """The ledger is rebuilt batch by batch; a record's captions may be in two of them."""
     rows = [(shard, position, False, rejected) for shard, position, _, rejected in rows]
     parts = [rows[a:b] for a, b in pairwise([0, *sorted(cuts), len(rows)])]
     assert merge_claims(claim for part in parts for claim in claims_of(part)) == claims_of(rows)

@@ -1,4 +1,4 @@
-"""The sink's promise: each record in the table exactly once, whoever dies, replays or races."""
+"""The sink's promise: each record in the table exactly once, whichever driver dies, replays or races."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_driver_that_died_between_commit_and_record_is_found_out(table: TableR
 
     ledger = Ledger.reconcile(table)
     assert ledger.coverage.is_complete("a", None)
-    # What was found out is written down with what comes after it.
+    # Caught-up changes are written together with later ones.
     open_dataset(table).update_config({"any": "newer version"})
     ledger.record_missing(open_dataset(table))
     assert Ledger.reconcile(table).coverage.is_complete("a", None)
@@ -127,8 +127,11 @@ def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, mo
 
 
 def operation(dataset: lance.LanceDataset, kind: str) -> lance.LanceOperation.BaseOperation:
-    """What a commit does that only adds, that takes out rows of the first fragment or of the third, or all of the
-    first, that records a change alone, and what versions of this software before the present one did."""
+    """The operation of a commit: `adds` only adds rows, `nothing` only records a change.
+
+    `first`, `third` and `all of the first` also remove rows of that fragment. `merge` is the operation that earlier
+    versions of this software used.
+    """
     uri = str(dataset.uri)
     leaving = {"first": [("a-0", 0)], "third": [("c-0", 2)], "all of the first": [(f"a-{i}", 0) for i in range(3)]}
     stale = [StaleRow(row_id, row_id[0], 0, fragment) for row_id, fragment in leaving.get(kind, [])]
@@ -146,7 +149,7 @@ _KINDS = ("adds", "first", "third", "all of the first", "nothing", "merge")
 @pytest.mark.parametrize("second", _KINDS)
 @pytest.mark.parametrize("first", _KINDS)
 def test_of_two_commits_that_were_decided_on_one_version_one_lands(table: TableRef, first: str, second: str) -> None:
-    """Exactly-once rests on it: Lance would rebase the second over the first, and both would claim the same records."""
+    """Exactly-once depends on it: Lance would rebase the second commit, and both would claim the same records."""
     committer = committer_of(table)
     for shard in "abc":
         committer.commit([stage(table, block(shard, 0, 3, end=3))])
@@ -170,7 +173,7 @@ def test_of_two_first_commits_one_lands(table: TableRef) -> None:
 
 
 def test_a_commit_does_not_write_the_list_of_all_fragments(table: TableRef) -> None:
-    """Of a billion rows each commit would otherwise carry some ten thousand fragments about, three times over."""
+    """With a billion rows each commit would otherwise carry some ten thousand fragments, three times over."""
     committer = committer_of(table)
     for start in range(0, 40, 5):
         version = committer.commit([stage(table, block("a", start, start + 5))])

@@ -1,4 +1,4 @@
-"""A write that the store took and whose answer was lost: done again it doubles rows, given up it loses them."""
+"""A write that the store accepted but whose response was lost: repeating it duplicates rows, giving up loses them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(store: FaultyStore, table: T
 
 @pytest.mark.parametrize("beside", ["ledger", "rejects"])
 def test_what_lies_beside_the_table_is_not_counted_twice(store: FaultyStore, table: TableRef, beside: str) -> None:
-    """The ledger is appended to: rows that stand in it twice would report records as skipped that never were."""
+    """The ledger is append-only: a row that is in it twice would report records as skipped that never were."""
     committer = committer_of(table)
     for start in (0, 10):
         before = store.faults["reset_after"]
@@ -79,9 +79,9 @@ def test_a_lease_whose_answer_was_lost_is_held_and_given_back(store: FaultyStore
 def test_a_version_that_is_listed_and_not_given_does_not_pass_for_a_missing_table(
     store: FaultyStore, table: TableRef
 ) -> None:
-    """Taken for missing, the table would be made anew."""
+    """If the table were taken for missing, it would be created anew."""
     store.begin("not_found", method="GET", path=f"/{table.name}.lance/_versions/", times=2)
     assert open_dataset(table, missing_ok=True) is not None
     store.begin("not_found", method="GET", path=f"/{table.name}.lance/_versions/", times=200)
-    with pytest.raises(FileNotFoundError, match="lists this table and does not give it"):
+    with pytest.raises(FileNotFoundError, match="lists this table but does not serve it"):
         open_dataset(table, missing_ok=True)

@@ -1,4 +1,4 @@
-"""Each commit writes the list of all fragments: it must bring a share of them. And a crash must stay cheap."""
+"""Each commit rewrites the list of all fragments, so it must bring a share of them. And a crash must stay cheap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.tables.rejects import REJECTS_SCHEMA
 
 
 class Recorder:
-    """Keeps how many rows each commit brought."""
+    """Records how many rows each commit brought."""
 
     def __init__(self) -> None:
         self.commits: list[int] = []
@@ -23,7 +23,7 @@ class Recorder:
 
 
 def run(rows: int, table_rows: int = 0, **limits: int) -> tuple[list[int], list[int]]:
-    """Rows of the commits, and of the groups, of a run of so many rows whose clock stands still."""
+    """Rows of the commits, and of the groups, in a run of this many rows whose clock stands still."""
     recorder, groups = Recorder(), []
     queue = CommitQueue(recorder, SinkLimits(block_rows=1, commit_interval_s=1e9, **limits), table_rows)
     while queue.rows < rows:

@@ -1,4 +1,4 @@
-"""Many queries at once give what each gives alone; a run that dies goes on; what does not fit is refused."""
+"""Many queries at once give the same results as single ones; an interrupted run resumes; a mismatch is refused."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused(queries: TableRef, gallery: TableRef, tmp_
         search_many(queries, gallery, out, BulkSettings(columns=("nothing",)))
     with pytest.raises(ValueError, match="no_column"):
         search_many(queries, gallery, out, BulkSettings(where="no_column > 1"))
-    with pytest.raises(ValueError, match="is a table of something else"):
+    with pytest.raises(ValueError, match="holds something else than results"):
         search_many(queries, gallery, queries, BulkSettings())
     two = card(DIM, spaces=("one", "two"))
     apart = write_table(tmp_path / "db" / "a", list(units(4, 0)), list(units(4, 1)), items=[None] * 4, encoder=two)

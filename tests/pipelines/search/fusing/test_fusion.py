@@ -1,4 +1,4 @@
-"""Early fusion: what needs picture and words is found in the fused column, which is at all times what it says it is."""
+"""Early fusion: rows that need picture and words are found in the fused column, which always matches its recipe."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_fused_vectors_are_those_of_the_definition(
 
 @given(seed=st.integers(0, 10_000))
 def test_levelled_parts_move_equally_over_a_table(seed: int) -> None:
-    """Cones of any width and place: after levelling both kinds lie equally far around their means."""
+    """Cones of any width and position: after levelling, both kinds spread equally around their means."""
     rng = np.random.default_rng(seed)
     images = unit(rng.normal(size=(200, 8)) + rng.uniform(0, 4) * rng.normal(size=8))
     texts = unit(rng.normal(size=(150, 8)) + rng.uniform(0, 4) * rng.normal(size=8))
@@ -94,7 +94,7 @@ def words(text: str) -> np.ndarray:
 
 
 def planted(path: Path, *, copies: int = 1, cones: tuple[float, float] = (1.5, 0.4), noise: float = 0.01) -> TableRef:
-    """Pictures that show a shape alone, captions that say a colour alone, each kind in a cone of its own."""
+    """Pictures that show only a shape, captions that say only a colour, each kind in a cone of its own."""
     rng = np.random.default_rng(0)
     means = unit(rng.normal(size=(2, DIM))) * np.array(cones)[:, None]
     images, texts = [], []
@@ -109,7 +109,7 @@ def planted(path: Path, *, copies: int = 1, cones: tuple[float, float] = (1.5, 0
 
 
 def share_found(table: TableRef, column: str) -> float:
-    """The share of (shape, colour) whose first answer shows the shape and says the colour."""
+    """The share of (shape, colour) queries whose first answer shows the shape and says the colour."""
     names = [f"{shape} {colour}" for shape in SHAPES for colour in COLOURS]
     found = (search(table, Query(words=name, k=1, vector_column=column)).to_list()[0]["item_id"] for name in names)
     return float(np.mean([got == name for got, name in zip(found, names, strict=True)]))
@@ -214,10 +214,10 @@ def test_what_cannot_be_fused_is_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = list(unit(rng.normal(size=(6, 16))))
     apart = write_table(tmp_path / "db" / "a", vectors, vectors, items=["i"] * 6, encoder=card(16, spaces=("x", "y")))
-    with pytest.raises(ValueError, match=r"16-d.*lie in different spaces, and their sum means nothing; fuse rankings"):
+    with pytest.raises(ValueError, match=r"16-d.*lie in different spaces and cannot be added; fuse rankings"):
         fuse_table(apart)
     table = write_table(tmp_path / "db" / "t", vectors, vectors, items=["i"] * 6)
-    with pytest.raises(ValueError, match="image_weight 1: above 0 and below 1"):
+    with pytest.raises(ValueError, match="image_weight 1: give a number above 0 and below 1"):
         fuse_table(table, image_weight=1)
     lease = Lease.acquire(table)
     try:

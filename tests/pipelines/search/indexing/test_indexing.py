@@ -1,4 +1,4 @@
-"""An index whose recall nobody measured is a guess; one that misses its target must not be used."""
+"""An index without a measured recall is a guess; an index that misses its target must not be used."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_whole_vectors_give_way_to_codes_where_a_query_would_read_much() -> None
 
 
 def test_parameters_of_earlier_versions_keep_what_they_were_measured_with() -> None:
-    """Their recall was reached with Lance's own, larger number of partitions, not with the one that is stored."""
+    """Their recall was reached with Lance's own, larger number of partitions, not with the stored one."""
     old = QueryParameters(type="IVF_RQ", nprobes=4, refine_factor=5, ef=None, recall=0.97)
     assert old.nearest(10) == {"minimum_nprobes": 4, "refine_factor": 5}
     new = replace(old, effort=0.0)
@@ -116,7 +116,7 @@ def test_recall_counts_places_filled_as_near_as_the_exact_ones() -> None:
 
 
 def test_rows_with_equal_vectors_answer_for_each_other(tmp_path: Path) -> None:
-    """Measured by id, ten of forty equal rows would be a low recall of a perfect index."""
+    """Measured by id, ten of forty equal rows would give a perfect index a low recall."""
     table = make_table(tmp_path, 12_000, vectors=np.repeat(clustered(300), 40, axis=0))
     built = build_vector_index(table, "image_vector", 0.95, 16 * GIB)
     assert built.parameters is not None
@@ -125,7 +125,7 @@ def test_rows_with_equal_vectors_answer_for_each_other(tmp_path: Path) -> None:
 
 
 def test_rare_vectors_are_measured_too(tmp_path: Path) -> None:
-    """A sample of rows without vectors would publish any index at a recall of 1.0 that nobody measured."""
+    """A sample of rows without vectors would publish any index with an unmeasured recall of 1.0."""
     table = make_table(tmp_path, 3_000, nulls=2_990)
     dataset = open_dataset(table)
     provenance = Provenance.from_schema(dataset.schema)
@@ -161,7 +161,7 @@ def test_a_filter_that_leaves_few_rows_loses_none(tmp_path: Path, monkeypatch: p
 @pytest.mark.heavy
 @pytest.mark.parametrize("memory", [64 * GIB, 1 << 20], ids=["ivf_flat", "ivf_rq"])
 def test_filters_of_any_selectivity_keep_the_promise(memory: int, tmp_path: Path) -> None:
-    """Half of the rows, one in a hundred, one in ten thousand: recall@10, and never fewer rows than there are."""
+    """Filters for half of the rows, 1 in 100, 1 in 10,000: recall@10, and never fewer rows than there are."""
     n, asked = 150_000, 40
     vectors = clustered(n)
     table = make_table(tmp_path, n, vectors=vectors)
@@ -240,7 +240,7 @@ def test_what_trains_the_centroids_is_bounded(rows: int, partitions: int, dim: i
     rate = sample_rate(rows, partitions, dim)
     assert 1 <= rate <= 256
     assert rate <= max(1, rows // partitions)
-    # Within 4 GiB, or the fewest that k-means can do with.
+    # Within 4 GiB, or the fewest that k-means can use.
     assert 4 * dim * partitions * rate <= 4 * GIB or rate <= 39
     # No fewer than memory and rows allow.
     more = rate + 1
@@ -260,7 +260,7 @@ def test_fragments_are_shared_by_their_rows(tmp_path: Path) -> None:
 def test_an_index_answers_while_it_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = make_table(tmp_path, 12_000)
     exact = search(table, Query(like="r100", k=10)).rows[ROW_ID].to_pylist()
-    build_vector_index(table, "image_vector", 0.95, 16 * GIB)  # IVF_FLAT gives way to IVF_RQ: other parameters
+    build_vector_index(table, "image_vector", 0.95, 16 * GIB)  # IVF_RQ replaces IVF_FLAT: other parameters
     seen: list[int] = []
 
     def look() -> None:
@@ -290,7 +290,7 @@ def test_an_index_below_its_target_is_not_published(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(build, "candidate_lines", lambda plan: [[candidate(1, 1)]])
     message = (
         r"reaches recall@10 0\.\d+ at most \(nprobes 1, refine 1; .* ms\), not 0.99; it is not published, "
-        r"and search stays exact, which reaches it at .* ms a query; ask for --target-recall 0\.\d\d to have an index"
+        r"and search stays exact, which reaches it at .* ms per query; use --target-recall 0\.\d\d to get an index"
     )
     with pytest.raises(RecallError, match=message):
         build_vector_index(table, "image_vector", 0.99, 1 << 20)
@@ -327,7 +327,7 @@ def test_tuning_takes_the_fastest_that_reaches_and_other_queries_decide() -> Non
 
 
 def test_parameters_that_only_the_choosing_queries_like_are_not_taken() -> None:
-    """The luckiest of several tries is flattered: the promise is kept by the next one that really keeps it."""
+    """The luckiest of several attempts looks better than it is: the next that really keeps the promise is chosen."""
 
     def look(parameters: QueryParameters, probes: list[Probe]) -> Measurement:
         flattered = "0" in {p.own_id for p in probes}

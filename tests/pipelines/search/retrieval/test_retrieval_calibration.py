@@ -1,4 +1,4 @@
-"""Probabilities of match are those that are seen, on queries that did not fit the curve."""
+"""Predicted match probabilities are observed ones, on queries that were not used in the fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_error_is_the_distance_of_promise_and_outcome() -> None:
 
 
 def write(path: Path, noise: float, n: int = 900, card: str = "fake") -> TableRef:
-    """Captions, and pictures whose vectors are their caption's with noise and in one direction besides: a gap."""
+    """Captions, and pictures whose vectors are their caption's plus noise and a common offset: a modality gap."""
     rng = np.random.default_rng(2)
     captions = [f"thing {i}" for i in range(n)]
     texts = load("fake").encode_texts(captions).vectors

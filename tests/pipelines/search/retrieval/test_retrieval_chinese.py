@@ -1,4 +1,4 @@
-"""Chinese names of emoji find their rows: by their words, by their meaning, and by both; also among English ones."""
+"""Chinese names of emoji find their rows: by words, by meaning, and by both; also among English names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Make = Callable[[Concept], Query]
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> OpenTable:
-    """Each concept's name in English and in Chinese, a row each."""
+    """Each concept's name in English and in Chinese, one row each."""
     rows = [(c.code, lang, name) for c in concepts() for lang, name in (("en", c.english), ("zh", c.chinese))]
     codes, langs, captions = zip(*rows, strict=True)
     vectors = load("use-multilingual").encode_texts(list(captions)).vectors
@@ -48,11 +48,11 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> OpenTable:
 
 @pytest.fixture(scope="module")
 def asked() -> list[Concept]:
-    """Fifty concepts whose Chinese name has two characters or more."""
+    """Fifty concepts whose Chinese name has at least two characters."""
     return random.Random(0).sample([c for c in concepts() if len(c.chinese) >= 2], ASKED)
 
 
-# How many of the fifty are among the first five, for each way to ask: measured, and a little room left.
+# How many of the fifty are among the first five, for each kind of query: measured values with a small margin.
 WAYS: dict[str, tuple[int, Make]] = {
     "full text": (49, lambda c: Query(words=c.chinese, full_text=True)),
     "vectors": (49, lambda c: Query(words=c.chinese)),

@@ -20,7 +20,7 @@ ROWS, DIM = 900, 64
 
 @pytest.fixture(scope="module", params=[pa.float16(), pa.float32()])
 def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TableRef:
-    """Three fragments; rows without a vector, rows deleted, vectors that occur often."""
+    """Three fragments; rows without a vector, deleted rows, recurring vectors."""
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((ROWS, DIM)).astype(np.float32)
     vectors[::9] = vectors[0]

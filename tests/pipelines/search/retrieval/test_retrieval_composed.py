@@ -1,4 +1,4 @@
-"""Planted sets in which the right answer needs a composed query, a fused ranking, or variety."""
+"""Planted sets in which the right answer needs a composed query, a fused ranking, or diversity."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def named(shape: str, colour: str, n: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> TableRef:
-    """Pictures whose vectors are mostly their shape's, somewhat their colour's, and lie far from all words."""
+    """Pictures with vectors that depend mostly on shape, somewhat on colour, and lie far from all words."""
     rng = np.random.default_rng(0)
     gap = rng.normal(size=64)
     rows = []
@@ -74,7 +74,7 @@ def ids(table: TableRef, query: Query) -> list[str]:
 
 
 def first_share(table: TableRef, make: Any) -> float:
-    """The share of (shape, from colour, to colour) whose first answer is that shape in the other colour."""
+    """The share of (shape, from colour, to colour) queries whose first answer is that shape in the other colour."""
     cases = [(s, a, b) for s in SHAPES for a in COLOURS for b in COLOURS if a != b]
     right = 0
     for shape, old, new in cases:
@@ -85,7 +85,7 @@ def first_share(table: TableRef, make: Any) -> float:
 
 @pytest.mark.slow
 def test_this_but_red_needs_the_row_and_the_words(table: TableRef) -> None:
-    """360 questions: a row, but in another colour."""
+    """360 queries: a row, but in another colour."""
     both = first_share(
         table, lambda row, old, new: Query(like=row, words=new, terms=(Term(words=old, weight=-0.5),), k=1)
     )
@@ -106,7 +106,7 @@ def test_the_rows_of_a_query_are_no_answers_to_it(table: TableRef) -> None:
 
 
 def test_several_rows_are_averaged(table: TableRef) -> None:
-    """Two shapes in one colour: what both have in common, other shapes of that colour, comes before all else."""
+    """Two shapes in one colour: what both share, other shapes of that colour, comes before everything else."""
     rows = tuple(Term(like=named(shape, "pink")) for shape in SHAPES[:6])
     unlike = tuple(Term(like=named(shape, colour), weight=-0.2) for shape in SHAPES[:6] for colour in COLOURS[:5])
     others = " AND ".join(f"row_id NOT LIKE '%-{shape}-%'" for shape in SHAPES[:6])
@@ -144,7 +144,7 @@ def test_variety_shows_other_shapes(table: TableRef) -> None:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> TableRef:
-    """Each of 40 things has a row that only its vector gives away and one that only its caption does."""
+    """Each of 40 things has a row that only its vector identifies and one that only its caption identifies."""
     rng = np.random.default_rng(1)
     rows: list[tuple[str, Any, str]] = []
     for i in range(40):
@@ -203,7 +203,7 @@ REFUSED = {
     "hybrid needs words": {"like": "seen-1", "hybrid": True},
     "diversity 1.5": {"words": "a", "diversity": 1.5},
     "skip -1": {"words": "a", "skip": -1},
-    r"fusion_weights \[1, 0\]: numbers above 0": {"words": "a", "hybrid": True, "fusion_weights": (1, 0)},
+    r"fusion_weights \[1, 0\]: give numbers above 0": {"words": "a", "hybrid": True, "fusion_weights": (1, 0)},
     r"fusion_weights \[1, 2\]: 1 ranking\(s\) to weigh": {"words": "a", "fusion_weights": (1, 2)},
     r"fusion_weights \[1\]: 2 ranking": {"words": "a", "hybrid": True, "fusion_weights": (1,)},
     "no row with row_id 'nope'": {"words": "a", "terms": (Term(like="nope", weight=-1.0),)},

@@ -1,4 +1,4 @@
-"""Fused and varied rankings, against the formulas written out in loops."""
+"""Fused and diversified rankings, against the formulas written out in loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What search answers is checked against plain numpy; what it refuses, against what would go wrong silently."""
+"""Search results are checked against plain numpy; refusals, against what would otherwise go wrong silently."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_another_encoder_is_refused_by_both_names(table: TableRef) -> None:
 
 
 def test_unrelated_towers_are_not_compared(tmp_path: Path) -> None:
-    """Words against the picture vectors of another model would give scores, and no meaning."""
+    """Words against the picture vectors of another model would give scores without meaning."""
     card = describe("fake+fake-32").card
     ref = TableRef.parse(str(tmp_path / "db" / "t"))
     rows = pa.table(
@@ -202,7 +202,7 @@ def test_unrelated_towers_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_column_of_the_corpus_called_score_gives_way(tmp_path: Path) -> None:
-    """Web corpora carry their own scores, and values that JSON has not got."""
+    """Web corpora have score columns of their own, and values that JSON lacks."""
     rows = pa.table(
         {
             ROW_ID: ["a", "b"],

@@ -1,4 +1,4 @@
-"""SQL with similarity gives what numpy gives; what it refuses names the reason."""
+"""SQL with similarity gives what numpy gives; refusals name the reason."""
 
 from __future__ import annotations
 

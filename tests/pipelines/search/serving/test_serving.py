@@ -1,4 +1,4 @@
-"""The API over tables answers what search answers, and gives nothing else away, whatever it is sent."""
+"""The API answers as search does, and reveals nothing else, whatever it is sent."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ def test_filters_that_do_not_fit_are_refused(client: TestClient, table: TableRef
         ("nope", "is", "1", "no column 'nope'"),
         ("image_vector", "is", "1", "no column 'image_vector'"),
         ("isthmus_shard", "is", "1", "no column"),
-        ("price", "is", "1 OR 1=1", "'1 OR 1=1' is no double"),
-        ("price", "is", "nan", "is no double"),
+        ("price", "is", "1 OR 1=1", "'1 OR 1=1' is not a double"),
+        ("price", "is", "nan", "is not a double"),
         ("price", "contains", "1", "contains needs a column of text"),
-        ("day", "is", "yesterday", "is no date"),
-        ("new", "is", "maybe", "is no bool"),
+        ("day", "is", "yesterday", "is not a date"),
+        ("new", "is", "maybe", "is not a bool"),
     ]:
         with pytest.raises(ValueError, match=message):
             condition(dataset, [Chosen(column=column, operation=operation, value=value)])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Parts of the server that stand by themselves: what it holds is bounded, and it knows when it is stuck."""
+"""Independent parts of the server: its storage is bounded, and it knows when it is stuck."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_what_is_wrong_has_its_status(error: Exception, status: int) -> None:
 
 
 def test_a_server_is_stuck_when_no_slot_has_moved_for_several_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica that is stuck is replaced: one that is only busy must not be, or load would kill every replica."""
+    """A stuck replica is replaced. A busy one must not be, or load would kill every replica."""
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     steps, release = Steps(10.0), threading.Event()

@@ -1,4 +1,4 @@
-"""Figures that decide a promotion must be right: metrics against other people's, ranks against a loop, ties and all."""
+"""Metrics that decide a promotion must be right: checked against other libraries; ranks against a loop with ties."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def clip_benchmark_recall(scores: torch.Tensor, positive_pairs: torch.Tensor, k:
 
 
 def ranks_of(scores: np.ndarray, positive: np.ndarray) -> Ranks:
-    """By a stable sort: ties to the earlier entry."""
+    """By a stable sort: ties go to the earlier entry."""
     order = np.argsort(-scores, axis=1, kind="stable")
     place = np.argsort(order, axis=1, kind="stable") + 1
     query, entry = np.nonzero(positive)
@@ -57,7 +57,7 @@ def test_metrics_equal_those_of_clip_benchmark_and_torchmetrics(ties: bool) -> N
     rng = np.random.default_rng(0)
     scores = rng.uniform(0.1, 1, (40, 30))
     if ties:
-        # Equal scores, told apart for the others as we tell them apart: the earlier entry first.
+        # Equal scores, separated for the other libraries as isthmus breaks ties: the earlier entry first.
         scores = np.round(scores, 1)
     told_apart = scores - np.arange(30) * 1e-6
     positive = rng.random((40, 30)) < 0.1
@@ -121,14 +121,14 @@ def vectors(rng: np.random.Generator, n: int, dim: int = 8) -> list[np.ndarray]:
 
 
 def test_a_table_with_several_captions_and_equal_ones(tmp_path: Path) -> None:
-    """Pictures of which the same is said are all right answers; a picture with two captions is there once."""
+    """Pictures with the same caption are all right answers; a picture with two captions is in the gallery once."""
     e = np.eye(4, dtype=np.float32)
     images = [e[0], e[0], e[1], e[2]]
     texts = [e[0], e[1], e[1], e[2]]
     ref = write_table(tmp_path / "t", images, texts, items=list("aabc"), captions=list("xyyz"), encoder=card(4))
     found = evaluate_table(ref, EvaluationSettings())
     words, pictures = found.directions["text_to_image"], found.directions["image_to_text"]
-    # x→a; y (of a) → b first, which is right, for of b the same is said; y (of b) → b; z→c.
+    # x→a; y (of a) → b first, which is right, because b has the same caption; y (of b) → b; z→c.
     assert (words.queries, words.gallery) == (4, 3)
     assert words.metrics["R@1"] == 1.0
     assert (pictures.queries, pictures.gallery) == (3, 3)
@@ -224,7 +224,7 @@ def test_intervals_cover_the_truth_and_know_clusters() -> None:
 
 
 def test_leaks_are_found_by_words_and_by_looks(tmp_path: Path) -> None:
-    """A figure on rows that training has seen promises what it does not keep."""
+    """A metric on rows seen in training promises too much."""
     rng = np.random.default_rng(0)
     base = vectors(rng, 6, 32)
     alike = base[1] + 0.15 * np.asarray(vectors(rng, 1, 32)[0])

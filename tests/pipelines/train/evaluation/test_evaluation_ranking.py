@@ -1,4 +1,4 @@
-"""Ranks are what every metric stands on: one place wrong, or a tie that flips with the block, and R@1 is wrong."""
+"""Every metric rests on ranks: one place wrong, or a tie that flips with the block, and recall@1 is wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def from_few(rng: np.random.Generator, n: int, dim: int, distinct: int) -> np.nd
 
 
 def naive_rank(query: np.ndarray, gallery: np.ndarray, entry: int, own: int) -> int:
-    """Sort everything, best first and ties in order, and look where the entry stands; in Python's whole numbers."""
+    """The entry's position after a full sort, best first and ties in order, in Python's exact integers."""
     q = [round(float(x) * 2**26) for x in query]
     scores = [sum(a * round(float(b) * 2**26) for a, b in zip(q, row, strict=True)) for row in gallery]
     order = sorted((e for e in range(len(gallery)) if e != own), key=lambda e: (-scores[e], e))
@@ -69,7 +69,7 @@ def test_ranks_equal_a_plain_sort_whatever_the_block(
 
 @pytest.mark.parametrize("dim", [7, 64, 515])
 def test_equal_vectors_tie_exactly_across_blocks_of_odd_shapes(dim: int) -> None:
-    """A plain float32 product differs in its last bits by the block's shape, and ties would fall at random."""
+    """A plain float32 product differs in its last bits by the block's shape, and ties would break at random."""
     rng = np.random.default_rng(dim)
     gallery = unit(rng.standard_normal((300, dim)))
     copies = [3, 97, 98, 151, 299]
@@ -85,7 +85,7 @@ def test_equal_vectors_tie_exactly_across_blocks_of_odd_shapes(dim: int) -> None
 
 
 def test_the_grid_is_finer_than_float32_products() -> None:
-    """Else evaluation would merge or swap entries that a float32 search tells apart."""
+    """Otherwise evaluation would merge or swap entries that a float32 search tells apart."""
     rng = np.random.default_rng(0)
     a, b = unit(rng.standard_normal((50, 512))), unit(rng.standard_normal((60, 512)))
     true = a.astype(np.float64) @ b.astype(np.float64).T
@@ -96,7 +96,7 @@ def test_the_grid_is_finer_than_float32_products() -> None:
 
 
 def test_many_right_answers_do_not_go_another_way_than_few() -> None:
-    """More than a handful of positives are counted by another method; the two must not part."""
+    """More than a handful of positives are counted by another method; the two must agree."""
     rng = np.random.default_rng(4)
     gallery, asked = from_few(rng, 400, 8, 60), from_few(rng, 3, 8, 60)
     entry = np.sort(rng.permutation(400)[:200])

@@ -1,4 +1,4 @@
-"""What a table's queries, right answers and slices are: each wrong one changes a figure without any error."""
+"""A table's queries, right answers and slices: an error in any of them changes a metric without an exception."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_slices_of_folds_are_over_all_queries(tmp_path: Path) -> None:
 
 
 def test_tables_are_compared_whatever_the_order_of_their_rows(tmp_path: Path) -> None:
-    """A table that was written by many actors has another first row for a picture with several captions."""
+    """A table written by many actors has another first row for a picture with several captions."""
     rng = np.random.default_rng(1)
     images = np.repeat(unit(rng.standard_normal((N // 2, 8))), 2, axis=0)
     items = [f"i{i // 2}" for i in range(N)]

@@ -1,4 +1,4 @@
-"""A projected table is the table that embedding the corpus would have given."""
+"""A projected table equals the table that embedding the corpus would have given."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def dual(towers: tuple[str, str], path: Path, seed: int = 0, **options: object) 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_it_equals_embedding_the_corpus(towers: tuple[str, str], head: str, tmp_path: Path) -> None:
-    """A promoted table of slightly other vectors than its encoder's own answers every query slightly wrong."""
+    """A promoted table with vectors slightly unlike its encoder's own answers every query slightly wrong."""
     ref, out = features(towers, tmp_path / "f"), TableRef.parse(str(tmp_path / "o"))
     lance.dataset(ref.uri).delete("year = 12")
     encoder = dual(towers, tmp_path / "dual", head=head, dropout=0.3)
@@ -102,7 +102,7 @@ def test_an_equal_table_is_kept_and_another_is_made_anew(towers: tuple[str, str]
 
 
 def test_features_that_the_heads_do_not_take(towers: tuple[str, str], tmp_path: Path) -> None:
-    """Vectors of the right length from the wrong model go through any head without an error."""
+    """Vectors of the right length from the wrong model pass through any head without an error."""
     ref, out = features(towers, tmp_path / "f"), TableRef.parse(str(tmp_path / "o"))
     stranger = str(tiny_models.tiny_dinov2(tmp_path / "d"))
     with pytest.raises(ValueError, match=r"its image vectors are not the features that .*embed the corpus itself"):

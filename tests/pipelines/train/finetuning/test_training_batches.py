@@ -1,4 +1,4 @@
-"""Batches: the same whatever the number of processes, and each row in its turn."""
+"""Batches: the same for any number of processes, and every row in its turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of a run is the same in every process, starts where the closed form says, and is exported whole."""
+"""A run's model is the same in every process, starts at the closed-form solution, and is exported completely."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batch_of(model: PairsModel) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("tuning", ["head", "lora:2", "full"])
 def test_every_process_builds_the_same_and_another_seed_another(pair: str, tuning: str) -> None:
-    """Processes whose heads differ average gradients of different models."""
+    """Processes with different heads average gradients of different models."""
     wanted = settings(pair, image_tuning=tuning, teacher_image_dim=5, seed=3)
     first = build(wanted).state_dict()
     torch.randn(7)
@@ -74,7 +74,7 @@ def test_recomputed_activations_give_the_same_gradients(name: str, pair: str, tm
 
 @pytest.mark.parametrize("tuning", ["lora:2", "full", "head"])
 def test_an_exported_run_gives_the_trained_vectors(pair: str, tuning: str, tmp_path: Path) -> None:
-    """Weights of adapters that are left behind on export are the training lost."""
+    """Adapter weights that are left out of an export are lost training."""
     wanted = settings(pair, image_tuning=tuning, text_tuning=tuning, teacher_text_dim=5, dropout=0.1)
     model = build(wanted)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_model_on_s3_is_the_model_on_a_disk(pair: str, tmp_path: Path) -> None
 
 
 def views(n: int, dims: tuple[int, int], seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Two views of one cause, each with noise of its own that is louder in most directions."""
+    """Two views of one cause, each with its own noise, which is louder than the cause in most directions."""
     mix = np.random.default_rng(99)
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, 4))
@@ -120,7 +120,7 @@ def views(n: int, dims: tuple[int, int], seed: int = 0, noise: float = 1.0) -> t
 
 
 def test_correlations_are_those_of_the_textbook() -> None:
-    """Against the eigenvalues of Σxx⁻¹ Σxy Σyy⁻¹ Σyx, which is how Hotelling has it."""
+    """Against the eigenvalues of Σxx⁻¹ Σxy Σyy⁻¹ Σyx, Hotelling's formulation."""
     rng = np.random.default_rng(1)
     cause = rng.normal(size=(4000, 3))
     x = cause @ rng.normal(size=(3, 7)) + rng.normal(size=(4000, 7))
@@ -137,7 +137,7 @@ def test_correlations_are_those_of_the_textbook() -> None:
 
 
 def test_the_start_in_closed_form_finds_what_random_heads_do_not(pair: str) -> None:
-    """Also on pairs that it has not seen, through the heads as they run: centring and rescaling must agree."""
+    """Also on unseen pairs, through the heads as they run: centring and rescaling must agree."""
     model = build(settings(pair, dim=4))
     image, text = views(1500, (32, 32))
     unseen = [torch.from_numpy(a) for a in views(200, (32, 32), seed=5)]

@@ -40,7 +40,7 @@ def folder_of(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> RunF
 
 @pytest.mark.parametrize("how", ["full", "killed"])
 def test_a_write_that_breaks_off_leaves_the_former_checkpoint(how: str, tmp_path: Path) -> None:
-    """Hours of work hang on one file; the kernel's limit of a file's size stands in for a full disk and for a kill."""
+    """Hours of work depend on one file. The kernel's file size limit stands in for a full disk and for a kill."""
     folder = RunFolder(uri=str(tmp_path / "run"), storage=Storage())
     folder.save("latest.pt", {"step": 1})
     done = subprocess.run(

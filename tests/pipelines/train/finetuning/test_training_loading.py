@@ -1,4 +1,4 @@
-"""Batches of a table: the right rows, in the order asked for, as the towers take them."""
+"""Batches of a table: the right rows, in the requested order, in the form that the towers take."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ORDER = np.array([17, 3, 29, 2, 3])
 
 
 def test_rows_come_in_the_order_asked_for_with_their_own_vectors(tmp_path: Path) -> None:
-    """Vectors of one order and ids of another train on wrong pairs, without an error."""
+    """Vectors in one order with ids in another train on wrong pairs, without an error."""
     batch = load(needs(table(tmp_path), image=True, text=True), ORDER, None, 0)
     assert batch["image_features"][:, 0].tolist() == ORDER.tolist()
     assert batch["text_features"][:, 0].tolist() == (-ORDER).tolist()
@@ -112,7 +112,7 @@ def test_the_teachers_vectors_are_of_its_own_rows(tmp_path: Path) -> None:
 
 
 def test_the_version_that_was_planned_is_read(tmp_path: Path) -> None:
-    """Offsets of one version are other rows in the next."""
+    """The offsets of one version are other rows in the next."""
     at = table(tmp_path)
     lance.dataset(at.ref.uri).delete("row_id = 'r0'")
     assert load(needs(at, image=True, text=True), ORDER, None, 0)["image_features"][:, 0].tolist() == ORDER.tolist()

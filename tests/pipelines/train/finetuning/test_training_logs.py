@@ -1,4 +1,4 @@
-"""What is left to look at: it must open by itself, anywhere, also of a run that was cut short."""
+"""Logs and pages of a run must open by themselves, anywhere, even if the run was cut short."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_log_reads_back_and_the_page_carries_its_picture(tmp_path: Path) -> 
 
 
 def test_tensorboard_shows_the_run_once_however_often_it_is_written(tmp_path: Path) -> None:
-    """A resumed run that leaves the former events beside its own draws every curve twice."""
+    """A resumed run that keeps the former events beside its own draws every curve twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = RunFolder(uri=str(tmp_path / "run"), storage=Storage())

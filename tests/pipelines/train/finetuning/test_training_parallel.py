@@ -1,4 +1,4 @@
-"""A model of which each process holds a part learns what a whole one learns, and is saved whole."""
+"""A model that is split over processes learns what a whole one learns, and is saved completely."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.train.finetuning.parallel import Sharding, share_model, training_
 from pipelines.train.finetuning.train_settings import ModelSettings
 
 ROWS, STEPS = 11, 3
-# With 3 rows a chunk: 3 chunks here, 2 there.
+# With 3 rows per chunk: 3 chunks here, 2 there.
 SHARES = (0, 7, ROWS)
 CLIP_AT = 0.5
 Result = dict[str, Any]
@@ -31,14 +31,17 @@ WAYS: dict[str, tuple[Segments, int | None]] = {
     "plain": ([("fsdp", STEPS)], None),
     "chunks": ([("fsdp", STEPS)], 3),
     "copies in chunks": ([("ddp", STEPS)], 3),
-    # On CPUs `auto` is a copy each.
+    # On CPUs `auto` is a copy per process.
     "there and back": ([("ddp", 1), ("fsdp", 1), ("auto", STEPS - 2)], None),
 }
 
 
 def models(folder: Path) -> dict[str, tuple[ModelSettings, str]]:
-    """What trains, with which loss: whole towers; last blocks beside adapters; heads on features, whose backbones never
-    run; a scale and a bias of shape (1,)."""
+    """What is trained, with which loss.
+
+    Whole towers; last blocks beside adapters; heads on features, whose backbones never run; a scale and a bias of shape
+    (1,).
+    """
     clip, siglip = str(tiny_models.tiny_clip(folder / "clip")), str(tiny_models.tiny_siglip(folder / "siglip"))
     dual, whole = vit_and_bert(folder), {"image_tuning": "full", "text_tuning": "full"}
     return {
@@ -63,7 +66,7 @@ def batch_of(model: Any, step: int, *, features: bool) -> dict[str, torch.Tensor
 def train(
     settings: ModelSettings, term: str, segments: Segments, chunk: int | None, rank: int = 0, world: int = 1
 ) -> Result:
-    """Some steps one way, then some another way from what the former saved, as `Process` does them."""
+    """Some steps one way, then some another way from the saved state, as `Process` runs them."""
     found: Result = {"losses": [], "norms": [], "local": {}}
     saved: Result | None = None
     step = 0
@@ -77,7 +80,7 @@ def train(
         if saved is not None:
             parallel.load_optimiser(optimiser, saved["optimiser"])
             loss.load_state_dict(saved["loss"])
-        # Without dropout, which no two processes draw alike; but training, for the sake of gradient checkpointing.
+        # Without dropout, which no two processes draw alike; but in training mode, for gradient checkpointing.
         parallel.forward.train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -108,7 +111,7 @@ def train(
         saved["loss"] = loss.state_dict()
         found["saved"] = saved
         if world > 1 and len(segments) > 1:
-            # What rank 0 saves, all load.
+            # Rank 0 saves, all ranks load.
             box = [saved if rank == 0 else None]
             dist.broadcast_object_list(box)
             saved = box[0]
@@ -146,7 +149,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 
 def is_noise(name: str) -> bool:
-    """Whether the gradient is 0 up to rounding, which Adam turns into steps of the full rate: the keys' biases."""
+    """Whether the gradient is 0 up to rounding, which Adam turns into full-size steps: the key biases of attention."""
     return name.endswith(("k_proj.bias", "key.bias", "in_proj_bias"))
 
 
@@ -154,7 +157,7 @@ def is_noise(name: str) -> bool:
 @pytest.mark.parametrize("name", ["clip", "dual", "dual-parts", "heads", "siglip"])
 @pytest.mark.slow
 def test_a_sharded_model_learns_as_a_whole_one(found: Found, name: str, way: str) -> None:
-    """Losses, the length of the gradient, weights and Adam's state, whatever wrote the checkpoint on the way."""
+    """Losses, gradient norm, weights and Adam's state, whichever way the checkpoint was written."""
     given, ranks = found
     wanted = train(*given[name], [("auto", STEPS)], WAYS[way][1])
     for results, _ in ranks:

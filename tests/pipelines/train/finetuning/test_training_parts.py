@@ -1,4 +1,4 @@
-"""What decides which rows train, when, and whether it helped: against plain answers."""
+"""Which rows train, when, and whether it helped: against naive answers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def table(path: Path, n: int = 90) -> lance.LanceDataset:
 
 
 def test_a_group_stands_on_one_side_and_deleted_rows_shift_nothing(tmp_path: Path) -> None:
-    """A picture in training whose other caption validates makes every figure a lie."""
+    """If a picture trains while its other caption validates, every metric is too good."""
     dataset = table(tmp_path / "t.lance")
     dataset.delete("n % 7 = 3")
     dataset = lance.dataset(str(tmp_path / "t.lance"))

@@ -1,4 +1,4 @@
-"""What a run decides before it starts: which rows, which features, and what may differ when it is taken up again."""
+"""Decisions before a run starts: which rows, which features, and what may differ when it resumes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_settings(table: TableRef, spec: str, folder: Path, **changes: object) ->
 
 
 def test_a_table_stands_in_for_exactly_the_towers_that_it_holds(table: TableRef, towers: str, tmp_path: Path) -> None:
-    """Features of another model than the one that is trained are noise with the right shape."""
+    """Features of another model than the trained one are noise with the right shape."""
     plan = plan_work(run_settings(table, towers, tmp_path))
     assert (plan.needs.image_features, plan.needs.text_features, plan.needs.transform) == (True, True, None)
     assert set(plan.train) & set(plan.validation) == set()

@@ -1,4 +1,4 @@
-"""The order of rows: a permutation, whatever the count, that no process has to hold."""
+"""The order of rows: a permutation, for any count, that no process has to hold in memory."""
 
 from __future__ import annotations
 

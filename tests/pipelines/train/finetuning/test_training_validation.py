@@ -12,7 +12,7 @@ from pipelines.train.finetuning.validation import retrieval_metrics
 
 
 def oracle(image: np.ndarray, text: np.ndarray, items: list[int], texts: list[int]) -> dict[str, float]:
-    """Each way by itself: who asks, who is asked, and the first in the list that is right."""
+    """Each direction by itself: queries, gallery, and the first right answer in the list."""
     pictures = [items.index(i) for i in dict.fromkeys(items)]
     captions = [texts.index(t) for t in dict.fromkeys(texts)]
     pairs = set(zip(items, texts, strict=True))
@@ -31,13 +31,13 @@ def oracle(image: np.ndarray, text: np.ndarray, items: list[int], texts: list[in
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_metrics_equal_a_loop(data: st.DataObject) -> None:
-    """Ties, several captions of a picture, and one caption of two pictures: where quick code goes wrong."""
+    """Ties, several captions of a picture, and one caption of two pictures: where fast code goes wrong."""
     n = data.draw(st.integers(1, 25))
     rng = np.random.default_rng(data.draw(st.integers(0, 9999)))
     items, texts = (rng.integers(0, data.draw(st.integers(1, 25)), n) for _ in range(2))
     grid = rng.integers(-1, 2, (30, 3)) + np.array([0.0, 0.0, 0.5])
     pool = (grid / np.linalg.norm(grid, axis=1, keepdims=True)).astype(np.float32)
-    # A picture has one vector, whichever row it stands in; so has a caption.
+    # A picture has one vector in every row that holds it; so has a caption.
     image, text = pool[items % 5], pool[texts % 7]
     found = retrieval_metrics(*(torch.from_numpy(a) for a in (image, text, items, texts)))
     expected = oracle(image.astype(np.float64), text.astype(np.float64), items.tolist(), texts.tolist())
@@ -45,7 +45,7 @@ def test_metrics_equal_a_loop(data: st.DataObject) -> None:
 
 
 def test_a_caption_of_two_pictures_is_right_about_both() -> None:
-    """Two pictures called "dog": whichever is found, it was found."""
+    """Two pictures called "dog": finding either one is right."""
     eye = torch.eye(3)
     image, text = eye, torch.stack([eye[1], eye[1], eye[2]])
     found = retrieval_metrics(image, text, torch.tensor([0, 1, 2]), torch.tensor([7, 7, 8]))
@@ -54,7 +54,7 @@ def test_a_caption_of_two_pictures_is_right_about_both() -> None:
 
 
 def test_a_model_that_gives_everything_one_vector_is_not_perfect() -> None:
-    """Ties in favour of the right answer make a collapsed model the best ever."""
+    """Ties in favour of the right answer would make a collapsed model the best ever."""
     same = torch.nn.functional.normalize(torch.ones(40, 4), dim=1)
     found = retrieval_metrics(same, same, torch.arange(40), torch.arange(40))
     assert found["R@1"] == pytest.approx(1 / 40)

@@ -1,4 +1,4 @@
-"""A mined table is what the definition says, pair by pair; a planted false negative in it would teach a model a lie."""
+"""A mined table follows the definition, pair by pair; a planted false negative in it would teach a model a lie."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def vector(places: list[int], values: list[float]) -> np.ndarray:
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[list, list, list, list]:
-    """Pictures of one or several captions, and items of one or several pictures; some without a vector or an item."""
+    """Pictures with one or several captions, items with one or several pictures; some without a vector or an item."""
     images, texts, items, captions = [], [], [], []
     for _ in range(draw(st.integers(1, 10))):
         picture = draw(st.none() | UNIT) if draw(st.integers(0, 5)) == 0 else draw(UNIT)
@@ -84,7 +84,7 @@ def test_the_result_is_that_of_the_definition(
 
 
 def tilted(base: np.ndarray, cosine: float, axis: int) -> np.ndarray:
-    """A unit vector at a given cosine to `base`, tilted towards an axis that `base` has nothing of."""
+    """A unit vector at a given cosine to `base`, tilted towards an axis that is orthogonal to `base`."""
     other = np.zeros_like(base)
     other[axis] = 1.0
     return (cosine * base + np.sqrt(1 - cosine**2) * other).astype(np.float32)
@@ -93,9 +93,10 @@ def tilted(base: np.ndarray, cosine: float, axis: int) -> np.ndarray:
 class Planted:
     """Anchors in planes of their own, each with one hard negative and one false negative of each kind.
 
-    Rows of anchor k: the anchor itself (cosine .8 to its picture), a hard negative (.7), and too good to be negatives:
-    its own second row, a picture that is its picture, a caption that is its caption (by vector and by words), and one
-    that scores above the margin. `direction` says which modality of these rows scores; the other lies far away.
+    Rows of anchor k: the anchor itself (cosine .8 to its picture), a hard negative (.7), and rows too good to be
+    negatives: its own second row, a picture that is its picture, a caption that is its caption (by vector and by
+    words), and one that scores above the margin. `direction` names the modality of these rows that scores; the other
+    lies far away.
     """
 
     def __init__(self, direction: str, anchors: int = 6) -> None:

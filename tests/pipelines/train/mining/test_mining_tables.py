@@ -1,4 +1,4 @@
-"""What cannot be mined is refused before anything changes; what is mined says where it comes from."""
+"""What cannot be mined is refused before anything changes; what is mined records its origin."""
 
 from __future__ import annotations
 

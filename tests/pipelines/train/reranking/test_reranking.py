@@ -1,4 +1,4 @@
-"""A second stage that reads query and hit together: in searches, in evaluations, and trained on mined negatives."""
+"""Reranking reads query and hit together: in searches, in evaluations, and trained on mined negatives."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def found(folder: Path, **asked: Any) -> list[dict[str, Any]]:
 
 
 def scores_of(folder: Path, model: str, rows: list[dict[str, Any]], words: str) -> np.ndarray:
-    """Each row's picture and the words, by the model alone."""
+    """Each row's picture and the words, scored by the model alone."""
     corpus = {row["id"]: row["image"] for row in _corpus(folder)}
     pictures = [picture_of(corpus[row["row_id"]]) for row in rows]
     return load(str(folder / model)).score(pictures, [words] * len(rows))
@@ -153,7 +153,7 @@ def test_the_best_entries_are_those_whose_ranks_are_best(
 
 
 def test_the_evaluation_says_what_a_whole_reordering_gives(folder: Path, tmp_path: Path) -> None:
-    """With a depth of the whole gallery the ranks are those of the model's own scores."""
+    """With a depth of the whole gallery, the ranks are those of the model's own scores."""
     corpus = write_planted(tmp_path / "c.parquet", 1, 200)
     table = str(tmp_path / "db" / "t")
     embed(EmbedConfig(corpus=str(corpus), table=table, encoder="fake", columns={"key": "id"}, engine="process"))
@@ -262,7 +262,7 @@ def test_a_training_may_do_without_held_out_rows_but_not_without_pictures(folder
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_what_needs_both_read_together_is_found_by_the_second_stage_alone(folder: Path, tmp_path: Path) -> None:
-    """Two towers see the colours and not their sides; a model trained on mined negatives sees both."""
+    """Two towers see the colours but not their sides; a model trained on mined negatives sees both."""
     negatives = str(tmp_path / "db" / "negatives")
     mine(
         MineConfig(
