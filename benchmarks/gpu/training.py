@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -167,14 +168,13 @@ def inputs(bench: Bench) -> Iterator[Row]:
 
 
 def learns(bench: Bench) -> Iterator[Row]:
-    """Fifty steps on a planted set: each picture has a caption of its own."""
-    trainer = Trainer(bench, learning_rate=bench.pick(3e-5, 3e-3))
-    batch = pairs(bench, bench.pick(256, 16))
+    """Fifty steps on a planted set: each picture has a caption of its own. A loss of ln n is what guessing gives, and
+    towers that make all pairs alike reach it too."""
+    count = 16
+    trainer, batch = Trainer(bench, learning_rate=bench.pick(1e-4, 3e-3)), pairs(bench, count)
     losses = [trainer.step(batch) for _ in range(_PLANTED_STEPS)]
-    note = f"from {losses[0]:.3f} to {losses[-1]:.3f}"
-    yield check(
-        "planted pairs, 50 steps: last loss by the first", losses[-1] / losses[0], 0.5, at_least=False, note=note
-    )
+    share, note = losses[-1] / math.log(count), f"from {losses[0]:.3f} to {losses[-1]:.3f}"
+    yield check("planted pairs, 50 steps: last loss by that of guessing", share, 0.5, at_least=False, note=note)
 
 
 STEPS = (
