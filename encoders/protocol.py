@@ -28,7 +28,7 @@ class TowerCard:
     Attributes:
         modality: what the tower reads, `image` or `text`.
         dim: dimension of its vectors.
-        space: name of the vector space. Vectors of two towers may be compared only if their spaces are equal; a
+        space: name of the vector space. Vectors of two towers may be compared if and only if their spaces are equal; a
             two-tower model has one space, a pair of unrelated towers has two.
         weights: digest of the weights that the tower uses.
         tokenizer: digest of the tokenizer's files; None for an image tower.

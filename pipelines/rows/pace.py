@@ -1,4 +1,4 @@
-"""How fast a run goes, and how fast it could go: from the time each block was ready, decoded and encoded.
+"""How fast a run goes and could go, from when each block was ready and the seconds to decode and encode it.
 
 The *ceiling* is the pace of the same workers if they did nothing but decode and encode. It uses the costs of the first
 blocks, or of the last if those are lower because encoders found a faster way meanwhile. The *steady* pace is that of

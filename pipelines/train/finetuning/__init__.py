@@ -1,1 +1,1 @@
-"""Contrastive fine-tuning on Ray Train, over the tables that `isthmus embed` writes."""
+"""Contrastive fine-tuning on Ray Train, from the tables that `isthmus embed` writes."""
