@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## Embed real pictures, index them, search them in English a
 test: $(VENV)/.dev ## Run the quick tests: each promise once, in minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-all: $(VENV)/.dev ## Run the other tests that CI needs: both engines, S3, kills, training, the README's commands
+test-all: $(VENV)/.dev ## Run the slower tests: both engines, S3, kills, training, the README's commands
 	$(BIN)/python -m pytest -m 'slow and not heavy' -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-heavy: $(VENV)/.dev ## Run the heavy tests: kills, many rows, a real S3 server
@@ -37,7 +37,7 @@ types: $(VENV)/.dev ## Check types
 format: $(VENV)/.dev ## Rewrite to style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-check: lint types docs test test-all bench ## All that CI runs
+check: lint types docs test bench ## All that CI runs
 
 clean: ## Remove the virtual environment and what the demo made
 	rm -rf $(VENV) $(DEMO) build site *.egg-info
