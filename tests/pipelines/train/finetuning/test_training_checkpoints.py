@@ -105,7 +105,7 @@ def test_a_run_is_taken_up_only_by_its_own_config(kind: str, tmp_path: Path, req
     with pytest.raises(ValueError, match="started with another config") as caught:
         claim_run(folder, other)
     said = str(caught.value)
-    for part in ("train.rate: 1.0 then, 2.0 now", "train.new: None then, True now", "teacher: None then, 'big' now"):
+    for part in ("train.rate: was 1.0, now 2.0", "train.new: was None, now True", "teacher: was None, now 'big'"):
         assert part in said
     for same in ("seed", "samples", "losses"):
         assert same not in said, f"{same} is as it was"

@@ -182,6 +182,6 @@ def test_another_config_under_an_old_name_is_refused_by_its_entries(tmp_path: Pa
     assert not claim_run(folder, {"train": {"rate": 1, "seed": 0}})
     folder.save("latest.pt", {})
     assert claim_run(folder, {"train": {"rate": 1, "seed": 0}})
-    with pytest.raises(ValueError, match=r"train.rate: 1 then, 2 now") as caught:
+    with pytest.raises(ValueError, match=r"train.rate: was 1, now 2") as caught:
         claim_run(folder, {"train": {"rate": 2, "seed": 0}})
     assert "seed" not in str(caught.value)
