@@ -85,6 +85,24 @@ def test_the_glossary_stays_short() -> None:
     assert 10 < len(terms) <= MOST_TERMS
 
 
+def test_every_term_of_the_glossary_is_used_outside_of_it() -> None:
+    """A term that no page uses is one more word to learn, for nothing."""
+    above, _, glossary = (DOCS / "concepts.md").read_text().partition("## Glossary")
+    pages = [path.read_text() for path in SOURCES if path.name != "concepts.md"]
+    text = " ".join(" ".join([above, *pages]).lower().split())
+    terms = re.findall(r"^\| ([a-z ]+) \| (?!meaning)", glossary, re.MULTILINE)
+    assert not [term for term in terms if not re.search(rf"\b{term}s?\b", text)]
+
+
+def test_the_site_needs_no_network() -> None:
+    """Fonts, scripts and pictures of other hosts would tell them what is read, and be missing offline."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert config["theme"]["font"] is False
+    assert not [link for key in ("extra_css", "extra_javascript") for link in config.get(key, []) if "//" in link]
+    loads = re.compile(r"!\[[^\]]*\]\(https?:|<(?:script|img|iframe|link)\b|^```mermaid", re.MULTILINE)
+    assert not [page.name for page in SOURCES if loads.search(page.read_text())]
+
+
 def test_the_readme_is_read_in_some_minutes() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
 
