@@ -122,5 +122,5 @@ def test_rows_of_tars_are_estimated_by_their_bytes(tmp_path: Path) -> None:
 
 
 def test_a_price_is_of_the_whole_or_of_its_parts() -> None:
-    with pytest.raises(ValueError, match="price_per_hour 1: is of the whole cluster"):
+    with pytest.raises(ValueError, match="price_per_hour 1: is the price of the whole cluster"):
         PlanConfig(corpus="c", table="t", encoder="e", price_per_hour=1, price_per_gpu_hour=2)
