@@ -80,7 +80,7 @@ def test_time_cost_and_size_follow_from_the_rate() -> None:
 
 def test_actors_that_do_not_fit_in_memory_are_said() -> None:
     took = estimate(10, SAMPLE, replace(MACHINE, memory_bytes=7 * 10**9), CPU_POOLS, Prices())
-    assert any("--actors 3 fit" in note for note in took.notes)
+    assert any("use --actors 3" in note for note in took.notes)
 
 
 def test_the_sample_is_spread_over_the_corpus() -> None:
