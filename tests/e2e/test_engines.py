@@ -204,7 +204,7 @@ def test_clusters_gpus_and_who_asks_for_actors_get_ray(monkeypatch: pytest.Monke
     assert here()
     (tmp_path / "cluster").touch()
     assert not here()
-    with pytest.raises(ValidationError, match="drop them, or --engine process"):
+    with pytest.raises(ValidationError, match="only Ray uses them; drop them or drop --engine process"):
         EmbedConfig(**given, engine="process", actors=2)
 
 
