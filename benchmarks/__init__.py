@@ -1,1 +1,1 @@
-"""Measurements: each module is a command, `python -m benchmarks.NAME`, and a figure is a ratio within one run."""
+"""Benchmarks. Each bench is a command, `python -m benchmarks.NAME`. Its goals are ratios within one run."""

@@ -1,10 +1,10 @@
-"""What each ingredient of fine-tuning gains on unseen concepts, and from one source of pictures to another.
+"""The gain of each ingredient of fine-tuning, on unseen concepts and from one source of pictures to another.
 
     python benchmarks/ablation.py --folder FOLDER [--only NAME,NAME] [--epochs N]
 
 Builds the union of four corpora (OpenMoji, Google's and Twitter's emoji, openclipart), embeds it with frozen towers,
-splits it by concept, takes look-alikes of training pictures out of the test side, trains each recipe, and writes
-`ablation.json` and `ablation.md` with paired differences to the recipe that it builds on.
+splits it by concept, removes look-alikes of training pictures from the test side, trains each recipe, and writes
+`ablation.json` and `ablation.md` with paired differences between each recipe and its base recipe.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TESTS = ("emoji", "openclipart")
 
 
 def main() -> None:
-    """Run the ablation."""
+    """Prepare the tables, run the recipes and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only", default="")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def recipes() -> dict[str, dict[str, Any]]:
-    """Each recipe adds one ingredient to the one that it names as its base."""
+    """The recipes by name. Each adds one ingredient to its base recipe; None is the base of the first."""
     heads = {
         "table": "union",
         "rows": LABELS,
@@ -115,7 +115,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 
 def prepare(folder: Path, name: str) -> TableRef:
-    """The table of all corpora by one pair of towers, with its split; made once."""
+    """The table of all corpora, embedded by one pair of towers, with its split. It is made once."""
     import jobs.embed
     from pipelines.samples.catalog import build
 
@@ -145,7 +145,7 @@ def prepare(folder: Path, name: str) -> TableRef:
 
 
 def add_split(table: TableRef) -> None:
-    """Columns `split` (train, emoji, openclipart, unused) and `said` (what kind of caption a row holds)."""
+    """Add the columns `split` (train, emoji, openclipart, unused) and `said` (the kind of the row's caption)."""
     dataset = open_dataset(table)
     rows = dataset.to_table(columns=["row_id", "item_id", "concept", "source", "caption", "image_vector"])
     concept, source = (np.array(rows[name].to_pylist()) for name in ("concept", "source"))
@@ -169,7 +169,7 @@ def add_split(table: TableRef) -> None:
 
 
 def draw(item: Any, concept: Any) -> Any:
-    """At most `SERIES` pictures of each title, at random, and `GALLERY` in all."""
+    """Draw at most `SERIES` pictures of each title and `GALLERY` in total, at random."""
     order = np.random.default_rng(0).permutation(np.unique(item, return_index=True)[1])
     taken: dict[str, int] = {}
     chosen = []
@@ -182,7 +182,7 @@ def draw(item: Any, concept: Any) -> Any:
 
 
 def said_of(row_ids: list[str], captions: list[str], emoji: Any) -> list[str]:
-    """The kind of each row's caption: the record's first is its label; an emoji's second is its label in Chinese."""
+    """The kind of each row's caption. A record's first caption is its label, an emoji's second its Chinese label."""
     kinds = []
     for row_id, _, is_emoji in zip(row_ids, captions, emoji.tolist(), strict=True):
         n = int(row_id.rpartition("#")[2]) if "#" in row_id else 0
@@ -191,7 +191,7 @@ def said_of(row_ids: list[str], captions: list[str], emoji: Any) -> list[str]:
 
 
 def nearest(vectors: Any, held: Any) -> Any:
-    """The cosine of each held-out picture to its nearest picture of training; −1 for training pictures."""
+    """The cosine of each held-out picture to its nearest training picture; −1 for training pictures."""
     best = np.full(len(vectors), -1.0, np.float32)
     training = vectors[~held]
     places = np.flatnonzero(held)
@@ -202,7 +202,7 @@ def nearest(vectors: Any, held: Any) -> Any:
 
 
 def run_recipe(name: str, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train on both sources and on each alone; evaluate on both tests."""
+    """Train on both sources and on each alone. Evaluate on both tests."""
     started = time.perf_counter()
     parts = {"both": (ALL, TESTS), "emoji": (EMOJI, ("openclipart",)), "clipart": (CLIPART, ("emoji",))}
     trained = {}
@@ -221,7 +221,7 @@ def run_recipe(name: str, recipe: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def train_on_mined(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path, first: str) -> str:
-    """On from a first model, against negatives that it finds hard."""
+    """Continue training a model with hard negatives that it mines. Return the directory of the new model."""
     from pipelines.train.finetuning.projecting import project_table
     from pipelines.train.mining.mine import mine
     from pipelines.train.mining.mining_settings import MiningSettings
@@ -235,7 +235,7 @@ def train_on_mined(name: str, part: str, where: str, recipe: dict[str, Any], fol
 
 
 def train(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path) -> str:
-    """Train in this process; the directory of the model."""
+    """Train in this process. Return the directory of the model."""
     table = TableRef.parse(str(folder / "db" / recipe["table"]))
     label = "".join(c if c.isalnum() else "_" for c in f"{name} {part}")
     out, run = folder / "models" / label, RunFolder(uri=str(folder / "runs" / label), storage=Storage())
@@ -283,7 +283,7 @@ def train(name: str, part: str, where: str, recipe: dict[str, Any], folder: Path
 
 
 def evaluate(model: str, table: str, folder: Path, tests: tuple[str, ...]) -> dict[str, Evaluation]:
-    """Label → picture on the held-out pictures."""
+    """Evaluate the search of held-out pictures by their labels: test → evaluation."""
     from pipelines.train.finetuning.projecting import project_table
 
     projected = TableRef.parse(str(folder / "db" / Path(model).name))
@@ -295,14 +295,14 @@ def evaluate(model: str, table: str, folder: Path, tests: tuple[str, ...]) -> di
 
 
 def say(name: str, results: dict[str, Any]) -> None:
-    """A line on standard error."""
+    """Print R@10 of a recipe to standard error."""
     tests = results[name]["tests"]
     shown = "  ".join(f"{t} {e.directions['text_to_image'].metrics['R@10']:.3f}" for t, e in tests.items())
     sys.stderr.write(f"{name:36s} {shown}  ({results[name]['seconds']:.0f} s)\n")
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """`ablation.json` and `ablation.md`."""
+    """Write `ablation.json` and `ablation.md`."""
     names = list(results)
     lines = ["| recipe | " + " | ".join(results[names[0]]["tests"]) + " |", "|---" * 5 + "|"]
     data = []
@@ -328,7 +328,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 
 def against_heads(data: list[dict[str, Any]]) -> list[str]:
-    """Each recipe's gain over the plain heads, with its interval and p-value."""
+    """A Markdown table of each recipe's gain over the plain heads, with its 95 % interval and p-value."""
     lines = ["| recipe against the plain heads | test | gain in R@10 | 95 % interval | p |", "|---" * 5 + "|"]
     for entry in data:
         if gain := entry.get("over_heads"):

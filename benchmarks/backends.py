@@ -1,10 +1,10 @@
-"""Encoders on the CPU: torch against OpenVINO, both from the same weights, whole encoder calls in one process.
+"""Encoders on the CPU: torch against OpenVINO. Both have the same weights and run whole encoder calls in one process.
 
     python -m benchmarks.backends
 
-A call is what an embed job makes: pictures as uint8 pixels, or captions, in; vectors out, so that normalising pictures
-and tokenising count too. It takes a second or more, since threads of the contender before spin for some tenths. CLIP
-ViT-B/32 and the small ViT have random weights, which cost as much as trained ones.
+A call is the same as in an embed job: from uint8 pixels or captions to vectors, so it includes normalising the pictures
+and tokenising. A call takes a second or more, because the previous contender's threads spin for some tenths of a
+second. CLIP ViT-B/32 and the small ViT have random weights, which take as much time as trained ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from encoders.protocol import Encoder, EncoderOptions
 from encoders.registry import load
 
 _BATCH = 64
-# What torch is compared with; `auto` settles on the first or the second of these.
+# The contenders of torch. `auto` chooses the first or the second of these.
 _OPTIONS = {
     "torch": EncoderOptions(backend="torch"),
     "openvino": EncoderOptions(backend="openvino"),
@@ -43,7 +43,7 @@ _SAME = {"openvino": 0.9999, "openvino int8": 0.99}
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An encoder, what it reads, and how many times torch's speed is wanted."""
+    """An encoder, its inputs, and the wanted speed as a multiple of torch's."""
 
     name: str
     spec: str
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def cases(folder: Path) -> list[Case]:
-    """What is measured; models of random weights are made in the folder."""
+    """The cases to measure. Models with random weights are created in the folder."""
     clip, vit = _clip(folder / "clip"), _small_vit(folder / "vit")
     lite = "efficientnet-lite0"
     return [
@@ -86,7 +86,7 @@ def cases(folder: Path) -> list[Case]:
 
 
 def measure(case: Case, rounds: int, threads: int) -> tuple[list[dict[str, Any]], list[Goal]]:
-    """Rows of the table, and the goals, of one encoder."""
+    """Measure one encoder: rows of the table, and goals."""
     inputs: Any = _captions(case.inputs) if case.texts else _pictures(case.inputs)
     vectors: dict[str, NDArray[np.float32]] = {}
     contenders: dict[str, Callable[[], float]] = {}
@@ -144,7 +144,7 @@ def _pictures(n: int) -> list[NDArray[np.uint8]]:
 
 
 def _captions(n: int) -> list[str]:
-    """Of 5 to 24 words, about 14 in the median, as captions of pictures are."""
+    """Captions of 5 to 24 words, with a median of about 14, as captions of pictures have."""
     rng = np.random.default_rng(0)
     words = ["a", "the", "red", "small", "old", "dog", "house", "boat", "child", "tree", "on", "under", "beside", "two"]
     lengths = np.clip(rng.normal(14, 4, n), 5, 24).astype(int)
@@ -177,7 +177,7 @@ def _small_vit(folder: Path) -> str:
 
 
 def _word_tokenizer() -> Any:
-    """Words whole, so that captions have as many tokens as CLIP's own tokenizer gives them, about one a word."""
+    """A tokenizer of whole words. Like CLIP's own tokenizer, it gives about one token per word."""
     import transformers as tf
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 

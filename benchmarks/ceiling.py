@@ -1,9 +1,9 @@
-"""The ceiling of an embed job: the bare loop of decoding and encoding on all cores, with no Ray and no writing.
+"""The ceiling of an embed job: a bare loop that decodes and encodes on all cores, without Ray and without writing.
 
     python -m benchmarks.ceiling CORPUS MODEL BACKEND
 
-One process a core, each with one torch thread, as the job has its actors; the pictures are in memory before the clock
-starts, and the model has seen a batch. Prints pictures per second of all processes together.
+Each core has one process with one torch thread, like the actors of a job. Before the clock starts, the pictures are in
+memory and the model has encoded a batch. Prints the pictures per second of all processes together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def loop(
     ready: Barrier,
     times: Queue[tuple[int, float]],
 ) -> None:
-    """Decode and encode the process' share of the pictures (number, of how many); put (pictures, seconds)."""
+    """Decode and encode one process' share of the pictures: number, of how many. Put (pictures, seconds)."""
     from encoders.images import prepare
     from encoders.protocol import EncoderOptions
     from encoders.registry import describe, load
@@ -51,7 +51,7 @@ def loop(
 
 
 def measure(corpus: Path, model: str, backend: Backend = "auto") -> float:
-    """Pictures per second, from when all processes begin until the last one ends."""
+    """Pictures per second, from the common start of all processes until the last one ends."""
     spawn = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
     ready, times = spawn.Barrier(cores), spawn.Queue()

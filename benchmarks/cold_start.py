@@ -1,9 +1,10 @@
-"""How long `isthmus search` takes from nothing, beside a Python that only imports torch and loads the same encoder.
+"""Cold start of `isthmus search`, compared with a Python process that only imports torch and loads the same encoder.
 
     python -m benchmarks.cold_start --folder /tmp/cold
 
-Whole processes in turns, on a table of 2,000 captions embedded by `minilm` (extra `towers`): a search by words; the
-yardstick, transformers' own loading of that model and one caption; full text, which needs no model.
+Whole processes take turns, on a table of 2,000 captions embedded by `minilm` (extra `towers`). The contenders are a
+search by words; the yardstick, which loads this model with transformers and encodes one caption; and a full-text
+search, which needs no model.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _WORDS, _MODEL_ALONE, _FULL_TEXT = "search by words", "torch and the encoder alo
 
 
 def make_table(folder: Path) -> str:
-    """The table, made by the commands; one that is there is taken."""
+    """The table, made by the isthmus commands. An existing one is reused."""
     table, corpus = folder / "db" / "captions", folder / "captions.parquet"
     if not table.with_suffix(".lance").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,12 +59,12 @@ def make_table(folder: Path) -> str:
 
 
 def isthmus(*arguments: str) -> None:
-    """One command, a process of its own."""
+    """Run one isthmus command in its own process."""
     subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], check=True, capture_output=True)
 
 
 def timed(command: Sequence[str]) -> Callable[[], float]:
-    """A contender: seconds of the whole process."""
+    """A contender that returns the wall seconds of a whole process."""
 
     def run() -> float:
         started = time.perf_counter()
@@ -74,15 +75,15 @@ def timed(command: Sequence[str]) -> Callable[[], float]:
 
 
 def modules(*arguments: str) -> list[str]:
-    """Which heavy packages a command has imported at its end."""
+    """The heavy packages that a command has imported when it ends."""
     done = subprocess.run([sys.executable, "-c", _MODULES, *arguments], check=True, capture_output=True, text=True)
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="keeps the table")
+    parser.add_argument("--folder", type=Path, required=True, help="folder that keeps the table for later runs")
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     table = make_table(given.folder)

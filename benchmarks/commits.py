@@ -1,10 +1,12 @@
-"""What a commit costs when much is done already: seconds, processor seconds and bytes of a commit by the table's number
-of fragments, and of the plan of a re-run by the number of claims in the ledger and of shards in the corpus.
+"""Cost of a commit into a large table, and of planning a re-run.
+
+Measures the seconds, processor seconds and bytes of a commit by the table's number of fragments, and those of a
+re-run's plan by the number of claims in the ledger and of shards in the corpus.
 
     python -m benchmarks.commits --folder /tmp/commits
 
-The commits are the sink's own, of staged groups of four fragments. Lance does not look at the files that a commit
-names, so the fragments of the table exist in its manifest alone: a million of them cost no disk.
+The sink itself makes the commits, of staged groups of four fragments. Lance does not open the files that a commit
+names. So the table's fragments exist only in its manifest, and a million of them take no disk space.
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ _DIM = 512
 
 
 class Fabric:
-    """Metadata of fragments whose files nobody wrote, each with a file name of its own."""
+    """Makes metadata of fragments whose files do not exist, each with a different file name."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the shape of a fragment from one that is written."""
+        """Write one fragment and use its metadata as the template."""
         shutil.rmtree(folder, ignore_errors=True)
         schema = schema_of(_DIM)
         ref = TableRef.parse(str(folder / "db" / "shape"))
@@ -62,7 +64,7 @@ class Fabric:
         self._made = 0
 
     def make(self, n: int) -> list[str]:
-        """`n` new ones as JSON."""
+        """`n` new fragments as JSON."""
         out = []
         for _ in range(n):
             self._made += 1
@@ -73,7 +75,7 @@ class Fabric:
 
 
 def table_of(folder: Path, fabric: Fabric, fragments: int) -> TableRef:
-    """A table of so many fragments, made in one commit."""
+    """Create a table with this many fragments in one commit."""
     ref = TableRef.parse(str(folder / "db" / f"t{fragments}"))
     dataset = create_dataset(ref, schema_of(_DIM))
     if fragments:
@@ -83,7 +85,7 @@ def table_of(folder: Path, fabric: Fabric, fragments: int) -> TableRef:
 
 
 def group_of(fabric: Fabric, number: int) -> StagedGroup:
-    """A staged group, its blocks of as many ranges as interleaved readers give."""
+    """A staged group. Its blocks have as many ranges as interleaved readers would give."""
     each = _FRAGMENTS_OF_A_GROUP * _ROWS // _CLAIMS_OF_A_GROUP
     claims = [
         Claim(shard=shard_id(n), start=number * each, stop=(number + 1) * each, last=False, written=each, rejected=0)
@@ -103,7 +105,7 @@ def group_of(fabric: Fabric, number: int) -> StagedGroup:
 
 
 def measure_commits(folder: Path, fabric: Fabric, fragments: int) -> dict[str, Any]:
-    """Medians over some commits into a table of so many fragments."""
+    """Medians over several commits into a table with this many fragments."""
     ref = table_of(folder, fabric, fragments)
     committer = Committer(ref, Ledger.reconcile(ref), Lease.acquire(ref))
     seconds, processor = [], []
@@ -125,7 +127,7 @@ def measure_commits(folder: Path, fabric: Fabric, fragments: int) -> dict[str, A
 
 
 def measure_ledger(folder: Path, claims: int) -> dict[str, Any]:
-    """What a run reads before it knows what is done."""
+    """Measure what a run reads of the ledger before it can plan."""
     ref = TableRef.parse(str(folder / "db" / f"l{claims}"))
     create_dataset(ref, schema_of(_DIM))
     ledger = Ledger.reconcile(ref)
@@ -153,7 +155,7 @@ def measure_ledger(folder: Path, claims: int) -> dict[str, Any]:
 
 
 def measure_plan(shards: int) -> dict[str, Any]:
-    """What a re-run compares: each shard of the corpus with what is settled of it."""
+    """Measure the plan of a re-run, which compares each shard of the corpus with its settled records."""
     tracemalloc.start()
     work = [
         ShardWork(
@@ -181,13 +183,13 @@ def measure_plan(shards: int) -> dict[str, Any]:
 
 
 def fixed_and_growing(rows: Sequence[dict[str, Any]], over: str, of: str) -> tuple[float, float]:
-    """What `of` costs without any, and how much each one of `over` adds, from the first row and the last."""
+    """A line through the first and the last row: the value of `of` at zero, and its growth per unit of `over`."""
     first, last = rows[0], rows[-1]
     return first[of], (last[of] - first[of]) / (last[over] - first[over])
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args()

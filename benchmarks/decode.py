@@ -1,11 +1,11 @@
-"""Pictures a second that one core prepares for a 224-pixel encoder, and what that costs the embedding.
+"""Pictures per second that one core prepares for a 224-pixel encoder, and how far the fast modes change the vectors.
 
     python -m benchmarks.decode
 
 The baseline is what most pipelines do: PIL decodes the whole picture, converts it to RGB, resizes its shortest edge to
-224 pixels, crops the centre. Pictures are made: noise with a photograph's spectrum, edges, and the grain with which a
-JPEG of quality 90 has about as many bits a pixel as photographs have. Cosines are of the vectors of pretrained
-EfficientNet-Lite0 to those of the baseline's pixels.
+224 pixels and crops the centre. The pictures are synthetic: noise with a photograph's spectrum, edges, and grain, so
+that a JPEG of quality 90 has about as many bits per pixel as a photograph. Cosines compare the vectors of pretrained
+EfficientNet-Lite0 with those of the baseline's pixels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 _GOALS = {("JPEG", "12 MP"): 5.0, ("JPEG", "640 px"): 1.5}
 _COSINE = 0.999
-_OTHERS = 4  # pictures of 12 MP that are no JPEGs: they take seconds to make
+_OTHERS = 4  # Fewer pictures of 12 MP in formats other than JPEG: each takes seconds to make.
 _ROUND_S = 0.5
 _GRAIN = 5.0
 
@@ -53,7 +53,7 @@ class Case:
 
 
 def photograph(size: tuple[int, int], seed: int) -> Image.Image:
-    """As much energy in every octave, as photographs have, shapes with sharp edges, and grain."""
+    """A synthetic photograph: equal energy in every octave, shapes with sharp edges, and grain."""
     rng = np.random.default_rng(seed)
     width, height = size
     total = Image.fromarray(np.full((height, width, 3), 128, np.uint8))
@@ -75,7 +75,7 @@ def photograph(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def cases(pictures: int, sizes: Sequence[str] = tuple(SIZES)) -> list[Case]:
-    """Sizes in all formats."""
+    """All sizes in all formats."""
     found = []
     for name in sizes:
         size = SIZES[name]
@@ -92,7 +92,7 @@ def cases(pictures: int, sizes: Sequence[str] = tuple(SIZES)) -> list[Case]:
 
 
 def full(data: bytes) -> NDArray[np.uint8]:
-    """The baseline."""
+    """The baseline: decode the whole picture, resize and crop with PIL."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = TRANSFORM.target_size(*image.size)
     left, top = (width - 224) // 2, (height - 224) // 2
@@ -101,7 +101,7 @@ def full(data: bytes) -> NDArray[np.uint8]:
 
 
 def entropy_coded(data: bytes) -> Image.Image:
-    """The least that a JPEG can cost: all its bits read, one pixel of 64 made, nothing resized."""
+    """The least work on a JPEG: read all its bits, make one pixel of 64, resize nothing."""
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (image.width // 8, image.height // 8))
     image.load()
@@ -109,7 +109,7 @@ def entropy_coded(data: bytes) -> Image.Image:
 
 
 def bounds(case: Case, rounds: int) -> list[dict[str, Any]]:
-    """How many times faster than the baseline each part of a JPEG's decoding alone would be."""
+    """How many times faster than the baseline each part of a JPEG's decoding would be by itself."""
     ways: dict[str, Callable[[bytes], object]] = {
         "PIL's full decode, convert, resize, crop": full,
         "PIL's full decode alone, no copy": lambda data: Image.open(io.BytesIO(data)).load(),
@@ -128,7 +128,7 @@ def bounds(case: Case, rounds: int) -> list[dict[str, Any]]:
 
 
 def rate(prepare_one: Callable[[bytes], object], files: Sequence[bytes]) -> float:
-    """Pictures a second."""
+    """Pictures per second."""
     done, started = 0, time.perf_counter()
     while done < 2 or time.perf_counter() - started < _ROUND_S:
         prepare_one(files[done % len(files)])
@@ -137,7 +137,7 @@ def rate(prepare_one: Callable[[bytes], object], files: Sequence[bytes]) -> floa
 
 
 def measure(case: Case, rounds: int, encode: Callable[[list[NDArray[np.uint8]]], NDArray]) -> dict[str, Any]:
-    """A row of the table."""
+    """Measure one case: a row of the table."""
     ways: dict[str, Callable[[bytes], NDArray[np.uint8]]] = {
         "PIL": full,
         "fast": lambda data: prepare(data, TRANSFORM, "fast"),
@@ -163,7 +163,7 @@ def measure(case: Case, rounds: int, encode: Callable[[list[NDArray[np.uint8]]],
 
 
 def main() -> int:
-    """Measure and report; exit code 1 where a goal is missed."""
+    """Measure and report. The exit code is 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=32)
@@ -181,7 +181,7 @@ def main() -> int:
 
 
 def goals_of(rows: Sequence[dict[str, Any]], floor: float) -> list[Goal]:
-    """Speed where there is a goal for it, the embedding everywhere."""
+    """Goals of speed for the cases that have one, and goals of the cosine for all cases."""
     goals = []
     for row in rows:
         name = f"{row['format']}, {row['picture']}"

@@ -1,14 +1,14 @@
-"""Rows per second of `isthmus embed`, against the bare loop on the same cores and against its peers.
+"""Rows per second of `isthmus embed`, compared with a bare loop on the same cores and with its peers.
 
     sh benchmarks/peers/install.sh PEERS
     python -m benchmarks.embed --folder FOLDER --peers PEERS
 
-Parquet with JPEG bytes becomes a committed table, with random weights of a CLIP ViT-B/32 and of a ViT so small that
-the pipeline is what is measured. Contenders take turns; each is a process of its own, timed from outside. *Whole* is
-the rows by all of its seconds; *steady* leaves its start out: the rows beyond those of a job of few, which keep all
-cores busy too and run in the same round, by the seconds beyond its. The ceiling is `benchmarks/ceiling.py`; the job and
-it take further turns without the peers, since they are closest to each other. A case that was measured is kept in
-FOLDER, and the report is of all that are there.
+The jobs turn Parquet with JPEG bytes into a committed table, with random weights of a CLIP ViT-B/32 and of a small ViT.
+The small ViT is so cheap that the pipeline is measured. Contenders take turns; each is a separate process, timed from
+outside. *Whole* is all rows divided by all seconds. *Steady* excludes the start: in each round a contender also runs a
+job of few rows, which also keeps all cores busy; its rows and its seconds are subtracted. The ceiling is
+`benchmarks/ceiling.py`. The job and the ceiling take further turns without the peers, because they are closest to each
+other. Measured cases are kept in FOLDER, and the report contains all of them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from benchmarks.pictures import write_parquet, write_tars
 from encoders.protocol import Backend
 
 OURS, CEILING, CLIP_RETRIEVAL, DAFT, RECIPE = "isthmus", "ceiling", "clip-retrieval", "Daft", "Ray Data recipe"
-# Chosen at loading, which is the start's: by default a job tries it on its first batches and changes over as it runs.
+# Chosen at loading, which belongs to the start. By default a job tries it on its first batches and changes over later.
 BACKEND: Backend = "openvino"
-# (model, size of the pictures) → rows: so many that what is subtracted from a run is a small part of it.
+# (model, size of the pictures) → rows: enough that the part subtracted from a run is small.
 CASES = {
     ("small ViT", "256 px"): 3_000,
     ("small ViT", "640 px"): 2_000,
@@ -49,11 +49,11 @@ _FEW, _FEW_SHARE = 128, 8
 _FEWER = ", few rows"
 _CEILING_GOALS = {"ViT-B/32": 0.95, "small ViT": 0.85}
 _PEER_GOALS = {CLIP_RETRIEVAL: 1.3, DAFT: 1.2, RECIPE: 1.5}
-# Of goals that were missed.
+# Why goals were missed.
 _WHY = {
     "small ViT, 12 MP": (
-        "a core decodes and encodes such a picture in 95 ms, and the job reads its 6 MB for 12 more "
-        "(benchmarks.reading), where the ceiling has them in memory"
+        "a core decodes and encodes such a picture in 95 ms, and the job needs 12 ms more to read its "
+        "6 MB (benchmarks.reading), which the ceiling has in memory"
     ),
 }
 _SCRIPTS = Path(__file__).parent / "peers"
@@ -61,7 +61,7 @@ _SCRIPTS = Path(__file__).parent / "peers"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What one run of the bench embeds."""
+    """The corpus and the model that one run of the bench embeds."""
 
     model: str
     size: str
@@ -71,16 +71,16 @@ class Case:
 
     @property
     def few(self) -> int:
-        """Rows of the job that is subtracted."""
+        """Rows of the small job that is subtracted."""
         return max(_FEW, self.rows // _FEW_SHARE)
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the case in reports."""
         return f"{self.model}, {self.size}"
 
     def corpus(self, rows: int, kind: str = "parquet") -> Path:
-        """The corpus of so many rows."""
+        """The corpus of this many rows."""
         write = write_parquet if kind == "parquet" else write_tars
         return write(self.folder / "corpora" / self.size.replace(" ", "") / f"{rows}-{kind}", self.size, rows)
 
@@ -94,7 +94,7 @@ def seconds_of(command: Sequence[str], out: Path) -> float:
     """Wall seconds of a process that writes to `out`, which is removed first.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     shutil.rmtree(out, ignore_errors=True)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -129,13 +129,13 @@ def clip_retrieval(case: Case, rows: int) -> float:
 
 
 def script(case: Case, rows: int, python: str, name: str, workers: int) -> float:
-    """A script of `benchmarks/peers`."""
+    """Run a script of `benchmarks/peers`."""
     out = case.folder / "out" / name
     return seconds_of([python, str(_SCRIPTS / name), str(case.corpus(rows)), str(out), case.weights, str(workers)], out)
 
 
 def contenders(case: Case) -> dict[str, Callable[[int], float]]:
-    """Name → seconds of a job of so many rows."""
+    """Name → function that runs a job of this many rows and returns its seconds."""
     cores = os.cpu_count() or 1
     daft = str(case.peers / "daft" / "bin" / "python")
     return {
@@ -147,13 +147,13 @@ def contenders(case: Case) -> dict[str, Callable[[int], float]]:
 
 
 def ceiling(case: Case) -> float:
-    """Pictures per second of the bare loop, in a process of its own."""
+    """Pictures per second of the bare loop, in a separate process."""
     command = [sys.executable, "-m", "benchmarks.ceiling", str(case.corpus(case.rows)), case.weights, BACKEND]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def measure(case: Case, rounds: int, peer_rounds: int, names: Sequence[str]) -> dict[str, Any]:
-    """Rows per second, whole and steady: of each contender, and of the job and its ceiling alone."""
+    """Rows per second, whole and steady, of all contenders, and of the job and its ceiling without the peers."""
     runs = {name: run for name, run in contenders(case).items() if name in names}
     beside = turns_of(case, runs, peer_rounds) if peer_rounds else {}
     return {
@@ -166,7 +166,7 @@ def measure(case: Case, rounds: int, peer_rounds: int, names: Sequence[str]) -> 
 
 
 def turns_of(case: Case, runs: dict[str, Callable[[int], float]], rounds: int) -> dict[str, Any]:
-    """Figures of rounds in which each contender runs a job of few rows, then one of all, and the ceiling once."""
+    """Figures of rounds. In each, a contender runs a job of few rows and one of all rows, and the ceiling runs once."""
     turns: dict[str, Callable[[], float]] = {CEILING: lambda: ceiling(case)}
     for name, run in runs.items():
         turns |= {name + _FEWER: lambda run=run: run(case.few), name: lambda run=run: run(case.rows)}
@@ -181,7 +181,7 @@ def turns_of(case: Case, runs: dict[str, Callable[[int], float]], rounds: int) -
 
 
 def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A case as rows of a table: the peers' rounds, then those of the job and its ceiling alone."""
+    """A case as rows of a table: first the rounds with the peers, then those of the job and its ceiling alone."""
     rows = []
     for rounds in filter(None, (found["peers"], found["alone"])):
         whole, steady = summary(rounds["whole"]), summary(rounds["steady"])
@@ -203,10 +203,10 @@ def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def goals_of(found: dict[str, Any]) -> list[Goal]:
-    """How a case meets its goals."""
+    """The goals of a case."""
     case, alone = f"{found['model']}, {found['size']}", found["alone"]["steady"]
     shares = [ours / bare for ours, bare in zip(alone[OURS], alone[CEILING], strict=True)]
-    # What a round gives is a difference of two runs: of few rows, it may be more than can be.
+    # A round gives a difference of two runs. With few rows, its share can exceed 1.
     spread = "by round: " + ", ".join(f"{share:.2f}" for share in shares)
     figure, target = ratio(alone, OURS, CEILING), _CEILING_GOALS[found["model"]]
     note = f"{spread}; {_WHY[case]}" if figure < target and case in _WHY else spread
@@ -219,21 +219,24 @@ def goals_of(found: dict[str, Any]) -> list[Goal]:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="corpora, models and figures are kept here")
+    parser.add_argument("--folder", type=Path, required=True, help="folder that keeps corpora, models and figures")
     parser.add_argument(
         "--peers",
         type=Path,
         default=None,
-        help="where install.sh put them; without, the job and its ceiling are measured anew",
+        help="folder of the peers that install.sh made; without it, only the job and its ceiling are measured",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of the job and its ceiling")
-    parser.add_argument("--peer-rounds", type=int, default=2, help="of those with the peers too")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the job and its ceiling")
+    parser.add_argument("--peer-rounds", type=int, default=2, help="rounds that include the peers")
     parser.add_argument(
-        "--cases", nargs="*", default=None, help="e.g. 'small ViT, 640 px'; default: those not yet kept"
+        "--cases",
+        nargs="*",
+        default=None,
+        help="cases to measure, e.g. 'small ViT, 640 px'; default: those not kept yet",
     )
-    parser.add_argument("--no-report", action="store_true", help="print this run's figures only")
+    parser.add_argument("--no-report", action="store_true", help="only print the figures of this run; keep nothing")
     given = parser.parse_args()
     names = [OURS, CLIP_RETRIEVAL, DAFT, RECIPE] if given.peers else [OURS]
     kept = given.folder / "figures"

@@ -1,4 +1,4 @@
-"""Encoded blocks as the encode stage hands them to the sink, made up: for benches of what comes after the encoder."""
+"""Synthetic encoded blocks, as the encode stage gives them to the sink, for benches of the later stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRICE = "price"
 
 
 def schema_of(dim: int) -> pa.Schema:
-    """The schema of a table of pictures and captions, with one column of the corpus' own and one vector column."""
+    """The schema of a table of pictures and captions, with one column of the corpus and one vector column."""
     tower = TowerCard(modality="image", dim=dim, space="s", weights="w", tokenizer=None, preprocessing="p")
     card = EncoderCard(name="made-up", spec="made-up", towers=(tower,))
     fields = [
@@ -33,14 +33,14 @@ def schema_of(dim: int) -> pa.Schema:
 
 
 def encoded_block(shard: int, start: int, stop: int, dim: int, rows_of_shard: int) -> pa.Table:
-    """Rows `start` to `stop` of a shard, vectors drawn at random, none rejected.
+    """Rows `start` to `stop` of a shard, with random vectors and no rejects.
 
     Args:
         shard: number of the shard; its rows follow those of the shards before it.
         start: first position.
-        stop: one past the last.
-        dim: of the vectors.
-        rows_of_shard: how many the shard has in all.
+        stop: one past the last position.
+        dim: length of the vectors.
+        rows_of_shard: total number of rows in the shard.
     """
     n = stop - start
     numbers = range(shard * rows_of_shard + start, shard * rows_of_shard + stop)
@@ -72,12 +72,12 @@ def encoded_block(shard: int, start: int, stop: int, dim: int, rows_of_shard: in
 
 
 def shard_id(shard: int) -> str:
-    """The id of a shard, as long as real ones."""
+    """The id of a shard, with the length of a real one."""
     return f"{shard:032x}-{shard:032x}"
 
 
 def blocks_of(rows: int, *, block_rows: int, shard_rows: int, dim: int) -> list[pa.Table]:
-    """Blocks of `rows` rows in all, cut within shards of `shard_rows`."""
+    """Blocks with `rows` rows in total, in shards of `shard_rows` rows. A block lies within one shard."""
     return [
         encoded_block(shard, start, min(start + block_rows, shard_rows, rows - shard * shard_rows), dim, shard_rows)
         for shard in range(-(-rows // shard_rows))

@@ -1,7 +1,7 @@
-"""What every bench shares: contenders that take turns, medians, goals, and a report that says on what it was measured.
+"""Shared parts of the benches: contenders that take turns, medians, goals, and a report that names the machine.
 
-A bench measures *figures* (a rate, seconds, bytes) of contenders. Machines drift, so contenders take turns, round after
-round, and what is compared is the ratio within a round; its median over the rounds is what counts.
+A bench measures *figures* (a rate, seconds, bytes) of contenders. The speed of a machine drifts, so contenders take
+turns, round after round. Benches compare the ratio within a round, and report its median over the rounds.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Figures = dict[str, list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A goal of a bench, and how it was met.
+    """A goal of a bench, and the measured figure.
 
     Attributes:
-        name: what is measured, in words: `embed, small ViT, 256 px: share of the ceiling`.
-        figure: the median.
-        target: what it should be.
-        at_least: whether a greater figure is better.
-        note: why it was missed, or what else must be known.
+        name: the measured quantity in words, such as `embed, small ViT, 256 px: share of the ceiling`.
+        figure: the measured median.
+        target: the wanted figure.
+        at_least: whether the figure must be at least the target; otherwise, at most.
+        note: why the goal was missed, or other facts about the figure.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether the figure is at the target or beyond."""
+        """Whether the figure reaches the target."""
         return self.figure >= self.target if self.at_least else self.figure <= self.target
 
 
@@ -53,13 +53,16 @@ def take_turns(
     warmup: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> Figures:
-    """Each contender's figure of each round; the order turns round, so that none always follows the same one.
+    """Run the contenders in rounds. The order rotates, so that a contender does not always follow the same one.
 
     Args:
-        contenders: name → runs once and returns its figure.
-        rounds: rounds that count.
-        warmup: rounds before them that do not.
-        say: told each figure as it comes.
+        contenders: name → function that runs the contender once and returns its figure.
+        rounds: number of rounds that count.
+        warmup: number of rounds before them that do not count.
+        say: called with a line about each figure.
+
+    Returns:
+        Name → figures, one for each round that counts.
     """
     names = list(contenders)
     figures: Figures = {name: [] for name in names}
@@ -74,7 +77,7 @@ def take_turns(
 
 
 def ratio(figures: Figures, a: str, b: str) -> float:
-    """Median over the rounds of a's figure by b's.
+    """Median over the rounds of a's figure divided by b's.
 
     >>> ratio({"a": [2.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b")
     2.0
@@ -83,7 +86,7 @@ def ratio(figures: Figures, a: str, b: str) -> float:
 
 
 def summary(figures: Figures, digits: int = 4) -> dict[str, dict[str, float]]:
-    """Median, least and greatest figure of each contender."""
+    """Median, minimum and maximum of each contender's figures."""
 
     def rounded(value: float) -> float:
         return float(f"{value:.{digits}g}")
@@ -96,8 +99,8 @@ def summary(figures: Figures, digits: int = 4) -> dict[str, dict[str, float]]:
 
 
 def machine() -> dict[str, Any]:
-    """On what this is measured: processor, cores, memory, versions."""
-    import psutil  # `benchmarks.gpu` runs where it may be missing.
+    """Description of this machine: processor, cores, memory, versions."""
+    import psutil  # It may be missing where `benchmarks.gpu` runs.
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -125,7 +128,7 @@ def _version(name: str) -> str | None:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table; the first row's keys are the columns."""
+    """Rows as a Markdown table. The keys of the first row are the columns."""
     if not rows:
         return ""
     head = list(rows[0])
@@ -152,10 +155,10 @@ def report(name: str, command: str, tables: Mapping[str, Sequence[Mapping[str, A
     """Print the tables and goals as Markdown, and keep them as JSON and Markdown under `benchmarks/results`.
 
     Args:
-        name: of the bench; the files are called so.
-        command: that made it.
+        name: name of the bench and of its files.
+        command: the command that made the report.
         tables: title → rows.
-        goals: as measured.
+        goals: the goals with their measured figures.
     """
     result = {
         "bench": name,

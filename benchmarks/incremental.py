@@ -1,10 +1,10 @@
-"""What a nightly run costs: a million rows embedded, then again unchanged, then with one file in a hundred changed.
+"""Cost of a nightly run: embed a million rows, then run again unchanged, then with one of a hundred files changed.
 
     python -m benchmarks.incremental --rows 1000000 --folder /tmp/incremental
 
-Makes Parquet files of tiny distinct pictures and runs `isthmus embed` (weight-free encoder) in processes of their own:
-seconds of each run, as a share of the first, the bytes that an unchanged run reads, and whether the table mirrors the
-corpus. Exits 1 where a goal is missed.
+Makes Parquet files of tiny distinct pictures and runs `isthmus embed` (weight-free encoder) in separate processes.
+Reports the seconds of each run as a share of the first, the bytes that an unchanged run reads, and whether the table
+mirrors the corpus. Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REPEATS = 3
 
 
 def picture(number: int) -> bytes:
-    """A PNG of 2 x 2 pixels whose colours are the number."""
+    """A PNG of 2 x 2 pixels whose colours encode the number."""
     pixels = number.to_bytes(12, "little")
     body = zlib.compress(b"\0" + pixels[:6] + b"\0" + pixels[6:], 1)
 
@@ -43,7 +43,7 @@ def picture(number: int) -> bytes:
 
 
 def write_file(path: Path, first: int, rows: int, generation: int, *, pictures: bool = True) -> None:
-    """A file of the corpus; another generation has the same keys, and other pictures and captions."""
+    """Write a file of the corpus. Another generation has the same keys but other pictures and captions."""
     numbers = range(first, first + rows)
     shift = generation << 40
     table = {"id": [f"{n:09d}" for n in numbers], "caption": [f"thing {n} of {generation}" for n in numbers]}
@@ -53,25 +53,25 @@ def write_file(path: Path, first: int, rows: int, generation: int, *, pictures: 
 
 
 def timed(corpus: Path, table: Path) -> tuple[float, dict[str, Any]]:
-    """Seconds of a whole process, and its report."""
+    """Embed in a separate process. Return its wall seconds and its report."""
     done = watch(embed_command(corpus, table))
     return done.seconds, json.loads(done.stdout)
 
 
 def bytes_read(corpus: Path, table: Path) -> int:
-    """Bytes that an unchanged run reads, in this process: it starts no other."""
+    """Bytes that an unchanged run reads. It runs in this process, because it starts no other."""
     from jobs.embed import EmbedConfig, run
 
     process = psutil.Process()
     config = EmbedConfig(corpus=str(corpus), table=str(table), encoder="fake", columns={"key": "id"})
-    run(config)  # The modules' own files.
+    run(config)  # Imports the modules, so that their files are not counted.
     before = process.io_counters().read_chars  # type: ignore[attr-defined]
     assert run(config).rows_in == 0
     return int(process.io_counters().read_chars - before)  # type: ignore[attr-defined]
 
 
 def mirrors(corpus: Path, table: Path) -> bool:
-    """Whether ids and captions of the table are those of the corpus, each once."""
+    """Whether the table has the ids and captions of the corpus, each once."""
     wanted = pq.read_table(corpus, columns=["id", "caption"]).sort_by("id")
     found = lance.dataset(f"{table}.lance").to_table(columns=["row_id", "caption"]).sort_by("row_id")
     return bool(
@@ -82,7 +82,7 @@ def mirrors(corpus: Path, table: Path) -> bool:
 
 
 def measure(folder: Path, rows: int) -> tuple[list[dict[str, Any]], list[Goal]]:
-    """A corpus embedded, then again as it is, then again with one file changed, some times over."""
+    """Embed a corpus, then several times unchanged, then several times with one file changed. Return rows and goals."""
     corpus, table = folder / "corpus", folder / "db" / "t"
     corpus.mkdir(parents=True)
     each = rows // _FILES
@@ -130,7 +130,7 @@ def measure(folder: Path, rows: int) -> tuple[list[dict[str, Any]], list[Goal]]:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, required=True)

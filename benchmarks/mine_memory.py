@@ -1,11 +1,11 @@
-"""Mining at a million rows: peak memory of each process, yield, and what was planted.
+"""Mining of a million rows: peak memory of each process, yield, and recall of planted negatives.
 
     python benchmarks/mine_memory.py --rows 1000000 --dim 64 --folder /tmp/mining
 
-Makes a table of clustered vectors, pictures and captions of one space a little apart, in batches; plants anchors with
-one hard negative and three false ones each; runs `isthmus mine` in a process of its own; and prints one JSON object.
-Exit code 1 where a planted hard negative is missing, a planted false one was mined, or a worker took more memory than
-`--limit-mib`.
+Makes a table of clustered vectors in batches, with pictures and captions a little apart in a joint space. Plants
+anchors with one hard negative and three false ones each, runs `isthmus mine` in a separate process, and prints one JSON
+object. The exit code is 1 if a planted hard negative is missing, a planted false one was mined, or a process took more
+memory than `--limit-mib`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def unit(vectors: NDArray) -> NDArray[np.float32]:
 
 
 def mixed(base: NDArray, noise: NDArray, cosine: float) -> NDArray[np.float32]:
-    """Unit vectors at exactly a cosine to those of `base`, towards `noise`."""
+    """Unit vectors at exactly this cosine to those of `base`, in the direction of `noise`; float32 (n, dim)."""
     away = unit(noise - np.einsum("nd,nd->n", noise, base)[:, None] * base)
     return unit(cosine * base + np.sqrt(1 - cosine**2) * away)
 
@@ -50,10 +50,10 @@ def mixed(base: NDArray, noise: NDArray, cosine: float) -> NDArray[np.float32]:
 def planted(
     dim: int, centres: NDArray, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
-    """Pictures, captions' vectors and captions of the planted groups, for text to image."""
+    """Image vectors, text vectors and captions of the planted groups, for text to image."""
     n = _PLANTED
     noise = iter(rng.standard_normal((12, n, dim)))
-    query = unit(centres[:n] + 0.8 * next(noise))  # among the pictures, as hard negatives are
+    query = unit(centres[:n] + 0.8 * next(noise))  # among the pictures, like hard negatives
     positive = mixed(query, next(noise), 0.95)
     pictures = [positive, mixed(query, next(noise), 0.85), mixed(positive, next(noise), 0.999),
                 mixed(query, next(noise), 0.84), mixed(query, next(noise), 0.94)]  # fmt: skip
@@ -68,7 +68,7 @@ def planted(
 
 
 def batches(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The table: the planted groups first, then pairs around cluster centres, two captions a picture."""
+    """The table in batches: first the planted groups, then pairs around cluster centres, two captions per picture."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2_000, dim))
     gap = rng.standard_normal(dim)  # captions lie apart from pictures, in one direction
@@ -87,7 +87,7 @@ def batches(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 def batch(
     schema: pa.Schema, start: int, image: NDArray, text: NDArray, captions: list[str], per_item: int
 ) -> pa.RecordBatch:
-    """Rows of the table."""
+    """A batch of rows of the table."""
     n, kind = len(image), schema.field("image_vector").type
     ids = range(start, start + n)
     columns = [
@@ -101,7 +101,7 @@ def batch(
 
 
 def make_table(table: TableRef, rows: int, dim: int) -> None:
-    """Write the table, unless it is there."""
+    """Write the table, unless it already exists."""
     if Path(table.uri).exists():
         return
     vector = pa.list_(pa.float32(), dim)
@@ -113,7 +113,7 @@ def make_table(table: TableRef, rows: int, dim: int) -> None:
 
 
 def run(arguments: list[str]) -> tuple[dict, dict[str, int]]:
-    """`isthmus mine`'s report, and peak private MiB of the driver and of the largest worker of each kind."""
+    """Run `isthmus mine`: its report, and the peak private MiB of the driver and of the largest worker of each kind."""
     command = [sys.executable, "-m", "jobs.cli", "mine", *arguments, "--json"]
     process = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.PIPE, text=True)
     peaks: dict[str, int] = {}
@@ -134,7 +134,7 @@ def run(arguments: list[str]) -> tuple[dict, dict[str, int]]:
 
 
 def check(out: TableRef) -> dict[str, int]:
-    """How many planted negatives were found, and how many false ones were mined."""
+    """Count the planted hard negatives that were found and the false ones that were mined."""
     rows = read_mined(out).negatives
     rows = rows.filter(pa.compute.equal(rows["direction"], "text_to_image"))
     pairs = {(a, n) for a, n in zip(rows["row_id"].to_pylist(), rows["negative_row_id"].to_pylist(), strict=True)}

@@ -1,14 +1,15 @@
-"""A billion rows on 64 GPUs, computed from what was measured: where the driver, the commits, the metadata and the index
-would break.
+"""A model of a billion rows on 64 GPUs, computed from measurements on this machine.
+
+It shows where the driver, the commits, the metadata and the index would reach their limits.
 
     python -m benchmarks.model --folder /tmp/model
     python -m benchmarks.model
 
-Reads `benchmarks/results/commits.json` (run that bench first), measures what a core decodes and indexes and what the
-driver does for a block, and applies the pipeline's own rules for the sizes of shards, blocks, fragments and commits,
-to pictures of 50 kB in Parquet files. What a GPU encodes is assumed from
-clip-retrieval's published figures (8 A100, S3 to S3: 7,000 pictures a second with ViT-B/32, 2,500 with ViT-L/14);
-nothing of a GPU was measured. Without `--folder` nothing is measured anew: what was last counts.
+Reads `benchmarks/results/commits.json` (run that bench first). Measures how much a core decodes and indexes and how
+much the driver works for a block. Applies the pipeline's own rules for the sizes of shards, blocks, fragments and
+commits to pictures of 50 kB in Parquet files. The rate of a GPU is taken from clip-retrieval's published figures (8
+A100, S3 to S3: 7,000 pictures per second with ViT-B/32, 2,500 with ViT-L/14); no GPU was measured. Without `--folder`,
+the bench measures nothing and uses the last measurements.
 """
 
 from __future__ import annotations
@@ -55,20 +56,20 @@ _TRANSFORM = ImageTransform(kind="shortest_edge", size=(224, 224), crop=(224, 22
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one core, one commit, one block cost here.
+    """Costs measured on this machine.
 
     Attributes:
-        commit_ms: of a commit into an empty table.
-        fragment_us: what each fragment of the table adds to a commit.
-        manifest_bytes: of a fragment in the manifest.
-        claim_us: to read a claim from the ledger.
-        claim_bytes: of the ledger.
-        shard_us: to plan a shard.
-        shard_bytes: of the driver's memory, for a shard that is settled.
-        block_ms: of the driver's processor for a block, all stages.
-        decoded: pictures of 640 x 480 that a core decodes a second.
-        stacked: decoded pictures that an encode actor's core puts into batches a second.
-        indexed: partitions → vectors of 512 dimensions that a core indexes a second.
+        commit_ms: milliseconds of a commit into an empty table.
+        fragment_us: microseconds that each fragment of the table adds to a commit.
+        manifest_bytes: bytes of a fragment in the manifest.
+        claim_us: microseconds to read a claim from the ledger.
+        claim_bytes: bytes of a claim in the ledger.
+        shard_us: microseconds to plan a shard.
+        shard_bytes: bytes of the driver's memory for a settled shard.
+        block_ms: milliseconds of the driver's processor for a block, all stages together.
+        decoded: pictures of 640 x 480 that a core decodes per second.
+        stacked: decoded pictures that an encode actor's core puts into batches per second.
+        indexed: number of partitions → vectors of 512 dimensions that a core indexes per second.
     """
 
     commit_ms: float
@@ -85,10 +86,10 @@ class Measured:
 
 
 def read_results() -> dict[str, float]:
-    """What `benchmarks.commits` measured.
+    """The results of `benchmarks.commits`.
 
     Raises:
-        FileNotFoundError: it was not run.
+        FileNotFoundError: that bench was not run.
     """
     commits = json.loads((RESULTS / "commits.json").read_text())["tables"]
     fixed, growing = fixed_and_growing(commits["Commits"], "fragments", "commit, ms")
@@ -104,7 +105,7 @@ def read_results() -> dict[str, float]:
 
 
 def driver_ms_of_a_block(folder: Path, rows: int = 40_000) -> float:
-    """Milliseconds of the driver's processor for a block: what many blocks of some captions take more than few."""
+    """Milliseconds of the driver's processor for a block: the difference between many blocks of captions and few."""
     shutil.rmtree(folder, ignore_errors=True)
     corpus = folder / "corpus"
     corpus.mkdir(parents=True)
@@ -119,7 +120,7 @@ def driver_ms_of_a_block(folder: Path, rows: int = 40_000) -> float:
 
 
 def decode_rate(pictures: int = 300) -> float:
-    """Noisy JPEGs of 640 x 480 that one core turns into 224 x 224 pixels, a second."""
+    """Noisy JPEGs of 640 x 480 that one core turns into 224 x 224 pixels, per second."""
     rng = np.random.default_rng(0)
     small = [Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)) for _ in range(8)]
     files = []
@@ -134,7 +135,7 @@ def decode_rate(pictures: int = 300) -> float:
 
 
 def stack_rate(batches: int = 100, batch: int = 64) -> float:
-    """Pictures of 224 x 224 that one core puts into one batch, uint8, a second."""
+    """Pictures of 224 x 224, uint8, that one core puts into a batch, per second."""
     pixels = [np.random.default_rng(i).integers(0, 256, (224, 224, 3), np.uint8) for i in range(batch)]
     started = time.process_time()
     for _ in range(batches):
@@ -143,7 +144,7 @@ def stack_rate(batches: int = 100, batch: int = 64) -> float:
 
 
 def index_rates(folder: Path, rows: int, partitions: tuple[int, ...]) -> dict[int, float]:
-    """Vectors a second of processor time that a worker's segment takes in, by number of partitions."""
+    """Vectors that a worker indexes per second of processor time: number of partitions → rate."""
     shutil.rmtree(folder, ignore_errors=True)
     table, schema = TableRef.parse(str(folder / "db" / "t")), schema_of(512)
     blocks = blocks_of(rows, block_rows=8_192, shard_rows=8_192, dim=512)
@@ -163,7 +164,7 @@ def index_rates(folder: Path, rows: int, partitions: tuple[int, ...]) -> dict[in
 
 
 def commits_of(limits: SinkLimits, rows_per_s: float) -> list[tuple[int, int]]:
-    """(rows, fragments of the table after it) of each commit of the run."""
+    """Each commit of the run as (rows, fragments of the table after it)."""
     done = fragments = 0
     out = []
     while done < _ROWS:
@@ -175,7 +176,7 @@ def commits_of(limits: SinkLimits, rows_per_s: float) -> list[tuple[int, int]]:
 
 
 def computed(m: Measured, rate: float, dim: int, limits: SinkLimits) -> dict[str, str]:
-    """The run, and what each part of it would take."""
+    """The run of a billion rows, and the cost of each of its parts."""
     rows_per_s = rate * _GPUS
     hours = _ROWS / rows_per_s / 3600
     commits = commits_of(limits, rows_per_s)
@@ -217,7 +218,7 @@ def computed(m: Measured, rate: float, dim: int, limits: SinkLimits) -> dict[str
 
 
 def index_rows(m: Measured) -> list[dict[str, Any]]:
-    """The index of a billion vectors by number of workers, a core each."""
+    """Build time of the index of a billion vectors, by number of workers with one core each."""
     partitions = plan_index(_ROWS, 512, 1 << 40).partitions
     (few, fast), (many, slow) = sorted(m.indexed.items())
     growth = (1 / slow - 1 / fast) / (many - few)
@@ -249,7 +250,7 @@ def _read(shown: str) -> Any:
 
 
 def measured_anew(folder: Path) -> dict[str, Any]:
-    """What this bench measures itself."""
+    """Take the measurements of this bench."""
     return {
         "block_ms": driver_ms_of_a_block(folder),
         "decoded": decode_rate(),
@@ -259,16 +260,18 @@ def measured_anew(folder: Path) -> dict[str, Any]:
 
 
 def measured_before() -> dict[str, Any]:
-    """The same, as it is kept."""
+    """The last measurements of this bench, from its results."""
     kept = json.loads((RESULTS / "model.json").read_text())["tables"]["Measured"]
     values = {row["measured"]: _read(row["value"]) for row in kept}
     return {name: values[name] for name in ("block_ms", "decoded", "stacked", "indexed")}
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=None, help="to work in; without, nothing is measured anew")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="folder to measure in; without it, the last measurements are used"
+    )
     given = parser.parse_args()
     own = measured_before() if given.folder is None else measured_anew(given.folder)
     m = Measured(**read_results(), **own)

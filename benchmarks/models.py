@@ -1,4 +1,4 @@
-"""Model directories with random weights, of the real sizes: what is measured does not depend on what a model knows."""
+"""Model directories of real sizes with random weights. The measured speed does not depend on the weights' values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# (hidden size, layers, heads) of the image tower, then of the text tower; all look at 224 px in patches of 32.
+# (hidden size, layers, heads) of the image tower, then of the text tower. All read 224 px in patches of 32.
 SIZES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "ViT-B/32": ((768, 12, 12), (512, 12, 8)),
     "small ViT": ((256, 3, 4), (128, 2, 2)),
@@ -14,11 +14,11 @@ SIZES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 
 
 def clip(folder: Path, name: str) -> Path:
-    """The directory of a CLIP of one of `SIZES`; made once.
+    """The directory of a CLIP of one of `SIZES`. It is made once.
 
     Args:
-        folder: where model directories are kept.
-        name: which one.
+        folder: folder of the model directories.
+        name: key of `SIZES`.
     """
     directory = folder / name.replace("/", "-").replace(" ", "-").lower()
     if (directory / "config.json").is_file():
@@ -45,7 +45,7 @@ def clip(folder: Path, name: str) -> Path:
 
 
 def _tokenizer(directory: Path) -> None:
-    """CLIP's kind, byte-level BPE, with no merges: a caption becomes its bytes."""
+    """A tokenizer of CLIP's kind, byte-level BPE, without merges: each byte of a caption is a token."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 

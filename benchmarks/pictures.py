@@ -1,7 +1,7 @@
-"""Pictures like photographs, as many as a bench wants: each of other bytes, some dozens of them of other pixels.
+"""Photograph-like pictures, as many as a bench wants. All differ in their bytes, some dozens also in their pixels.
 
-The pixels are noise of a 1/f spectrum, as natural pictures have, with hard edges in it. Further pictures are the same
-JPEGs with another comment: to a job they are other pictures, and they take as long to decode.
+The pixels are noise with the 1/f spectrum of natural pictures, with hard edges in it. Further pictures are the same
+JPEGs with other comments: a job treats them as different pictures, and they take as long to decode.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ROW_GROUP_BYTES = 16 << 20
 
 
 def photo(seed: int, width: int, height: int) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3): 1/f noise in each channel, mostly shared by them, with some rectangles on it."""
+    """A picture, uint8 (height, width, 3): 1/f noise, mostly shared by the channels, with some rectangles on it."""
     rng = np.random.default_rng(seed)
     shared = _pink(rng, width, height)
     channels = [0.8 * shared + 0.35 * _pink(rng, width, height) for _ in range(3)]
@@ -39,7 +39,7 @@ def photo(seed: int, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def _pink(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
-    """(height, width) of unit variance, its amplitude falling with the frequency."""
+    """1/f noise of unit variance, (height, width)."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]).astype(np.float32)
     frequency[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((height, width), np.float32)) / frequency
@@ -60,7 +60,7 @@ def jpegs(size: str) -> tuple[bytes, ...]:
 
 
 def pictures(size: str, n: int) -> Iterator[bytes]:
-    """n JPEGs, no two with the same bytes."""
+    """n JPEGs that all differ in their bytes."""
     base = jpegs(size)
     for number in range(n):
         data, text = base[number % len(base)], f"{number:08d}".encode()
@@ -69,7 +69,7 @@ def pictures(size: str, n: int) -> Iterator[bytes]:
 
 
 def write_parquet(folder: Path, size: str, n: int, files: int = 4) -> Path:
-    """A folder of Parquet files with `id`, `image` and `caption`; made once."""
+    """A folder of Parquet files with `id`, `image` and `caption`. It is made once."""
     if not (folder / "done").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         found = list(pictures(size, n))
@@ -88,7 +88,7 @@ def write_parquet(folder: Path, size: str, n: int, files: int = 4) -> Path:
 
 
 def write_tars(folder: Path, size: str, n: int, files: int = 4) -> Path:
-    """The same pictures as WebDataset tars; made once."""
+    """A folder of WebDataset tars with the same pictures. It is made once."""
     if not (folder / "done").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         found = list(pictures(size, n))

@@ -1,9 +1,9 @@
-"""All of the benches in small, in about three minutes: what CI runs, to see a gross regression.
+"""Small versions of the benches, in about three minutes. CI runs them to detect a gross regression.
 
     python -m benchmarks.quick
 
-Each figure is a ratio within this run, against what must hold on the noisiest machine; the goals proper are those of
-the benches themselves. Prints a table, writes nothing, and exits 1 where something fell below its floor.
+Each figure is a ratio within this run. It is compared with a floor that must hold on the noisiest machine; the real
+goals are those of the benches. Prints a table, writes nothing, and exits with 1 if a figure is below its floor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ROWS, _CAPTIONS, _PICTURES, _SINK_ROWS = 3_000, 96, 64, 65_536
 
 
 def embedding(folder: Path) -> Iterator[Goal]:
-    """The job's steady pace against the bare loop, and what its own report says of that."""
+    """The steady pace of a job against the bare loop, and the share of the ceiling in the job's own report."""
     corpus, model = write_parquet(folder / "corpus", "256 px", _ROWS), str(clip(folder / "models", "small ViT"))
     program = [str(Path(sys.executable).parent / "isthmus"), "embed", str(corpus), "--table", str(folder / "db" / "t")]
     program += ["--encoder", model, "--embed", "image", "--columns.key", "id", "--json", "--backend", BACKEND]
@@ -49,7 +49,7 @@ def decoding(folder: Path) -> Iterator[Goal]:
 
 
 def captions(folder: Path) -> Iterator[Goal]:
-    """Captions padded to the longest of a batch against CLIP's 77 tokens."""
+    """Captions padded to the longest of a batch against captions padded to CLIP's 77 tokens."""
     tower, found = text.tower_of(2), text.sentences(_CAPTIONS, packages=["numpy"])
     wide = text.padded(tower, 77)
 
@@ -75,7 +75,7 @@ def backend(folder: Path) -> Iterator[Goal]:
 
 
 def training(folder: Path) -> Iterator[Goal]:
-    """A step of two workers against a plain loop."""
+    """A training step of two workers against a plain loop."""
     figures = train.small(folder / "clip-small", rounds=3, steps=1)
     for goal, floor in zip(train.goals(figures), (0.75, 1.9), strict=False):
         yield Goal(name=f"train: {goal.name}", figure=goal.figure, target=floor, at_least=goal.at_least)
@@ -89,7 +89,7 @@ def sinking(folder: Path) -> Iterator[Goal]:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the benches."""
     goals = []
     with tempfile.TemporaryDirectory() as scratch:
         for part in (embedding, decoding, captions, backend, training, sinking):

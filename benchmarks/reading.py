@@ -1,10 +1,10 @@
-"""What it costs to read pictures out of Parquet: the read stage of `isthmus embed` beside Parquet and the digest alone.
+"""Cost of reading pictures from Parquet: the read stage of `isthmus embed`, Parquet alone, and the digest alone.
 
     python -m benchmarks.reading --folder FOLDER
 
-Milliseconds of the processor for a picture, in one process; the files are in the page cache. The read stage gives
-blocks with identities, and the decoder gets each picture's bytes; Parquet alone reads the same row groups with their
-checksums; the digest is the one by which vectors are reused. Contenders take turns.
+Measures processor milliseconds per picture in one process, with the files in the page cache. The read stage makes
+blocks with identities and gives each picture's bytes to the decoder. Parquet alone reads the same row groups with their
+checksums. The digest is the one by which vectors are reused. Contenders take turns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SETTINGS = DecodeSettings(transform=ImageTransform(), mode="fast", max_pixels=1
 
 
 def read_stage(corpus: Path) -> None:
-    """All of a corpus through the read stage, up to the decoder."""
+    """Read a whole corpus by the read stage, up to the decoder."""
     nothing = Decoded(pixels=np.zeros((1, 1, 3), np.uint8), thumbnail=None)
     source = open_source(str(corpus), columns=Columns(key="id"), storage=Storage())
     work = [ShardWork(shard=shard, shard_id=shard.uri) for shard in source.shards()]
@@ -44,7 +44,7 @@ def read_stage(corpus: Path) -> None:
 
 
 def parquet(corpus: Path) -> None:
-    """Its row groups, with checksums, as the source reads them."""
+    """Read the row groups of a corpus with their checksums, as the source does."""
     for path in sorted(corpus.glob("*.parquet")):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         for _ in file.iter_batches(batch_size=32, use_threads=False):
@@ -52,7 +52,7 @@ def parquet(corpus: Path) -> None:
 
 
 def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row a size of pictures."""
+    """Measure each size of pictures: one row each."""
     rows = []
     for size, count in _SIZES.items():
         corpus = write_parquet(folder / size.replace(" ", ""), size, count)
@@ -78,7 +78,7 @@ def _processor_ms(run: Callable[[], object]) -> float:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,13 +1,13 @@
-"""What a row costs, and what memory it takes, at ten thousand, a hundred thousand, a million and ten million rows.
+"""Time per row and memory of `isthmus embed`, at 10,000, 100,000, 1,000,000 and 10,000,000 rows.
 
     python -m benchmarks.scale --folder /tmp/scale
     python -m benchmarks.scale --folder /tmp/scale --ten-million
 
-`isthmus embed` runs on Ray, with the weight-free encoder, over Parquet files of tiny distinct pictures; then again, on
-what is done already. Peaks are of private memory (USS), of the driver, of the largest worker and of all workers,
-looked at each second. The driver's processor time for each fragment staged is compared between the first and the
-last tenth of the run: it must not grow with what is done. `--ten-million` does the same with captions alone, at one
-and at ten million rows, and takes some twenty minutes.
+`isthmus embed` runs on Ray, with the weight-free encoder, over Parquet files of tiny distinct pictures. Then it runs
+again on the finished table. Peaks are of the private memory (USS) of the driver, of the largest worker and of all
+workers, polled each second. The driver's processor time per staged fragment is compared between the first and the last
+tenth of the run: it must not grow with the finished work. `--ten-million` does the same with captions only, at one and
+at ten million rows, and takes some twenty minutes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from benchmarks.watching import Watched, embed_command, watch
 
 _ROWS = (10_000, 100_000, 1_000_000)
 _TEXT_ROWS = (1_000_000, 10_000_000)
-_ROWS_OF_A_FILE = 10_000  # The same at all sizes: what a read task holds goes by row groups.
+_ROWS_OF_A_FILE = 10_000  # The same at all sizes, because the memory of a read task depends on row groups.
 _REPEATS = 3
 _MOST_GROWTH = 1.1
 _MIB = 1 << 20
 
 
 def measure(folder: Path, rows: int, *, pictures: bool) -> dict[str, Any]:
-    """A corpus of so many rows embedded, and embedded again."""
+    """Embed a corpus of this many rows, and run again on the finished table. Return a row of the report."""
     shutil.rmtree(folder, ignore_errors=True)
     corpus, table = folder / "corpus", folder / "db" / "t"
     corpus.mkdir(parents=True)
@@ -95,28 +95,28 @@ def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-# Of goals that were missed.
+# Why goals were missed.
 _WHY = {
     "largest worker, MiB": (
-        "a worker reaches its level some 100 s after its start and stays there: looked at each five seconds over "
+        "a worker reaches its level some 100 s after its start and stays there: polled each five seconds over "
         "600,000 rows, the larger encode actor had 227 MiB after 97 s and 210 to 230 until the end; the run of 100,000 "
         "rows ends after 47 s"
     ),
     "driver, MiB": (
-        "Ray Data keeps statistics of each block until the run ends: looked at each ten seconds over 4,000,000 "
+        "Ray Data keeps statistics of each block until the run ends: polled each ten seconds over 4,000,000 "
         "captions, which are 3,906 blocks, the driver grew from 161 to 179 MiB, by 4.5 bytes a row; that is half of "
-        "this growth, and where the other half comes from was not found"
+        "this growth; the cause of the other half was not found"
     ),
     "driver's work": (
-        "the driver works as much in each second, whatever gets done in it: looked at each ten seconds over 4,000,000 "
-        "captions it took .12 to .20 of a core, .16 mostly, from the first fragment to the last; what varied was how "
-        "many fragments a second came"
+        "the driver works the same in each second, however much is done in it: polled each ten seconds over 4,000,000 "
+        "captions it took .12 to .20 of a core, mostly .16, from the first fragment to the last; only the number of "
+        "fragments per second varied"
     ),
 }
 
 
 def goals_of(small: dict[str, Any], large: dict[str, Any]) -> list[Goal]:
-    """What must not grow from one size to ten times as much."""
+    """The goals: figures that must not grow when the number of rows grows tenfold."""
     scale = f"{large['rows']:,} rows by {small['rows']:,}"
     goals = []
     for name in ("driver, MiB", "largest worker, MiB"):
@@ -143,10 +143,12 @@ def goals_of(small: dict[str, Any], large: dict[str, Any]) -> list[Goal]:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--ten-million", action="store_true", help="captions alone, 1,000,000 and 10,000,000 rows")
+    parser.add_argument(
+        "--ten-million", action="store_true", help="measure captions only, at 1,000,000 and 10,000,000 rows"
+    )
     given = parser.parse_args()
     sizes = _TEXT_ROWS if given.ten_million else _ROWS
     rows = [measure(given.folder / str(n), n, pictures=not given.ten_million) for n in sizes]

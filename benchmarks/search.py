@@ -1,11 +1,12 @@
-"""Search beside FAISS, usearch and hnswlib: latency and queries/s by recall, cold and warm, from disk and from S3.
+"""Search compared with FAISS, usearch and hnswlib: latency and queries/s by recall, cold and warm, on disk and on S3.
 
-    python -m benchmarks.search --folder /tmp/search --build      # minutes to an hour; each index is kept
-    python -m benchmarks.search --folder /tmp/search              # asks what is there
+    python -m benchmarks.search --folder /tmp/search --build      # takes minutes to an hour; keeps each index
+    python -m benchmarks.search --folder /tmp/search              # queries the kept indexes
 
-Clustered vectors; half of the queries from another direction than the vectors, as words lie apart from pictures. Each
-index takes its fastest setting that reaches the target recall@10 on some queries; others are then asked one at a time,
-the indexes taking turns. Exact answers come from one pass over the vectors. Needs `faiss-cpu`, `usearch` and `hnswlib`.
+The vectors are clustered. Half of the queries lie in another direction than the vectors, as words lie apart from
+pictures. Each index takes the fastest setting that reaches the target recall@10 on some queries. The other queries are
+then asked one at a time, with the indexes taking turns. Exact answers come from one pass over the vectors. Needs
+`faiss-cpu`, `usearch` and `hnswlib`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _FILTERS = (2, 100, 10_000)
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """An index at the setting by which it is asked, and what it cost."""
+    """An index at one setting, with its recall@10 and the processor seconds of its build."""
 
     name: str
     setting: str
@@ -54,13 +55,13 @@ class Contender:
 
 
 def recall(search: Search, queries: NDArray[np.float32], wanted: NDArray[np.int64]) -> float:
-    """Mean share of the exact neighbours that are found."""
+    """Mean share of the exact K neighbours that a search finds."""
     pairs = zip(queries, wanted, strict=True)
     return float(np.mean([len(set(search(query).tolist()) & set(best.tolist())) / K for query, best in pairs]))
 
 
 def ours(opened: OpenTable) -> Search:
-    """The Python API; a batch is asked by as many threads as there are cores."""
+    """Search by the Python API. A batch is searched by as many threads as there are cores."""
     threads = ThreadPoolExecutor(os.cpu_count())
 
     def search(query: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -73,12 +74,12 @@ def ours(opened: OpenTable) -> Search:
 
 
 def bare(opened: OpenTable) -> Search:
-    """What the Python API stands on: one call of Lance, with the same parameters; a batch is one call too."""
+    """Search by one call of Lance, as the Python API does, with the same parameters. A batch is one call too."""
     return lance_alone(opened, columns=[ROW_ID])
 
 
 def lance_alone(opened: OpenTable, columns: list[str], nprobes: int | None = None) -> Search:
-    """One call of Lance with the table's parameters, or with fewer partitions; ids only where they are a column."""
+    """Search by one call of Lance, with the table's parameters or fewer partitions. Ids come only from their column."""
     parameters = read_parameters(opened.dataset, COLUMN)
     assert parameters is not None, "the index reached its target"
     extra = parameters.nearest(K) | ({"minimum_nprobes": nprobes} if nprobes else {})
@@ -98,7 +99,7 @@ def lance_alone(opened: OpenTable, columns: list[str], nprobes: int | None = Non
 
 
 def index(folder: Path, ref: TableRef, target: float) -> float:
-    """Processor seconds that `isthmus index` took; builds the index where it is not there."""
+    """Processor seconds that `isthmus index` took. Builds the index if it is missing."""
     note = folder / "isthmus.json"
     if not note.exists():
         started = time.process_time()
@@ -108,7 +109,7 @@ def index(folder: Path, ref: TableRef, target: float) -> float:
 
 
 def curve(name: str, tries: Sequence[Try], queries: NDArray[np.float32], wanted: NDArray[np.int64]) -> list[dict]:
-    """Recall, latency and rate, one at a time and as a batch, at each setting."""
+    """Recall@10, latency of single queries, and rate in a batch, at each setting."""
     rows = []
     for one in tries:
         found = recall(one.search, queries, wanted)
@@ -136,7 +137,7 @@ def _seconds(search: Search, query: NDArray[np.float32]) -> float:
 def peers(
     folder: Path, rows: int, dim: int, queries: NDArray[np.float32], wanted: NDArray[np.int64], target: float
 ) -> tuple[list[Contender], list[dict]]:
-    """The peers whose indexes are kept in the folder, each at its first setting that reaches the target."""
+    """The peers with an index in the folder, each at its fastest setting that reaches the target."""
     found, curves = [], []
     for peer in PEERS:
         if not peer.is_kept(folder):
@@ -162,7 +163,7 @@ def peers(
 def filtered(
     opened: OpenTable, folder: Path, rows: int, dim: int, queries: NDArray[np.float32]
 ) -> list[dict[str, Any]]:
-    """Recall and median latency under filters."""
+    """Recall@10 and median latency of filtered searches."""
     found = []
     for step in _FILTERS:
         wanted = exact(folder, rows, dim, queries, step)
@@ -186,7 +187,7 @@ def filtered(
 
 
 def goals(contenders: list[Contender], figures: dict[str, list[float]], target: float) -> list[Goal]:
-    """Ours against the best peer that reaches the target, and against Lance alone."""
+    """The goals: isthmus against the best peer that reaches the target, and against Lance alone."""
     mine = next(c for c in contenders if c.name == _OURS)
     p50 = {name: statistics.median(found) for name, found in figures.items()}
     split = (
@@ -208,7 +209,7 @@ def goals(contenders: list[Contender], figures: dict[str, list[float]], target: 
     if not reaching:
         return found
     best = min(reaching, key=lambda name: p50[name])
-    note = f"{split}; {best} answers with places in an array in this process"
+    note = f"{split}; {best} returns positions of an array in this process"
     return [
         *found,
         Goal(name=f"speed by that of {best}, one query", figure=ratio(figures, best, _OURS), target=1.0, note=note),
@@ -216,7 +217,7 @@ def goals(contenders: list[Contender], figures: dict[str, list[float]], target: 
 
 
 def ask(given: argparse.Namespace, ref: TableRef) -> None:
-    """The measurement."""
+    """Measure and report."""
     folder, queries = given.folder, queries_of(given.dim)
     wanted = exact(folder, given.rows, given.dim, queries)
     build_s = index(folder, ref, given.target)
@@ -264,14 +265,16 @@ def ask(given: argparse.Namespace, ref: TableRef) -> None:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--target", type=float, default=0.95)
-    parser.add_argument("--folder", type=Path, required=True, help="keeps the table, the indexes and the exact answers")
-    parser.add_argument("--build", action="store_true", help="build what is not there yet, and ask nothing")
-    parser.add_argument("--no-hnsw", action="store_true", help="build no HNSW: they take long")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder that keeps the table, the indexes and answers"
+    )
+    parser.add_argument("--build", action="store_true", help="only build what is missing, without any queries")
+    parser.add_argument("--no-hnsw", action="store_true", help="build no HNSW indexes, which take long")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     ref = write_table(given.folder, given.rows, given.dim)

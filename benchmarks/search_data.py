@@ -1,4 +1,4 @@
-"""Vectors, queries, exact answers and a table for the search bench; what is made once is kept in its folder."""
+"""Vectors, queries, exact answers and a table for the search bench. They are made once and kept in its folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CENTRES, BLOCK, _CAPTIONED = 2_000, 100_000, 2_000
 
 
 def vectors_of(rows: int, dim: int, seed: int = 0) -> Iterator[NDArray[np.float32]]:
-    """Blocks of unit vectors around some thousand centres."""
+    """Blocks of unit vectors around 2,000 centres, float32 (n, dim)."""
     centres = np.random.default_rng(1).normal(size=(_CENTRES, dim)).astype(np.float32)
     rng = np.random.default_rng(seed)
     for start in range(0, rows, BLOCK):
@@ -31,12 +31,12 @@ def vectors_of(rows: int, dim: int, seed: int = 0) -> Iterator[NDArray[np.float3
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each of length 1."""
+    """The vectors scaled to length 1, float32 (n, dim)."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def queries_of(dim: int) -> NDArray[np.float32]:
-    """Half like the vectors, half moved in one direction, as words are from pictures."""
+    """Queries, float32 (n, dim). Half are like the vectors; half are moved in one direction, like words."""
     found = np.concatenate(list(vectors_of(TUNING + ASKED, dim, seed=9)))
     found[::2] = _moved(found[::2])
     return found
@@ -48,9 +48,10 @@ def _moved(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def write_table(folder: Path, rows: int, dim: int) -> TableRef:
-    """The vectors as a table's pictures; one that is there is taken as it is.
+    """A table with the vectors as image vectors. An existing one is reused.
 
-    Its first rows have words too, moved away from pictures as some queries are: `isthmus index` measures with both.
+    Its first rows also have text vectors, moved away from the pictures like some queries: `isthmus index` measures with
+    both.
     """
     ref = TableRef.parse(str(folder / "db" / "t"))
     if Path(ref.uri).exists():
@@ -79,7 +80,7 @@ def write_table(folder: Path, rows: int, dim: int) -> TableRef:
 
 
 def exact(folder: Path, rows: int, dim: int, queries: NDArray[np.float32], step: int = 1) -> NDArray[np.int64]:
-    """The K nearest of each query among every `step`-th row, as (queries, K)."""
+    """The numbers of the K nearest rows of each query among every `step`-th row, int64 (queries, K)."""
     kept_file = folder / f"exact-{step}.npy"
     if kept_file.exists():
         return np.asarray(np.load(kept_file))

@@ -1,4 +1,4 @@
-"""FAISS, usearch and hnswlib for the search bench: built once, kept as files, asked at each of their settings."""
+"""FAISS, usearch and hnswlib for the search bench: built once, kept as files, queried at each of their settings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from benchmarks.search_data import BLOCK, K, vectors_of
 
-# One query (dim,) or a batch (n, dim), to the ids (K,) or (n, K).
+# From one query (dim,) or a batch (n, dim) to ids (K,) or (n, K).
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Try:
-    """An index at one setting, from the fastest on."""
+    """An index at one setting. Tries are ordered from the fastest setting on."""
 
     setting: str
     search: Search
@@ -33,10 +33,10 @@ class Peer:
     """A peer's index.
 
     Attributes:
-        name: as it is shown.
-        build: fills and saves it: rows, dim, file.
-        load: the file as tries.
-        hnsw: whether it builds for long.
+        name: name in reports.
+        build: builds the index and saves it; takes rows, dim and the file.
+        load: loads the index as tries; takes rows, dim and the file.
+        hnsw: whether the index is an HNSW, which takes long to build.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Peer:
     hnsw: bool = False
 
     def is_kept(self, folder: Path) -> bool:
-        """Whether it was built in a folder."""
+        """Whether the folder has a finished build of the index."""
         return (folder / f"{_slug(self.name)}.json").exists()
 
 
 def built(peer: Peer, folder: Path, rows: int, dim: int) -> float:
-    """Processor seconds that its build took; builds it where it is not kept."""
+    """Processor seconds that the build took. Builds the index if it is missing."""
     path, note = folder / f"{_slug(peer.name)}.index", folder / f"{_slug(peer.name)}.json"
     if not note.exists():
         started = time.process_time()
@@ -60,7 +60,7 @@ def built(peer: Peer, folder: Path, rows: int, dim: int) -> float:
 
 
 def loaded(peer: Peer, folder: Path, rows: int, dim: int) -> list[Try]:
-    """Its tries, from the kept file."""
+    """The tries of a peer, from its kept file."""
     return peer.load(rows, dim, folder / f"{_slug(peer.name)}.index")
 
 

@@ -1,4 +1,4 @@
-"""The first query and those after it, of a table opened in a new process, from disk and from an S3 server."""
+"""Latency of the first and later queries of a table opened in a new process, on disk and on an S3 server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(json.dumps([opened - started, first, statistics.median(new), statistics.me
 
 
 def cold_and_warm(ref: TableRef, folder: Path, queries: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Milliseconds to open, of the first query, of queries to partitions that mostly were not read, and warm."""
+    """Milliseconds to open the table, of the first query, of queries to unread partitions, and of warm queries."""
     asked = folder / "asked.npy"
     np.save(asked, queries)
     rows = [_measured("disk, page cache dropped", f"{ref.database}/{ref.name}", asked, {}, Path(ref.uri))]

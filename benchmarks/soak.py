@@ -1,15 +1,16 @@
-"""An hour of faults against corpora that grow, change and shrink: after every round the table must be what a clean run
-over the corpus of that moment gives.
+"""An hour of faults on corpora that grow, change and shrink.
+
+After every round the table must equal the result of a clean run over the current corpus.
 
     python benchmarks/soak.py --minutes 60 --folder /tmp/soak
 
-There are two of them, one on disk, one in a real S3 server behind a proxy that fails a share of all requests in every
-way a store does; corpus and table have stores of their own. A round changes a corpus, disturbs one or more runs of
-`isthmus sync` in a way drawn by chance (SIGKILL to the driver, to an actor or worker, several of them; a fault point;
-two drivers at once; `isthmus maintain` beside it; a kill while the corpus changes again), lets one run end, and
-compares rows, vectors, digests and rejects with a table made from nothing. Now and then `isthmus rejects retry` runs
-in between.
-Needs the `dev` extra; prints one JSON object, and exits 1 at the first difference, leaving the folder as it is.
+There are two corpora, one on disk and one on a real S3 server, behind proxies that fail a share of all requests in
+every way that a store fails. Corpus and table have separate stores. A round changes a corpus and disturbs one or more
+runs of `isthmus sync` in a random way: SIGKILL to the driver, to an actor or worker, or to several of them; a fault
+point; two drivers at once; `isthmus maintain` at the same time; a kill while the corpus changes again. Then one run
+ends undisturbed, and its rows, vectors, digests and rejects are compared with those of a new table. Some rounds also
+run `isthmus rejects retry`. Needs the `dev` extra. Prints one JSON object. Exits with 1 at the first difference, and
+leaves the folder as it is.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers that the tests use
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for the servers of the tests
 from faulty_store import TRANSIENT, FaultyStore, faulty
 from stores import BUCKET, OTHER_BUCKET, client, options, other_options, seaweedfs
 
@@ -51,16 +52,16 @@ _TIMEOUTS = {"request_timeout": "1s", "connect_timeout": "1s"}
 
 @dataclass
 class Place:
-    """Where a corpus and its table are.
+    """The place of a corpus and its table.
 
     Attributes:
         name: "disk" or "store".
-        corpus: its URI.
+        corpus: the corpus' URI.
         table: the table's URI, without ".lance".
-        corpus_storage: options that reach the corpus past all faults.
-        storage: options that reach the table past all faults.
-        faulty: flags that reach both through what fails.
-        faulty_storage: those of them that reach the table.
+        corpus_storage: store options of the corpus, without faults.
+        storage: store options of the table, without faults.
+        faulty: command-line flags that reach corpus and table through the faulty proxies.
+        faulty_storage: the flags among them for the table.
         files: names of the corpus' files.
     """
 
@@ -75,11 +76,11 @@ class Place:
 
     @property
     def calm(self) -> tuple[str, ...]:
-        """Flags that reach both past all faults."""
+        """Command-line flags that reach corpus and table without faults."""
         return (*_flags("corpus-storage-options", self.corpus_storage), *_flags("storage-options", self.storage))
 
     def put(self, name: str, data: bytes) -> None:
-        """Write or replace a file of the corpus, whole at once."""
+        """Write or replace a file of the corpus atomically."""
         if self.storage:
             self._client().put_object(Bucket=BUCKET, Key=f"soak/{name}", Body=data)
         else:
@@ -89,7 +90,7 @@ class Place:
         self.files.add(name)
 
     def get(self, name: str) -> bytes:
-        """A file of the corpus."""
+        """The bytes of a file of the corpus."""
         if self.storage:
             return bytes(self._client().get_object(Bucket=BUCKET, Key=f"soak/{name}")["Body"].read())
         return Path(self.corpus, name).read_bytes()
@@ -103,7 +104,7 @@ class Place:
         self.files.remove(name)
 
     def dataset(self, uri: str) -> lance.LanceDataset | None:
-        """A table of the place, None where there is none."""
+        """A table of this place; None if it does not exist."""
         try:
             return lance.dataset(uri, storage_options=self.storage)
         except ValueError as error:
@@ -121,7 +122,13 @@ def _flags(option: str, values: dict[str, str]) -> tuple[str, ...]:
 
 @contextmanager
 def places(folder: Path, rate: float, seed: int) -> Iterator[tuple[list[Place], tuple[FaultyStore, FaultyStore]]]:
-    """Both places, and the proxies before the store."""
+    """Both places, and the proxies in front of the store.
+
+    Args:
+        folder: folder for the corpus, the tables and the server.
+        rate: chance of each fault per request.
+        seed: random seed of the faults.
+    """
     (folder / "corpus").mkdir(parents=True)
     disk = Place("disk", str(folder / "corpus"), str(folder / "db" / "t"))
     rates = dict.fromkeys(TRANSIENT, rate)
@@ -138,7 +145,7 @@ def places(folder: Path, rate: float, seed: int) -> Iterator[tuple[list[Place], 
 
 
 def picture(rng: random.Random) -> bytes:
-    """A small PNG, one of a few hundred: pictures recur."""
+    """One of 300 small PNGs, so that pictures recur. Some are truncated."""
     colours = np.random.default_rng(rng.randrange(300)).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(colours).resize((24, 24)).save(buffer, "PNG")
@@ -147,7 +154,7 @@ def picture(rng: random.Random) -> bytes:
 
 
 def parquet_file(stem: str, rng: random.Random) -> bytes:
-    """A Parquet file of up to 400 rows, keys of its own, some pictures broken."""
+    """A Parquet file of up to 400 rows with unique keys and some broken pictures."""
     n = rng.randrange(1, 400)
     rows = {
         "id": [f"{stem}-{i:04d}" for i in range(n)],
@@ -160,7 +167,7 @@ def parquet_file(stem: str, rng: random.Random) -> bytes:
 
 
 def change(place: Place, rng: random.Random, number: int) -> str:
-    """One change of the corpus: what it was."""
+    """Make one random change of the corpus. Return its kind."""
     files = sorted(place.files)
     kind = "add" if len(files) < 3 else rng.choice(["add", "replace", "replace", "remove", "touch"])
     if kind == "add":
@@ -177,7 +184,7 @@ def change(place: Place, rng: random.Random, number: int) -> str:
 
 
 def isthmus(*arguments: str, environment: dict[str, str] | None = None, log: Path) -> subprocess.Popen[bytes]:
-    """A process of the command line, in a session of its own."""
+    """Start an isthmus command as a process in its own session."""
     with log.open("ab") as stream:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.cli", *arguments],
@@ -196,7 +203,7 @@ def sync(
     environment: dict[str, str] | None = None,
     engine: str = "auto",
 ) -> subprocess.Popen[bytes]:
-    """`isthmus sync` with small commits; of another table than the place's, past all faults."""
+    """Start `isthmus sync` with small commits. If `table` is given, it syncs this table instead, without faults."""
     return isthmus(
         "sync", place.corpus, "--table", table or place.table, "--encoder", "fake", "--columns.key", "id",
         "--max-delete-rate", "1", "--block-rows", "16", "--fragment-rows", "32", "--commit-rows", "64",
@@ -205,13 +212,13 @@ def sync(
 
 
 def maintain(place: Place, log: Path) -> subprocess.Popen[bytes]:
-    """`isthmus maintain` that keeps two versions."""
+    """Start `isthmus maintain`, which keeps two versions."""
     flags = ("--keep-versions", "2", "--wait-s", "60", *place.faulty_storage)
     return isthmus("maintain", place.table, *flags, log=log)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a driver and all that it started."""
+    """Send SIGKILL to a driver and all its child processes."""
     with_children = [psutil.Process(process.pid)] if psutil.pid_exists(process.pid) else []
     for parent in with_children:
         for child in parent.children(recursive=True):
@@ -235,7 +242,7 @@ def _kill(process: psutil.Process) -> None:
 
 
 def disturb(way: str, place: Place, log: Path, rng: random.Random, marker: Path) -> int:
-    """Run, and disturb; how many processes were killed, or faults made."""
+    """Run and disturb the run. Return the number of killed processes or injected faults."""
     engine = rng.choice(("auto", "ray"))
     if way == "point":
         point, action = rng.choice(sorted(POINTS)), rng.choice(["raise", "kill"])
@@ -274,7 +281,7 @@ def disturb(way: str, place: Place, log: Path, rng: random.Random, marker: Path)
 
 
 def contents(place: Place, table: str) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Rows and rejects, sorted; attempts aside, which a retry counts."""
+    """Rows and rejects, sorted. The column of attempts is left out, because a retry changes it."""
     rows, rejects = place.dataset(f"{table}.lance"), place.dataset(f"{table}_rejects.lance")
     assert rows is not None
     lost = rejects.to_table().drop_columns(["attempt"]).sort_by("reject_id").to_pylist() if rejects else []
@@ -282,7 +289,7 @@ def contents(place: Place, table: str) -> tuple[pa.Table, list[dict[str, Any]]]:
 
 
 def difference(found: tuple[pa.Table, list[Any]], wanted: tuple[pa.Table, list[Any]]) -> str | None:
-    """What differs, None if nothing does."""
+    """The first difference in words; None if there is none."""
     if found[1] != wanted[1]:
         return f"rejects: {len(found[1])}, not {len(wanted[1])}"
     for name in wanted[0].column_names:
@@ -296,7 +303,7 @@ def difference(found: tuple[pa.Table, list[Any]], wanted: tuple[pa.Table, list[A
 
 
 def soak(folder: Path, minutes: float, rate: float, seed: int) -> dict[str, Any]:
-    """Rounds until the time is over, or something differs; the report."""
+    """Run rounds until the time is over or something differs. Return the report."""
     rng, log = random.Random(seed), folder / "log"
     ways, changes, kills, rounds, retried = Counter[str](), Counter[str](), 0, 0, 0
     started = time.monotonic()
@@ -334,7 +341,7 @@ def soak(folder: Path, minutes: float, rate: float, seed: int) -> dict[str, Any]
 
 
 def check(place: Place, folder: Path, number: int, log: Path) -> str | None:
-    """What is wrong after a run that nothing kills, compared with a clean one; None if nothing is."""
+    """Compare an undisturbed run with a clean one. Return the problem in words; None if there is none."""
     if (code := sync(place, log).wait(_ROUND_LIMIT_S)) != 0:
         return f"round {number}, {place.name}: the last run ended with {code}; see {log}"
     clean = f"{place.table.rsplit('/', 1)[0]}/clean{number}/t"
@@ -348,10 +355,10 @@ def check(place: Place, folder: Path, number: int, log: Path) -> str | None:
 
 
 def main() -> int:
-    """The command."""
+    """Run the soak test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--folder", type=Path, required=True, help="must not be there")
+    parser.add_argument("--folder", type=Path, required=True, help="folder to work in; must not exist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.02, help="chance of each fault per request")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The goals of all benches, as they were last measured, in `benchmarks/README.md`.
+"""Write the goals of all benches, with the last measurements, into `benchmarks/README.md`.
 
 python -m benchmarks.summary
 """
@@ -18,7 +18,7 @@ _BEGIN, _END = "<!-- goals -->", "<!-- end of goals -->"
 
 
 def render(results: list[dict[str, Any]]) -> str:
-    """A table a bench: goal, what was wanted and measured, why a goal was missed; its command on top."""
+    """One table for each bench, under its command: goal, wanted and measured figures, note."""
     parts = []
     for result in results:
         if not result["goals"]:
@@ -31,18 +31,18 @@ def render(results: list[dict[str, Any]]) -> str:
 
 
 def read_results() -> list[dict[str, Any]]:
-    """What the benches left in `benchmarks/results`, by name."""
+    """The results in `benchmarks/results`, ordered by name."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def with_goals(readme: str, table: str) -> str:
-    """The text with the table between the two marks."""
+    """The README's text with the table between its two markers."""
     body = re.escape(_BEGIN) + ".*?" + re.escape(_END)
     return re.sub(body, lambda _: f"{_BEGIN}\n{table}\n{_END}", readme, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Write it."""
+    """Update the README."""
     text = with_goals(README.read_text(), render(read_results()))
     README.write_text(text)
     sys.stdout.write(text)

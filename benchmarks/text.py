@@ -1,11 +1,11 @@
-"""Captions a second: isthmus beside the same tower padded to its maximum, and beside sentence-transformers.
+"""Captions per second: isthmus, the same tower padded to its maximum, and sentence-transformers.
 
     python -m benchmarks.text
     python -m benchmarks.text --captions 2000 --rounds 5 --threads 2
 
-The captions are real sentences of a caption's length: the first sentences of the docstrings of numpy, pandas,
+The captions are real sentences with the length of captions: the first sentences of the docstrings of numpy, pandas,
 scikit-learn and matplotlib, which `.[towers,explore]` installs. The tower is MiniLM (`minilm`). sentence-transformers
-is a peer and no dependency: `pip install -c constraints.txt sentence-transformers`; without it its line is left out.
+is not a dependency: `pip install -c constraints.txt sentence-transformers`. Without it, its line is left out.
 Contenders take turns in one process, with the same weights, captions and threads, and their vectors must agree.
 """
 
@@ -41,7 +41,7 @@ _SAME = 0.9999
 
 
 def main() -> None:
-    """Measure, and report."""
+    """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tower = tower_of(args.threads)
     captions = [text for text in sentences(args.captions) if len(tower.tokenizer(text)["input_ids"]) <= _CLIP_TOKENS]
-    # Those that pad are many times slower, and no faster or slower a caption on a part of the captions.
+    # Padding is many times slower. Its time per caption is the same on a part of the captions.
     some = captions[: max(64, args.captions // 8)]
     contenders: dict[str, tuple[Encode, Sequence[str]]] = {
         OURS: (lambda texts: tower.encode(texts).vectors, captions),
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def sentences(count: int, seed: int = 0, packages: Sequence[str] = _PACKAGES) -> list[str]:
-    """Distinct first sentences of the packages' docstrings, of a caption's length, in an order of their own."""
+    """Distinct first sentences of the packages' docstrings with the length of captions, in random order."""
     found: dict[str, None] = {}
     for package in packages:
         spec = importlib.util.find_spec(package)
@@ -101,21 +101,21 @@ def _summaries(path: Path) -> list[str]:
 
 
 def tower_of(threads: int) -> TextTower:
-    """MiniLM's tower, in torch as its peer is."""
+    """MiniLM's text tower in torch, like its peer."""
     encoder: Any = load("minilm", EncoderOptions(threads=threads, device="cpu", backend="torch"))
     found: TextTower = encoder._text
     return found
 
 
 def padded(tower: TextTower, tokens: int) -> Encode:
-    """The same tower, each batch padded to a number of tokens."""
+    """The same tower, with each batch padded to this number of tokens."""
     other = copy(tower)
     other.pad_to_max, other.max_tokens = True, tokens
     return lambda texts: other.encode(texts).vectors
 
 
 def sentence_transformers() -> Encode | None:
-    """The peer on the same directory; None where it is not installed."""
+    """The peer with the same model directory; None if it is not installed."""
     if importlib.util.find_spec("sentence_transformers") is None:
         return None
     from sentence_transformers import SentenceTransformer
@@ -133,7 +133,7 @@ def agree(encode: Encode, tower: TextTower, captions: Sequence[str]) -> float:
     """The least cosine between a contender's vector of a caption and ours.
 
     Raises:
-        ValueError: it is below .9999, so that the contenders do not do the same work.
+        ValueError: the cosine is below 0.9999, so the contenders do not do the same work.
     """
     least = float((encode(captions) * tower.encode(captions).vectors).sum(axis=1).min())
     if least < _SAME:
@@ -142,7 +142,7 @@ def agree(encode: Encode, tower: TextTower, captions: Sequence[str]) -> float:
 
 
 def lengths(tower: TextTower, captions: Sequence[str]) -> list[dict[str, Any]]:
-    """How long the captions are."""
+    """Distribution of the captions' lengths, in words and in tokens."""
     rows = {
         "words": [len(text.split()) for text in captions],
         "tokens": [len(ids) for ids in tower.tokenizer(list(captions))["input_ids"]],
@@ -156,7 +156,7 @@ def lengths(tower: TextTower, captions: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def goals(figures: dict[str, list[float]]) -> list[Goal]:
-    """Those of the text path."""
+    """The goals of the text path."""
     found = [
         Goal(name="isthmus by padding to 256, MiniLM's maximum", figure=ratio(figures, OURS, PADDED), target=3.0),
         Goal(name="isthmus by padding to 77, CLIP's maximum", figure=ratio(figures, OURS, CLIP_LENGTH), target=3.0),

@@ -1,13 +1,14 @@
-"""A training step of isthmus beside a plain torch loop, and beside open_clip's loss in that loop.
+"""A training step of isthmus, compared with a plain torch loop and with open_clip's loss in that loop.
 
     python -m benchmarks.train
     python -m benchmarks.train --open-clip FOLDER --rounds 5 --steps 4 --batch 32 --chunk 8
 
-CLIP-small (random weights: ViT of 6 layers x 256 at 128 px, text of 6 x 256, MiniLM's vocabulary), one gloo process and
-one after that two, a thread each. Pairs are in memory as tensors, so that reading is out of it. The plain loop is
-written by hand: forward, gather with gradients, InfoNCE, backward, AdamW as torch gives it, under DDP. It neither clips
-gradients nor checks them nor keeps a schedule; isthmus' step does. open_clip's loss comes from a folder that
-`pip install --no-deps --target FOLDER open_clip_torch` made; without `--open-clip` its line is left out.
+The model is CLIP-small (random weights: ViT of 6 layers x 256 at 128 px, text of 6 x 256, MiniLM's vocabulary). It
+trains in two gloo processes and in one, with one thread each. Pairs are in memory as tensors, so reading is not
+measured. The plain loop is written by hand: forward, gather with gradients, InfoNCE, backward, AdamW with torch's
+defaults, under DDP. It does not clip gradients, check them or follow a schedule; isthmus' step does all three.
+open_clip's loss comes from a folder made by `pip install --no-deps --target FOLDER open_clip_torch`. Without
+`--open-clip`, its line is left out.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _TOWER = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6,
 
 
 class Group:
-    """Processes that run a step together."""
+    """Processes that run a training step together."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        """Start them, and wait until all have built what they hold."""
+        """Start the processes, and wait until all have built their contenders."""
         context = multiprocessing.get_context("spawn")
         self.pairs = sum(job.batch for job in jobs)
         self._pipes: list[Connection] = []
@@ -48,14 +49,14 @@ class Group:
         self.names: list[str] = [pipe.recv() for pipe in self._pipes].pop()
 
     def run(self, name: str, steps: int) -> tuple[float, list[list[float]]]:
-        """Pairs a second of a contender's steps, and each process' losses."""
+        """Run steps of a contender. Return pairs per second and each process' losses."""
         for pipe in self._pipes:
             pipe.send((name, steps))
         answers = [pipe.recv() for pipe in self._pipes]
         return steps * self.pairs / max(seconds for seconds, _ in answers), [losses for _, losses in answers]
 
     def stop(self) -> None:
-        """End them."""
+        """End the processes."""
         for pipe in self._pipes:
             pipe.send(None)
         for process in self._processes:
@@ -63,7 +64,7 @@ class Group:
 
 
 def main() -> None:
-    """Measure, and report."""
+    """Measure and report."""
     args = _parser().parse_args()
     if args.open_clip is None:
         sys.stderr.write("no --open-clip FOLDER: the line of its loss is left out\n")
@@ -75,12 +76,12 @@ def main() -> None:
 
 
 def measure(folder: Path, args: argparse.Namespace, names: Collection[str] | None = None) -> Figures:
-    """Pairs a second of each contender, with two workers and with one; the model is made in the folder.
+    """Pairs per second of each contender, with two workers and with one.
 
     Args:
-        folder: for the model.
-        args: of the command.
-        names: of the contenders with two workers; None for all, with those of one worker.
+        folder: folder in which the model is made.
+        args: arguments of the command.
+        names: contenders to measure with two workers; None measures all, with two workers and with one.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -101,7 +102,7 @@ def measure(folder: Path, args: argparse.Namespace, names: Collection[str] | Non
 
 
 def small(folder: Path, rounds: int, steps: int) -> Figures:
-    """`measure` with few pairs, and only what has a goal."""
+    """`measure` with few pairs, and only for contenders with a goal."""
     args = _parser().parse_args(["--rounds", str(rounds), "--steps", str(steps), "--batch", "16"])
     return measure(folder, args, (OURS, PLAIN, GRAD_CACHE))
 
@@ -109,15 +110,17 @@ def small(folder: Path, rounds: int, steps: int) -> Figures:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of a contender's turn")
-    parser.add_argument("--batch", type=int, default=32, help="pairs of a process")
-    parser.add_argument("--chunk", type=int, default=8, help="pairs of a chunk of GradCache")
-    parser.add_argument("--open-clip", type=Path, default=None, help="folder with open_clip_torch")
+    parser.add_argument("--steps", type=int, default=4, help="steps in a contender's turn")
+    parser.add_argument("--batch", type=int, default=32, help="pairs in a batch of one process")
+    parser.add_argument("--chunk", type=int, default=8, help="pairs in a chunk of GradCache")
+    parser.add_argument(
+        "--open-clip", type=Path, default=None, help="folder with open_clip_torch; default: leave it out"
+    )
     return parser
 
 
 def clip_small(directory: Path) -> Path:
-    """Write a small CLIP with random weights, MiniLM's tokenizer and a processor."""
+    """Write a small CLIP with random weights, MiniLM's tokenizer and a processor. Return its directory."""
     import torch
     import transformers as tf
 
@@ -136,20 +139,20 @@ def clip_small(directory: Path) -> Path:
 
 
 def agree(group: Group) -> None:
-    """See that the contenders do the same work.
+    """Check that the contenders do the same work.
 
     Raises:
         ValueError: their losses before any step differ by more than a ten-thousandth.
     """
     losses = {name: group.run(name, 1)[1] for name in group.names}
-    # Ours is the mean over the processes, theirs is each process' own.
+    # Our loss is the mean over the processes. In the plain loop, each process has its own.
     means = {name: sum(each[0] for each in found) / len(found) for name, found in losses.items()}
     if max(means.values()) - min(means.values()) > 1e-4 * means[OURS]:
         raise ValueError(f"the contenders' losses differ: {means}; they do not do the same work")
 
 
 def tables(figures: Figures) -> dict[str, list[dict[str, Any]]]:
-    """Samples a second of each contender, and what follows from them."""
+    """Tables of samples per second of each contender, and of the scaling."""
     rates = [
         {"contender": name, **{f"samples/s, {key}": value for key, value in found.items()}}
         | {"of the plain loop": f"{ratio(figures, name, PLAIN):.3f}"}
@@ -169,7 +172,7 @@ def tables(figures: Figures) -> dict[str, list[dict[str, Any]]]:
 
 
 def goals(figures: Figures) -> list[Goal]:
-    """Those of the training step."""
+    """The goals of the training step."""
     found = [Goal(name="isthmus' step by the plain loop's", figure=ratio(figures, OURS, PLAIN), target=0.97)]
     if OPEN_CLIP in figures:
         name = "isthmus' step by open_clip's loss in the plain loop"

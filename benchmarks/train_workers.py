@@ -1,4 +1,4 @@
-"""The processes of `benchmarks.train`: each holds all contenders, and runs steps of the one that is called."""
+"""The processes of `benchmarks.train`. Each holds all contenders and runs the steps of the requested one."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _RATE, _DECAY = 1e-4, 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a process is told.
+    """The settings of a process.
 
     Attributes:
-        model: a directory of CLIP.
-        batch: pairs of a process.
-        chunk: of GradCache.
-        rank: of the process.
-        world: processes of the group; 1 has none.
-        port: where the group meets.
-        open_clip: the folder into which open_clip_torch was installed; None leaves it out.
+        model: directory of a CLIP model.
+        batch: pairs in a batch of the process.
+        chunk: pairs in a chunk of GradCache.
+        rank: rank of the process.
+        world: number of processes; 1 runs without a process group.
+        port: port at which the process group meets.
+        open_clip: folder into which open_clip_torch was installed; None leaves it out.
     """
 
     model: Path
@@ -59,7 +59,7 @@ class Job:
 
 
 def serve(job: Job, pipe: Connection) -> None:
-    """Build the contenders, then answer each (name, steps) by its seconds and last loss, until None comes."""
+    """Build the contenders, then answer each (name, steps) with its seconds and losses, until None arrives."""
     torch.set_num_threads(1)
     if job.world > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job.port))
@@ -79,7 +79,7 @@ def serve(job: Job, pipe: Connection) -> None:
 
 
 def contenders(job: Job, scratch: Path) -> dict[str, Step]:
-    """Each contender's step; all of the same weights and pairs. The group of one runs two, for the scaling."""
+    """Each contender's step, with the same weights and pairs. A group of one has only two, for the scaling."""
     raw = pairs(job)
     full = process(job, scratch)
     ready = {name: tensor.numpy() for name, tensor in full._batch(raw).items()}
@@ -101,7 +101,7 @@ def contenders(job: Job, scratch: Path) -> dict[str, Step]:
 
 
 def pairs(job: Job) -> Arrays:
-    """This process' pairs as an ingest task hands them over: pictures of noise, captions of a dozen words."""
+    """This process' pairs in the form that an ingest task gives: pictures of noise, captions of a dozen words."""
     rng = np.random.default_rng(job.rank)
     side = _side(job.model)
     words = np.array(
@@ -168,7 +168,7 @@ def _ours(training: Trainer, arrays: Arrays) -> Step:
 
 
 class PlainTowers(nn.Module):
-    """What one writes by hand around a CLIP of transformers."""
+    """A hand-written module around a CLIP of transformers."""
 
     def __init__(self, directory: Path) -> None:
         import transformers
@@ -177,7 +177,7 @@ class PlainTowers(nn.Module):
         self.clip = transformers.CLIPModel.from_pretrained(directory)
 
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Vectors of pictures and of captions, and the scale."""
+        """Image vectors, text vectors and the logit scale."""
         image = self.clip.get_image_features(pixel_values=pixels).pooler_output
         text = self.clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         return normalize(image, dim=1), normalize(text, dim=1), self.clip.logit_scale.exp()
@@ -212,7 +212,7 @@ def _own_loss(job: Job) -> Loss:
 
 
 def _open_clip_loss(job: Job) -> Loss:
-    """`ClipLoss` out of its own file: the package as a whole wants torchvision."""
+    """`ClipLoss`, loaded from its own file, because the package as a whole needs torchvision."""
     assert job.open_clip is not None
     path = job.open_clip / "open_clip" / "loss.py"
     spec = importlib.util.spec_from_file_location("open_clip_loss", path)
@@ -232,5 +232,5 @@ def _side(directory: Path) -> int:
 
 
 def alone(job: Job) -> Job:
-    """The same of one process."""
+    """The same settings for a process without a group."""
     return replace(job, rank=0, world=1)

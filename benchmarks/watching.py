@@ -1,4 +1,4 @@
-"""A command watched from outside while it runs: private memory of its processes, processor time of its driver."""
+"""Watch a running command from outside: private memory of its processes, processor time of its driver."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 import psutil
 
-# The kernel walks a process's memory for its private part: looking more often costs the processes time.
+# To find private memory, the kernel walks a process's memory. Polling more often slows down the processes.
 _POLL_S = 1.0
 _RAYS_OWN = ("raylet", "gcs_server")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """At `seconds` the driver had used `processor_s` and held `driver_bytes`, and `progress` was so far."""
+    """State at `seconds`: the driver's processor time and private bytes, and the progress."""
 
     seconds: float
     processor_s: float
@@ -31,16 +31,16 @@ class Sample:
 
 @dataclass
 class Watched:
-    """What a command did.
+    """The measurements of a command.
 
     Attributes:
-        seconds: from start to end.
-        stdout: what it printed.
-        driver_bytes: peak private memory of the command's own process.
-        worker_bytes: of the largest process that it started, Ray's own ones left out.
-        worker: its title.
-        workers_bytes: of all of them together.
-        samples: in order of time.
+        seconds: wall seconds from start to end.
+        stdout: the command's standard output.
+        driver_bytes: peak private bytes of the command's own process.
+        worker_bytes: peak private bytes of its largest child process, except Ray's own processes.
+        worker: title of that child process.
+        workers_bytes: peak private bytes of all these child processes together.
+        samples: samples in order of time.
     """
 
     seconds: float = 0.0
@@ -52,41 +52,42 @@ class Watched:
     samples: list[Sample] = field(default_factory=list)
 
     def driver_bytes_between(self, first: float, last: float) -> float:
-        """Median private bytes of the driver while progress went from the first to the last share of all of it; not a
-        number where nobody looked then."""
+        """Median private bytes of the driver between two shares of the whole progress; NaN without a sample there."""
         most = self.samples[-1].progress
         found = [s.driver_bytes for s in self.samples if first * most <= s.progress <= last * most]
         return statistics.median(found) if found else math.nan
 
     def processor_s_between(self, first: float, last: float) -> float:
-        """Seconds of the driver's processor for each unit of progress, between two shares of all of it; not a number
-        where the run was too short to tell."""
+        """Processor seconds of the driver per unit of progress, between two shares of the whole progress.
+
+        NaN if the run was too short to measure.
+        """
         start, end = self._ends(first, last)
         return (end.processor_s - start.processor_s) / ((end.progress - start.progress) or math.nan)
 
     def seconds_between(self, first: float, last: float) -> float:
-        """The same of the clock."""
+        """Wall seconds per unit of progress, between two shares of the whole progress; NaN if the run was too short."""
         start, end = self._ends(first, last)
         return (end.seconds - start.seconds) / ((end.progress - start.progress) or math.nan)
 
     def _ends(self, first: float, last: float) -> tuple[Sample, Sample]:
-        """The first and the last sample between two shares of all progress."""
+        """The first and the last sample between two shares of the whole progress."""
         most = self.samples[-1].progress
-        # What comes before the first unit is the start, what comes after the last is the end.
+        # Time before the first unit belongs to the start, time after the last to the end.
         inside = [s for s in self.samples if max(1.0, first * most) <= s.progress <= last * most]
         inside = [s for s in inside if s.progress < most] + [s for s in inside if s.progress == most][:1]
         return (inside[0], inside[-1]) if inside else (self.samples[0], self.samples[0])
 
 
 def watch(command: Sequence[str], progress: Callable[[], int] = lambda: 0) -> Watched:
-    """Run a command on a Ray of its own, looking at it all the time.
+    """Run a command with its own Ray session and poll it until it ends.
 
     Args:
-        command: to run.
-        progress: how much is done, in units that the caller chooses.
+        command: the command to run.
+        progress: returns the amount of finished work, in units that the caller chooses.
 
     Raises:
-        SystemExit: the command failed; holds what it said.
+        SystemExit: the command failed; the error contains its output.
     """
     found = Watched()
     environment = os.environ | {"RAY_ADDRESS": "local"}
@@ -112,7 +113,7 @@ def _look(root: psutil.Process, found: Watched, seconds: float, progress: int) -
         found.samples.append(Sample(seconds, used.user + used.system, held, progress))
         found.driver_bytes = max(found.driver_bytes, held)
         children = root.children(recursive=True)
-    except psutil.Error:  # It has just ended.
+    except psutil.Error:  # The process has just ended.
         return
     sizes = [(size, name) for child in children for size, name in [_private(child)] if size]
     found.worker_bytes, found.worker = max([(found.worker_bytes, found.worker), *sizes])
@@ -120,7 +121,7 @@ def _look(root: psutil.Process, found: Watched, seconds: float, progress: int) -
 
 
 def _private(process: psutil.Process) -> tuple[int, str]:
-    """Private bytes of a worker and its title; 0 of Ray's own processes and of those that have ended."""
+    """Private bytes and title of a worker. 0 bytes for Ray's own processes and for processes that have ended."""
     try:
         name = process.name()
         if name in _RAYS_OWN or _is_agent(process):
@@ -136,7 +137,7 @@ def _is_agent(process: psutil.Process) -> bool:
 
 
 def embed_command(corpus: object, table: object, *more: str) -> list[str]:
-    """`isthmus embed` with the weight-free encoder."""
+    """The command `isthmus embed` with the weight-free encoder."""
     return [
         sys.executable, "-m", "jobs.cli", "embed", str(corpus), "--table", str(table), "--encoder", "fake",
         "--columns.key", "id", "--json", *more,

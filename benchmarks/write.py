@@ -1,13 +1,15 @@
-"""What the sink costs beside a bare write: rows and bytes a second of staging and committing encoded blocks exactly
-once, against `lance.write_dataset` of the same rows in one process.
+"""Cost of the sink compared with a bare write.
+
+Measures rows and bytes per second of staging and committing encoded blocks exactly once, against `lance.write_dataset`
+of the same rows in one process.
 
     python -m benchmarks.write --folder /tmp/write
 
-Contenders take turns on tables of their own: `write_dataset` in one call (its files as large as it likes, and as small
-as the sink's); the sink in one process, group after group; the sink in a process a core, as a job on one machine runs
-it, each with its blocks in memory; and the sink on Ray, as a job on a cluster runs it, from blocks in the object store.
-All processes have started and have staged something before the clock starts.
-*Steady* is the rate between the first commit and the last; *whole* holds the lease, the start and the end too.
+Contenders take turns, each on its own table: `write_dataset` in one call (with files of its default size, and with
+files as small as the sink's); the sink in one process, group after group; the sink in one process for each core, as in
+a job on one machine, each with its blocks in memory; and the sink on Ray, as in a job on a cluster, from blocks in the
+object store. All processes have started and have staged something before the clock starts. *Steady* is the rate between
+the first commit and the last. *Whole* includes the lease, the start and the end.
 """
 
 from __future__ import annotations
@@ -45,18 +47,18 @@ from pipelines.tables.lease import Lease
 from pipelines.tables.opening import create_dataset
 
 _DIM = 512
-_BLOCK_ROWS = 218  # What 32 MiB of pixels at 224 x 224 allow.
+_BLOCK_ROWS = 218  # Rows whose pixels at 224 x 224 fill 32 MiB.
 _SHARD_ROWS = 8_192
 _ALONE, _ALONE_SMALL = "write_dataset", "write_dataset, files of 16,384 rows"
 _PROCESS, _CORES, _RAY = "sink, one process", "sink, a process a core", "sink on Ray"
 _WHERE, _PROCESSOR = ("in one process", "on Ray"), ", processor"
 _WANTED = 0.9
 _ALL_OF_IT = "all of stage_envelopes, afterwards"
-_envelopes: list[pa.Table] = []  # of a process of the pool
+_envelopes: list[pa.Table] = []  # filled in each process of the pool
 
 
 class Bench:
-    """The data, and each contender on it; a contender gives rows a second, and leaves what else it found in `found`."""
+    """The data and the contenders. A contender returns rows per second and adds its other figures to `found`."""
 
     def __init__(self, folder: Path, rows: int) -> None:
         self._folder = folder
@@ -73,11 +75,11 @@ class Bench:
 
     @property
     def bytes(self) -> int:
-        """Of the table's columns in memory."""
+        """Size of the table's columns in memory, in bytes."""
         return int(self._bare.nbytes)
 
     def write_dataset(self, name: str, rows_of_a_file: int | None = None) -> float:
-        """The bare write."""
+        """The bare write: one call of `lance.write_dataset`."""
         table = self._fresh(name)
         limit = {} if rows_of_a_file is None else {"max_rows_per_file": rows_of_a_file}
         started = time.perf_counter()
@@ -85,7 +87,7 @@ class Bench:
         return self._measured(name, table, time.perf_counter() - started, [])
 
     def one_process(self) -> float:
-        """Stage and commit, one after the other."""
+        """Stage and commit in this process, one group after the other."""
         table = self._fresh(_PROCESS)
         started = time.perf_counter()
         with _Sink(table, self._schema) as sink:
@@ -100,7 +102,7 @@ class Bench:
         return self._measured(_PROCESS, table, seconds, sink.commits)
 
     def in_processes(self) -> float:
-        """Groups staged in processes, committed here."""
+        """Stage groups in a pool of processes, and commit them in this one."""
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(os.cpu_count(), spawn, initializer=_fill, initargs=(self._rows,))
@@ -116,7 +118,7 @@ class Bench:
         return self._measured(_CORES, table, time.perf_counter() - started, sink.commits)
 
     def on_ray(self) -> float:
-        """Staging tasks beside the driver, which commits."""
+        """Stage groups in Ray tasks, and commit them in the driver."""
         if not self._refs:
             self._refs = [ray.put(envelope) for envelope in self._envelopes]
         table = self._fresh(_RAY)
@@ -131,14 +133,14 @@ class Bench:
         return self._measured(_RAY, table, seconds, sink.commits)
 
     def indexing_s(self) -> float:
-        """Seconds in which the digests of the last table of Ray's are indexed, once a run."""
+        """Seconds to index the digests of the last table written on Ray, which happens once a run."""
         table = TableRef.parse(str(self._folder / "db" / "t"))
         started = time.perf_counter()
         index_digests(table)
         return time.perf_counter() - started
 
     def stages(self) -> list[dict[str, Any]]:
-        """One group's steps, here and in a task of Ray's: seconds are of the second time, the caches warm."""
+        """Times of the steps of staging a group, here and in a Ray task, on the second run with warm caches."""
         table = self._fresh("steps")
         create_dataset(table, self._schema)
         group = slice(0, _limits().rows_of_a_group(0) // _BLOCK_ROWS + 1)
@@ -157,15 +159,15 @@ class Bench:
         ]
 
     def spent_alone(self) -> tuple[float, float]:
-        """Milliseconds that one process takes for a group, and what of it are commits; medians over the rounds."""
+        """Milliseconds of one process for a group, and the part spent in commits; medians over the rounds."""
         return statistics.median(all_ for all_, _ in self._spent), statistics.median(of for _, of in self._spent)
 
     def driver_ms(self) -> float:
-        """Milliseconds of the driver's processor for a group, on Ray; median over the rounds."""
+        """Processor milliseconds of the driver for a group on Ray; median over the rounds."""
         return 1e3 * statistics.median(self._driver_s)
 
     def close(self) -> None:
-        """End the processes, and take the tables away."""
+        """End the processes and delete the tables."""
         if self._pool is not None:
             self._pool.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -203,8 +205,11 @@ def _stage(table: TableRef, schema: pa.Schema, part: slice) -> StagedGroup:
 
 
 def steps_of_staging(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each step of staging a group, by the same calls as `stage_envelopes`, and of all of it: those of
-    the clock and those of the processor, all threads together."""
+    """Time of each step of staging a group, by the same calls as `stage_envelopes`, and of all steps.
+
+    Returns:
+        Step → (wall milliseconds, processor milliseconds of all threads).
+    """
     times = [(time.perf_counter(), time.process_time())]
     blocks = [block for envelope in envelopes for block in unwrap(envelope)]
     times.append((time.perf_counter(), time.process_time()))
@@ -220,7 +225,7 @@ def steps_of_staging(table: TableRef, schema: pa.Schema, *envelopes: pa.Table) -
 
 
 class _Sink:
-    """An empty table with a committer under its lease, whose commits are noted as (seconds, rows so far)."""
+    """An empty table with a committer under its lease. Its commits are recorded as (seconds, rows so far)."""
 
     def __init__(self, table: TableRef, schema: pa.Schema) -> None:
         create_dataset(table, schema)
@@ -231,12 +236,12 @@ class _Sink:
 
     @property
     def commit_s(self) -> float:
-        """Seconds in which the committer committed."""
+        """Seconds that the committer spent in commits."""
         return self._committer.done.seconds.get("commit", 0.0)
 
     @property
     def groups(self) -> float:
-        """Rows so far, in groups of 16,384."""
+        """Number of groups of 16,384 rows so far."""
         return self.queue.rows / FRAGMENT_ROWS
 
     def __enter__(self) -> _Sink:
@@ -247,7 +252,7 @@ class _Sink:
 
 
 class _Noting:
-    """A committer that notes when its commits landed."""
+    """A committer that records when its commits landed."""
 
     def __init__(self, committer: Committer, commits: list[tuple[float, int]]) -> None:
         self._committer = committer
@@ -264,7 +269,7 @@ def _limits() -> SinkLimits:
 
 
 def rows_of_report(bench: Bench) -> list[dict[str, Any]]:
-    """A row a contender: medians over the rounds."""
+    """One row for each contender, with medians over the rounds."""
     out = []
     for name, found in bench.found.items():
         medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
@@ -284,7 +289,7 @@ def rows_of_report(bench: Bench) -> list[dict[str, Any]]:
 
 
 def goals_of(bench: Bench, figures: Figures, stages: Sequence[dict[str, Any]]) -> list[Goal]:
-    """The sink against the bare write, whole and steady."""
+    """The goals: the sink against the bare write, whole and steady."""
     goals = []
     why = _why(bench, figures, stages)
     for name in (_PROCESS, _CORES, _RAY):
@@ -298,7 +303,7 @@ def goals_of(bench: Bench, figures: Figures, stages: Sequence[dict[str, Any]]) -
 
 
 def _why(bench: Bench, figures: Figures, stages: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Where each contender's time goes, in milliseconds for 16,384 rows."""
+    """Notes on where each contender spends its time, in milliseconds for 16,384 rows."""
     alone = 1e3 * FRAGMENT_ROWS / statistics.median(figures[_ALONE])
     small = f"files of 16,384 rows alone bring write_dataset to {ratio(figures, _ALONE_SMALL, _ALONE):.2f}"
     here, there = ({row["step, ms for 16,384 rows"]: row[where] for row in stages} for where in _WHERE)
@@ -308,8 +313,8 @@ def _why(bench: Bench, figures: Figures, stages: Sequence[dict[str, Any]]) -> di
     return {
         _PROCESS: (
             f"write_dataset takes {alone:.0f} ms for 16,384 rows; here {here['write_fragments']:.0f} of {whole:.0f} "
-            f"are Lance's write of a fragment, {commits:.0f} commits, in which nothing else is done; {small}; no job "
-            "runs so"
+            f"are Lance's write of a fragment, {commits:.0f} commits, during which nothing else runs; {small}; no job "
+            "runs like this"
         ),
         _CORES: small,
         _RAY: (
@@ -321,7 +326,7 @@ def _why(bench: Bench, figures: Figures, stages: Sequence[dict[str, Any]]) -> di
 
 
 def main() -> int:
-    """Run it."""
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=327_680)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,4 +1,4 @@
-"""`isthmus calibrate`: from scores to probabilities of match."""
+"""`isthmus calibrate`: turn scores into match probabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CalibrateConfig(TableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateReport:
-    """The curves, and how well they keep on queries that did not fit them."""
+    """The fitted curves, each with its quality on held-out queries."""
 
     table: str
     curves: list[Calibration]
@@ -32,11 +32,11 @@ class CalibrateReport:
 
 
 def run(config: CalibrateConfig) -> CalibrateReport:
-    """Fit the curves and store them with the table; `search` then gives each hit a probability of match.
+    """Fit the curves and store them with the table. `isthmus search` then gives each hit a match probability.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: words and pictures share no space, or there are too few pairs.
+        ValueError: image and text vectors are not in a joint space, or the table has too few pairs.
     """
     from pipelines.search.retrieval.calibration import calibrate
     from pipelines.tables.promotion import answering

@@ -1,4 +1,4 @@
-"""The `isthmus` command: one subcommand a job, all made from the jobs' configs.
+"""The `isthmus` command. It has one subcommand for each job, built from the job's config.
 
 Nothing heavy is imported before a job runs: `isthmus --help` loads neither torch nor ray.
 """
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
-# Pydantic's messages otherwise end in a link that says nothing about the job.
+# Otherwise pydantic's messages end in a link that does not help with the job.
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -30,14 +30,14 @@ from jobs.config import Report
 _COMMON = Group("Every command", sort_key=100)
 app = App(
     name="isthmus",
-    help="Cross-modal retrieval at the scale of a corpus: embed pictures and captions into LanceDB, search them.",
+    help="Cross-modal retrieval at the scale of a corpus: embed pictures and captions into LanceDB and search.",
     help_format="plaintext",
     version="isthmus " + __import__("importlib.metadata").metadata.version("isthmus"),
 )
 
 
 def _say_briefly(error: CycloptsError) -> RenderableType:
-    """A refused option as one line; of a config that refuses itself, each field with its problem."""
+    """A refused option in one line. If a config's own validation fails, the line names each field and its problem."""
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
         return Text(f"isthmus: {error}")
@@ -49,7 +49,7 @@ app["--help"].group = app["--version"].group = _COMMON
 
 
 def _register() -> None:
-    """Add every command to the app. A name of two words is a subcommand of the first, which also runs by itself."""
+    """Add every command to the app. A two-word name is a subcommand of its first word, which also runs by itself."""
     groups: dict[str, App] = {}
     names = {command.name for command in COMMANDS}
     for command in COMMANDS:
@@ -79,11 +79,11 @@ def _launch(
     Parameters
     ----------
     config:
-        YAML file with the job's options; flags win over it.
+        YAML file with the job's options. Flags override its values.
     json:
-        Print one JSON object on standard output.
+        Print the report as one JSON object on standard output.
     debug:
-        Show the whole traceback of an error, and log more.
+        Show the full traceback of an error, and log more.
     """
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
@@ -99,7 +99,7 @@ def _launch(
 
 @contextmanager
 def _clean_stdout() -> Iterator[TextIO]:
-    """Standard output for the report alone: what native code and child processes print goes to standard error."""
+    """Reserve standard output for the report. Output of native code and child processes goes to standard error."""
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
@@ -111,13 +111,13 @@ def _clean_stdout() -> Iterator[TextIO]:
 
 
 def _guarded(call: Callable[[], Any], out: TextIO, *, as_json: bool, debug: bool) -> int:
-    """Run a job, show what it returns, and turn what it raises into one line and an exit code."""
+    """Run a job and show its report, or turn its error into one line. Return the exit code."""
     try:
         report = call()
     except CycloptsError:
         return 2
     except KeyboardInterrupt:
-        print("isthmus: interrupted; what was committed is kept, the same command goes on", file=sys.stderr)
+        print("isthmus: interrupted; committed work is kept, run the same command again", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -130,7 +130,7 @@ def _guarded(call: Callable[[], Any], out: TextIO, *, as_json: bool, debug: bool
 
 
 def _one_line(error: BaseException) -> str:
-    """The message of an error; of one that Ray brings from a worker, the message that the worker raised."""
+    """The message of an error. If Ray passes on an error of a worker, the message of the worker's error."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException) and cause is not error:
         return _one_line(cause)
@@ -147,7 +147,7 @@ def _show(report: Report, out: TextIO, *, as_json: bool) -> None:
     from jobs.display import render
 
     shown = render(report)
-    # A report of one line stays one line in a log.
+    # Without wrapping, a report of one line stays one line in a log.
     Console(file=out).print(shown, soft_wrap=isinstance(shown, Text))
 
 

@@ -1,4 +1,4 @@
-"""The table of commands: name, config, one line of help, and what is shown while the job runs.
+"""The table of commands: name, config, one line of help, and the progress display.
 
 Nothing heavy is imported here: a job's module imports its pipeline when it runs.
 """
@@ -44,11 +44,12 @@ class Command:
 
     Attributes:
         name: what users type; two words for a subcommand of a command.
-        config: the job's config. Its module holds the function that runs it.
-        help: one line.
-        function: name of that function; it takes the config and returns a report.
-        rows: label of a progress line over rows; None shows none. The function then takes the progress callback too.
-        log: whether the function takes a callback for rows of a training log, shown as a table.
+        config: the class of the job's config. Its module defines the function that runs the job.
+        help: the command's description in `--help`, in one line.
+        function: name of that function. It takes the config and returns a report.
+        rows: label of the progress line that counts rows; None shows no line. If set, the function also takes a
+            progress callback.
+        log: whether the function also takes a callback for the rows of a training log, which are shown as a table.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Command:
         return run(config)
 
     def as_function(self) -> Callable[..., Report]:
-        """A function whose signature and docstring the CLI library reads. The config is optional if it can be empty."""
+        """A function whose signature and docstring cyclopts reads. The config is optional if no field is required."""
         required = any(field.is_required() for field in self.config.model_fields.values())
         default: Any = inspect.Parameter.empty if required else self.config()
         parameter = inspect.Parameter(
@@ -96,58 +97,60 @@ COMMANDS = (
         name="embed",
         config=EmbedConfig,
         rows="embedding",
-        help="Embed a corpus into a LanceDB table. A run that was interrupted goes on where it stopped.",
+        help="Embed a corpus into a LanceDB table. An interrupted run continues where it stopped.",
     ),
     Command(
         name="sync",
         config=SyncConfig,
         rows="embedding",
-        help="Make a table mirror its corpus: embed what is new, replace what changed, remove what is gone.",
+        help="Make a table mirror its corpus: embed new files, "
+        "replace rows of changed files, remove rows of deleted ones.",
     ),
     Command(
         name="plan",
         config=PlanConfig,
-        help="Say what `embed` with the same options would do, take and cost. Nothing is written.",
+        help="Estimate the work, time, memory and cost of `embed` with the same options. Writes nothing.",
     ),
     Command(
         name="rejects",
         config=RejectsConfig,
-        help="Show the rows of a table's corpus that could not be embedded, and why.",
+        help="Show the rows of a table's corpus that could not be embedded, and the reasons.",
     ),
     Command(
         name="rejects retry",
         config=RetryConfig,
         function="retry",
         rows="retrying",
-        help="Try rows again that were rejected for a reason that may have passed.",
+        help="Retry rows that were rejected for a reason that may no longer apply.",
     ),
     Command(name="info", config=InfoConfig, help="Show a table: rows, columns, provenance, indexes, versions."),
     Command(
         name="maintain",
         config=MaintainConfig,
-        help="Merge a table's small files, refresh its indexes, remove old versions and orphaned files. Safe in cron.",
+        help="Merge a table's small files, refresh its indexes, "
+        "remove old versions and orphaned files. Safe to run in cron.",
     ),
     Command(
         name="dedup",
         config=DedupConfig,
-        help="Mark the rows that add nothing to an earlier row, by content and by vectors. No row is deleted.",
+        help="Mark the rows that duplicate an earlier row, by content and by vectors. Deletes no row.",
     ),
     Command(name="index", config=IndexConfig, help="Build the vector, full-text and scalar indexes of a table."),
     Command(
         name="search",
         config=SearchConfig,
-        help="Search a table by words, pictures, rows or a vector, alone or composed.",
+        help="Search a table by words, pictures, rows, a vector, or any combination of these.",
     ),
     Command(
         name="search-many",
         config=SearchManyConfig,
         rows="searching",
-        help="Search a table by a file of queries, or by another table, in bulk. An interrupted run goes on.",
+        help="Search a table with many queries: a corpus or another table. An interrupted run continues.",
     ),
     Command(
         name="sql",
         config=SqlConfig,
-        help="Run one SQL statement over tables, with similarity to words, pictures and rows as functions.",
+        help="Run one SQL statement over tables, with functions for similarity to words, pictures and rows.",
     ),
     Command(name="serve", config=ServeConfig, help="Serve a web page and an HTTP API over tables, until interrupted."),
     Command(
@@ -158,36 +161,38 @@ COMMANDS = (
     Command(
         name="calibrate",
         config=CalibrateConfig,
-        help="Fit, on a table's own pairs, how likely a hit with a given score is a match. Search then shows it.",
+        help="Fit a map from scores to match probabilities on a "
+        "table's own pairs. Search then shows the probabilities.",
     ),
     Command(
         name="fuse",
         config=FuseConfig,
-        help="Give each row one vector of its picture and its caption, in a column that can be searched.",
+        help="Add a searchable column that fuses the image vector and the text vector of each row.",
     ),
     Command(
         name="export",
         config=ExportConfig,
         function="run_export",
-        help="Write a table as arrays beside Parquet (clip-retrieval, embedding-reader), or as Parquet.",
+        help="Export a table as arrays with Parquet (clip-retrieval, "
+        "embedding-reader), Parquet, Hugging Face or FiftyOne.",
     ),
     Command(
         name="import",
         config=ImportConfig,
         function="run_import",
-        help="Make a table of embeddings that clip-retrieval or `isthmus export` wrote.",
+        help="Create a table from embeddings that clip-retrieval or `isthmus export` wrote.",
     ),
     Command(
         name="finetune",
         config=FinetuneConfig,
         log=True,
-        help="Fine-tune an encoder contrastively on a corpus. An interrupted run goes on from its last checkpoint.",
+        help="Fine-tune an encoder contrastively on a corpus. An interrupted run continues from its last checkpoint.",
     ),
     Command(
         name="finetune-reranker",
         config=FinetuneRerankerConfig,
         rows="training",
-        help="Fine-tune a cross-encoder on a table's pairs against mined negatives. An interrupted run goes on.",
+        help="Fine-tune a cross-encoder on a table's pairs against mined negatives. An interrupted run continues.",
     ),
     Command(
         name="mine",
@@ -197,23 +202,23 @@ COMMANDS = (
     Command(
         name="evaluate",
         config=EvaluateConfig,
-        help="Measure retrieval exactly: text to image, image to text, image to image, with intervals.",
+        help="Measure retrieval by exact search (text to image, image to text, image to image), with 95 % intervals.",
     ),
     Command(
         name="promote",
         config=PromoteConfig,
-        help="Let a new encoder's vectors answer for a table, if they are measurably better; or go back.",
+        help="Make searches of a table use a new encoder's vectors if they are measurably better; or undo that.",
     ),
-    Command(name="encoders", config=EncodersConfig, help="List the encoders that are installed, or describe one."),
+    Command(name="encoders", config=EncodersConfig, help="List the registered encoders, or describe one."),
     Command(
         name="corpus",
         config=CorpusConfig,
         rows="pictures",
-        help="Fetch real pictures with an open licence and their names, as a Parquet corpus.",
+        help="Fetch real, openly licensed pictures and their names as a Parquet corpus.",
     ),
     Command(
         name="demo",
         config=DemoConfig,
-        help="Build a corpus of real pictures, embed it, and search it in English and Chinese.",
+        help="Build a corpus of real pictures, embed it, fine-tune on it, and search it in English and Chinese.",
     ),
 )

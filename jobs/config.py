@@ -1,4 +1,4 @@
-"""What the configs of all jobs share: strictness, and how tables and corpora are reached."""
+"""Base classes of all job configs: strict validation, and access to the stores of tables and corpora."""
 
 from __future__ import annotations
 
@@ -14,45 +14,49 @@ _STORE_OPTIONS = ("storage_options", "corpus_storage_options")
 
 
 class JobConfig(BaseModel):
-    """A job's typed config: flags, YAML, help and Python API come from its fields. Unknown keys are refused."""
+    """A job's typed config. Its fields define the flags, the YAML keys, the help and the Python API.
+
+    Unknown keys are refused.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class StoreConfig(JobConfig):
-    """A job that reads or writes tables."""
+    """Config of a job that reads or writes tables."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Put the stores' options last: fields are positional arguments of the command in the order they stand in."""
+        """Put the store options last, because fields are positional arguments of the command in their order."""
         fields = cls.__pydantic_fields__
         cls.__pydantic_fields__ = {name: fields[name] for name in sorted(fields, key=_STORE_OPTIONS.__contains__)}
 
     storage_options: dict[str, str] = Field(
         default_factory=dict,
         repr=False,
-        description="How to reach the store of tables: --storage-options.aws_endpoint URL. Default: the environment.",
+        description="Options of the tables' store, for example "
+        "--storage-options.aws_endpoint URL. Default: taken from the environment.",
     )
 
     def storage(self) -> Storage:
         """The store of tables.
 
         Raises:
-            ValueError: an option that is not known, or a timeout that is not a number of seconds.
+            ValueError: an option is unknown, or a timeout is not a number of seconds.
         """
         from pipelines.store.storage import Storage
 
         return Storage.from_options(self.storage_options)
 
     def ref(self, uri: str, *, versions: bool = False) -> TableRef:
-        """The table that a URI names.
+        """The table with this URI. It need not exist.
 
         Args:
             uri: `FOLDER/NAME` or `s3://BUCKET/FOLDER/NAME`.
-            versions: allow `NAME@VERSION` and `NAME@TAG`, for jobs that only read.
+            versions: whether to accept `NAME@VERSION` and `NAME@TAG`, for jobs that only read.
 
         Raises:
-            ValueError: the URI names no table.
+            ValueError: the URI is not the URI of a table.
         """
         from pipelines.store.storage import TableRef
 
@@ -60,25 +64,26 @@ class StoreConfig(JobConfig):
 
 
 class TableConfig(StoreConfig):
-    """A job whose first argument is one table."""
+    """Config of a job whose first argument is one table."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    table: str = Field(description="The table: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
 
 
 class CorpusStoreConfig(StoreConfig):
-    """A job that also reads pictures or other files of a corpus."""
+    """Config of a job that also reads pictures or other files of a corpus."""
 
     corpus_storage_options: dict[str, str] = Field(
         default_factory=dict,
         repr=False,
-        description="How to reach the store of the corpus and its pictures. Default: the environment.",
+        description="Options of the store of the corpus and its pictures, "
+        "named as in --storage-options. Default: taken from the environment.",
     )
 
     def corpus_storage(self) -> Storage:
         """The store of the corpus.
 
         Raises:
-            ValueError: an option that is not known, or a timeout that is not a number of seconds.
+            ValueError: an option is unknown, or a timeout is not a number of seconds.
         """
         from pipelines.store.storage import Storage
 
@@ -86,8 +91,8 @@ class CorpusStoreConfig(StoreConfig):
 
 
 class Report(Protocol):
-    """What a job returns."""
+    """The result of a job."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
+        """The report as JSON-ready data."""
         ...

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 class CorpusConfig(JobConfig):
     """Config of `isthmus corpus`."""
 
-    name: CorpusName = Field(description="Which corpus.")
-    out: Path = Field(description="Folder of the Parquet file and its NOTICE.txt.")
-    pictures: int | None = Field(default=None, ge=1, description="How many pictures, drawn at random; default: all.")
+    name: CorpusName = Field(description="The corpus to fetch.")
+    out: Path = Field(description="Folder for the Parquet file and its NOTICE.txt.")
+    pictures: int | None = Field(default=None, ge=1, description="Number of pictures, drawn at random; default: all.")
     captions: Captions = Field(
-        default="label", description="label: names or titles. label+tags: tags as one more caption a language."
+        default="label",
+        description="Captions of a picture. label: its name or title. "
+        "label+tags: also its tags, as one more caption in each language.",
     )
-    seed: int = Field(default=0, description="Of the draw.")
+    seed: int = Field(default=0, description="Random seed of the draw of pictures.")
     cache: Path | None = Field(
-        default=None, description="Where fetched packages are kept, to be fetched once; default: OUT/.cache."
+        default=None, description="Folder that keeps fetched packages for later runs; default: OUT/.cache."
     )
 
 
@@ -37,7 +39,7 @@ def run(config: CorpusConfig, progress: Progress | None = None) -> CorpusInfo:
     Raises:
         FetchError: npm, apt-get or dpkg-deb is missing, or could not fetch a package.
         ModuleNotFoundError: `openmoji` needs the extra `demo`.
-        ValueError: fewer pictures than a concept of the corpus has.
+        ValueError: `pictures` is less than the number of pictures of one concept.
     """
     from pipelines.samples.catalog import build
     from pipelines.samples.table import no_progress

@@ -1,4 +1,4 @@
-"""`isthmus dedup`: rows that add nothing to an earlier row of a table are marked, never deleted."""
+"""`isthmus dedup`: mark the rows that duplicate an earlier row of a table. No row is deleted."""
 
 from __future__ import annotations
 
@@ -23,24 +23,33 @@ class DedupConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus dedup`."""
 
     by: Literal["image", "text", "both"] = Field(
-        default="image", description="What two rows must have in common: the picture, the caption, or both."
+        default="image", description="What makes two rows duplicates: the same picture, the same caption, or both."
     )
     threshold: float = Field(
-        default=0.95, gt=0, le=2, description="Cosine from which on two are the same; above 1: the very same alone."
+        default=0.95,
+        gt=0,
+        le=2,
+        description="Rows whose cosine similarity is at least this "
+        "are duplicates; above 1: only rows of identical content.",
     )
     method: Literal["auto", "exact", "cells"] = Field(
         default="auto",
-        description="exact: all with all; cells: those that k-means puts together; auto: exact up to 140,000 rows.",
+        description="exact: compare all pairs of rows. cells: compare only rows that "
+        "k-means puts into the same cell. auto: exact up to 140,000 rows, else cells.",
     )
-    dry_run: bool = Field(default=False, description="Say what would be marked, and mark nothing.")
-    groups: int = Field(default=10, ge=0, description="How many of the largest groups to show.")
-    html: Path | None = Field(default=None, description="Write a self-contained page of those groups, with pictures.")
-    seed: int = Field(default=0, ge=0, description="Of the samples.")
+    dry_run: bool = Field(default=False, description="Report the duplicates without marking them.")
+    groups: int = Field(default=10, ge=0, description="Number of groups of duplicates to show, largest first.")
+    html: Path | None = Field(
+        default=None, description="Write these groups and their pictures to this file, as a self-contained HTML page."
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Random seed of the samples that k-means and the recall measurement draw."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DedupReport:
-    """What was found and marked."""
+    """The duplicates that were found, and whether they were marked."""
 
     found: Deduplicated
     marked: bool
@@ -61,11 +70,11 @@ class DedupReport:
             f"{found.groups:,} rows",
             style="bold",
         )
-        how = "all compared with all" if found.method == "exact" else f"compared in cells, recall {found.recall:.1%}"
+        how = "all pairs compared" if found.method == "exact" else f"compared within cells, recall {found.recall:.1%}"
         hint = Text(
             f"{how}; search with --where 'duplicate_of IS NULL'" if self.marked else f"{how}; nothing was marked"
         )
-        table = Table("row", "duplicates", "of them", box=None, header_style="bold", pad_edge=False)
+        table = Table("row", "duplicates", "most similar (score)", box=None, header_style="bold", pad_edge=False)
         for group in found.largest:
             some = ", ".join(f"{r} ({s:.3f})" for r, s in zip(group.duplicates[:3], group.scores[:3], strict=True))
             table.add_row(group.row_id, f"{len(group.duplicates):,}", some)
@@ -78,9 +87,9 @@ def run(config: DedupConfig) -> DedupReport:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it has no such vectors, or columns of its own with the marks' names.
+        ValueError: the table lacks the vectors to compare, or the corpus has columns with the names of the marks.
         LeaseHeldError: a job writes to the table.
-        TableMovedError: it changed meanwhile. Nothing was marked.
+        TableMovedError: the table changed during the run. Nothing was marked.
     """
     from pipelines.curate.deduplication.deduplicate import deduplicate
 

@@ -1,4 +1,4 @@
-"""`isthmus demo`: the whole loop on real pictures: embed, train, mine, train again, evaluate, promote, search."""
+"""`isthmus demo`: every step on real pictures: embed, train, mine, train again, evaluate, promote, search."""
 
 from __future__ import annotations
 
@@ -32,15 +32,21 @@ _BATCH = 512
 class DemoConfig(JobConfig):
     """Config of `isthmus demo`."""
 
-    folder: Path = Field(default=Path("demo"), description="Where the corpus, the tables, the models and the pages go.")
-    pictures: int = Field(default=_PICTURES, ge=_SMALLEST, description="How many pictures to render and embed.")
-    epochs: int = Field(default=30, ge=1, description="Passes of each training over its rows.")
-    full: bool = Field(default=False, description="All pictures, and the image tower's last blocks train too (hours).")
+    folder: Path = Field(
+        default=Path("demo"), description="Folder for the corpus, the tables, the models and the pages."
+    )
+    pictures: int = Field(
+        default=_PICTURES, ge=_SMALLEST, description="Number of pictures to render and embed; ignored with --full."
+    )
+    epochs: int = Field(default=30, ge=1, description="Passes over the training rows, in each of the two trainings.")
+    full: bool = Field(
+        default=False, description="Use all pictures, and also train the image tower's last 2 blocks. Takes hours."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
-    """What the demo did."""
+    """The results of the demo, step by step."""
 
     corpus: dict[str, Any]
     embed: dict[str, Any]
@@ -62,14 +68,14 @@ class DemoReport:
         from rich.table import Table
         from rich.text import Text
 
-        found = Table("query", "unseen pictures that were found (score)", box=None, header_style="bold", pad_edge=False)
+        found = Table("query", "hits among unseen pictures (score)", box=None, header_style="bold", pad_edge=False)
         for search in self.searches:
             hits = " · ".join(f"{hit['caption']} ({hit['score']:.2f})" for hit in search["hits"])
             found.add_row(search["query"], hits)
         embed, promotion = self.embed, self.promotion
         lines = (
             f"{embed['rows_in']:,} rows in = {embed['written']:,} written + {sum(embed['rejected'].values())} rejected"
-            + (f" ({embed['skipped']:,} were there already)" if embed["skipped"] else ""),
+            + (f" ({embed['skipped']:,} embedded by earlier runs)" if embed["skipped"] else ""),
             f"words → pictures of {self.evaluation['gallery']} concepts never trained on: {_recalls(self)}",
             f"{'promoted' if promotion['promoted'] else 'kept'}: {promotion['why']}",
             *(f"page: {page}" for page in self.pages),
@@ -90,7 +96,7 @@ def _recalls(report: DemoReport) -> str:
 
 
 def run(config: DemoConfig) -> DemoReport:
-    """Go round the loop once. Run again, it finds most of it done.
+    """Run all steps once. A second run in the same folder skips most of the work.
 
     Raises:
         ModuleNotFoundError: the packages of the extra `demo` are not installed.
@@ -120,7 +126,13 @@ def run(config: DemoConfig) -> DemoReport:
 
 
 class Loop:
-    """The loop that the product is, on one folder."""
+    """The steps of the demo, in one folder.
+
+    Args:
+        config: the job.
+        towers: spec of the two frozen towers, IMAGE+TEXT.
+        held_out: SQL filter of the rows that no training reads.
+    """
 
     def __init__(self, config: DemoConfig, towers: str, held_out: str) -> None:
         self._config = config
@@ -134,7 +146,7 @@ class Loop:
         self._models = config.folder / f"models_{size}"
 
     def render(self) -> dict[str, Any]:
-        """Drawings to a Parquet corpus."""
+        """Render the drawings into a Parquet corpus. Return its report."""
         from jobs.display import row_progress, say
         from pipelines.samples.openmoji import build
 
@@ -144,7 +156,7 @@ class Loop:
             return build(self._corpus, pictures=pictures, captions="label+tags", progress=progress).to_dict()
 
     def embed(self, corpus: dict[str, Any]) -> dict[str, Any]:
-        """Frozen towers run once over the corpus; what they give is kept as features."""
+        """Run the frozen towers once over the corpus and keep their vectors as features. Return the embed report."""
         import jobs.embed
         from jobs.display import row_progress, say
 
@@ -161,7 +173,7 @@ class Loop:
             return jobs.embed.run(config, progress).to_dict()
 
     def train_heads(self) -> dict[str, Any]:
-        """Two projections into one space, trained on the features."""
+        """Train two projections into a joint space on the features, and make the table of their vectors."""
         from jobs.display import say
 
         say("training heads contrastively; a third of the concepts is held out")
@@ -170,7 +182,7 @@ class Loop:
         return report
 
     def mine(self) -> dict[str, Any]:
-        """Hard negatives from the table that the heads made, among training rows alone."""
+        """Mine hard negatives from the table of the first heads, among training rows only."""
         from jobs.display import say
         from pipelines.train.mining.mine import mine
         from pipelines.train.mining.mining_settings import MiningSettings
@@ -182,7 +194,10 @@ class Loop:
         return mine(self._ref(self.table), self._ref(self._mined), MiningSettings(where=_TRAINING)).to_dict()
 
     def _mined_before(self) -> int | None:
-        """Rows of the negatives that an earlier demo mined with the same heads; mined anew, they begin another run."""
+        """Rows of the negatives that an earlier demo mined with the same heads; None if there are none.
+
+        Negatives mined anew would make the second training a new run, which could not resume.
+        """
         from pipelines.tables.opening import open_dataset
         from pipelines.tables.provenance import Provenance
         from pipelines.train.mining.mined import read_mined
@@ -194,7 +209,7 @@ class Loop:
         return found.negatives.num_rows if found.encoder.fingerprint == encoder.fingerprint else None
 
     def train_again(self) -> dict[str, Any]:
-        """On from the first heads, with mined negatives and a memory bank; with --full the image tower trains too."""
+        """Train on from the first heads with mined negatives and a memory bank; with --full, the image tower too."""
         from jobs.display import say
 
         say("training again, against mined negatives and a memory bank")
@@ -210,12 +225,16 @@ class Loop:
         return report
 
     def evaluate_and_promote(self) -> tuple[dict[str, Any], dict[str, Any], str]:
-        """Both on concepts that neither trained on; the second takes the first's place if it is surely better."""
+        """Evaluate both models on held-out concepts; promote the second if the 95 % interval of its gain is above 0.
+
+        Returns:
+            The metrics, the promotion's report, and the path of the evaluation page.
+        """
         import jobs.evaluate
         import jobs.promote
         from jobs.display import say
 
-        say("evaluating on held-out concepts, and promoting what is better")
+        say("evaluating both models on held-out concepts; the better one is promoted")
         page = self._config.folder / "evaluation.html"
         report = jobs.evaluate.run(
             jobs.evaluate.EvaluateConfig(target=self.table, compare=self._second, where=self._held_out, html=page)
@@ -236,7 +255,7 @@ class Loop:
         return figures, promotion.to_dict(), str(page)
 
     def search(self) -> tuple[list[dict[str, Any]], str]:
-        """Words to pictures of held-out concepts, as data and as a page."""
+        """Search pictures of held-out concepts by words. Return the hits of each query and the path of a page."""
         import jobs.index
         from jobs.display import say
         from pipelines.pages.cards import Section, write_page
@@ -284,7 +303,7 @@ class Loop:
             return jobs.finetune.run(config, on_row).to_dict()
 
     def _forget_other_runs(self, config: FinetuneConfig) -> None:
-        """A demo begun anew, on other rows, is another run."""
+        """Delete the files of an earlier run with another config: the demo then trains anew."""
         stamp = self._models / f"{Path(config.out).name}.config.json"
         text = config.model_dump_json()
         if stamp.is_file() and stamp.read_text() != text:

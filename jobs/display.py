@@ -1,4 +1,4 @@
-"""How reports and progress look in a terminal."""
+"""Display of reports and progress in a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRAINING_ROWS = 12
 
 @contextmanager
 def row_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress line on standard error; called with (rows done, rows in all or None)."""
+    """A progress line on standard error. The callback takes (rows done, total rows or None)."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -41,7 +41,7 @@ def row_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
 
 @contextmanager
 def training_table() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A live table of the last steps and validations on standard error; called with each row of the log."""
+    """A live table of the latest steps and validations on standard error. The callback takes a row of the log."""
     from rich.live import Live
 
     console = Console(stderr=True)
@@ -70,13 +70,13 @@ def _number(value: Any) -> str:
 
 
 def say(line: str) -> None:
-    """A line about what happens now, on standard error."""
-    # Names and errors may hold brackets: they are text, no markup.
+    """Print a line about the current step to standard error."""
+    # Names and errors may contain brackets, which rich would read as markup.
     Console(stderr=True).print(Text.assemble(("·", "bold"), " ", line))
 
 
 def render(report: Report) -> RenderableType:
-    """A report as tables: its plain values first, then each list of rows."""
+    """A report as tables: first its plain values, then each list of rows."""
     if hasattr(report, "__rich__"):
         return report  # type: ignore[return-value]
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -92,7 +92,7 @@ def render(report: Report) -> RenderableType:
 
 
 def rows_table(rows: list[dict[str, Any]]) -> Table:
-    """Dictionaries with equal keys as a table."""
+    """A table of dictionaries with equal keys. Long cells are cut."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name, overflow="fold")
@@ -114,7 +114,7 @@ def _cell(value: Any, *, limit: int | None) -> str:
 
 
 def size_text(count: float) -> str:
-    """Bytes as people read them: `1.5 GB`."""
+    """A number of bytes with a decimal unit, such as `1.5 GB`."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

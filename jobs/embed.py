@@ -1,4 +1,4 @@
-"""`isthmus embed`: a corpus goes in, a searchable LanceDB table comes out."""
+"""`isthmus embed`: embed a corpus into a searchable LanceDB table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.store.storage import TableRef
 
 Embed = Literal["auto", "image", "text", "both", "any"]
-# So many processes at the most are started before anybody knows how much there is to do.
+# The most processes to start before the amount of work is known.
 _EARLY = 4
 
 
@@ -28,68 +28,106 @@ _EARLY = 4
 class EmbedConfig(CorpusStoreConfig):
     """Config of `isthmus embed`."""
 
-    corpus: str = Field(description="A file, a folder, a glob, or an s3:// prefix.")
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; made if it is not there.")
+    corpus: str = Field(description="The corpus to embed: a file, a folder, a glob, or an s3:// prefix.")
+    table: str = Field(description="The table to write: FOLDER/NAME or s3://BUCKET/FOLDER/NAME. Created if missing.")
     encoder: str = Field(
-        description="A registered name (see `isthmus encoders`), a model directory, a hub id, or IMAGE+TEXT for two "
-        "unrelated towers."
+        description="The encoder: a registered name (see `isthmus encoders`), "
+        "a model directory, a hub id, or IMAGE+TEXT for two unrelated towers."
     )
     format: Literal["auto", "parquet", "webdataset", "folder", "captions", "coco", "karpathy"] = Field(
-        default="auto", description="The corpus' format; auto looks at what is there."
+        default="auto", description="The corpus' format. auto: detected from its files."
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Names that differ: --columns.ROLE NAME, with role key, image, uri, caption or item.",
+        description="Column names of the corpus, if they are not the usual ones: "
+        "--columns.ROLE NAME, where ROLE is key, image, uri, caption or item.",
     )
     embed: Embed = Field(
         default="auto",
-        description="What to embed. both: each row needs a picture and a caption. any: whatever a row has. "
-        "auto: all that both the corpus' layout and the encoder have.",
+        description="What to embed. image or text: only this modality. both: each row needs a picture and a "
+        "caption. any: whatever the row has. auto: every modality that the corpus contains and the encoder reads.",
     )
     preprocessing: Literal["fast", "exact"] = Field(
-        default="fast", description="exact equals the model family's own processor; fast decodes large JPEGs small."
+        default="fast",
+        description="Picture preprocessing. exact: the same as the model "
+        "family's own processor. fast: decodes large JPEGs at a reduced size.",
     )
     text_policy: Literal["truncate", "window", "reject"] = Field(
-        default="truncate", description="Captions longer than the text tower reads: cut, cut into windows, rejected."
+        default="truncate",
+        description="What to do with captions longer than the text tower "
+        "reads: cut them, split them into windows, or reject the row.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the encoder runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the encoder runs. auto: on a GPU if one is available."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         default="auto",
-        description="auto: bf16 on CUDA, fp32 on the CPU. int8: linear layers rounded, on the CPU by OpenVINO; cosine "
-        "0.99 or better to fp32.",
+        description="Number format of the encoder's computation. auto: bf16 on CUDA, fp32 on the CPU. int8: "
+        "quantised linear layers on the CPU by OpenVINO; the vectors' cosine to fp32 is at least 0.99.",
     )
     backend: Literal["auto", "torch", "openvino"] = Field(
         default="auto",
-        description="What computes on the CPU. auto: torch, and from the moment that a batch has shown it to be faster "
-        "and as exact, OpenVINO (extra cpu).",
+        description="Library that runs the encoder on the CPU. auto: starts with torch and "
+        "changes to OpenVINO (extra cpu) once a batch has shown it to be faster and as exact.",
     )
-    batch_size: int = Field(default=64, ge=1, description="Inputs of a forward pass; halved when memory runs out.")
+    batch_size: int = Field(default=64, ge=1, description="Inputs in a forward pass; halved when memory runs out.")
     engine: Literal["auto", "ray", "process"] = Field(
         default="auto",
-        description="What runs the stages. auto: Ray on a cluster or with GPUs, else a process a core.",
+        description="What runs the stages. ray: Ray Data. process: one worker process for each core of "
+        "this machine. auto: ray on a cluster, with GPUs, or with --actors or --num-gpus; else process.",
     )
-    actors: int | None = Field(default=None, ge=1, description="Encode actors; default: one a GPU, else one a core.")
-    num_gpus: float | None = Field(default=None, ge=0, description="GPUs of each actor; default: 1 if there are any.")
-    threads: int | None = Field(default=None, ge=1, description="Torch threads of each actor on the CPU.")
-    block_rows: int | None = Field(default=None, ge=1, description="Rows of a block; default by the input size.")
-    max_image_pixels: int = Field(default=100_000_000, ge=1, description="Larger pictures are rejected undecoded.")
+    actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of encode actors on Ray; default: one for each GPU, or one for each core without GPUs.",
+    )
+    num_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs that each encode actor reserves; default: 1 if the cluster has any, else 0.",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Torch threads of each encode actor or worker process on the CPU; default: its share of the cores.",
+    )
+    block_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows in a block, the unit of decoding and encoding; default: from the encoder's input size.",
+    )
+    max_image_pixels: int = Field(
+        default=100_000_000, ge=1, description="Pictures with more pixels than this are rejected without being decoded."
+    )
     decode_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="A picture that takes longer to decode is rejected."
+        default=60.0, gt=0, le=3600, description="A picture that takes more seconds than this to decode is rejected."
     )
-    thumbnails: int = Field(default=0, ge=0, le=1024, description="Keep JPEG thumbnails of this many pixels (0: none).")
-    vector_dtype: Literal["float16", "float32"] = Field(default="float32", description="Type of the vectors.")
+    thumbnails: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Longest side in pixels of the JPEG thumbnails to keep in the table; 0: none.",
+    )
+    vector_dtype: Literal["float16", "float32"] = Field(
+        default="float32", description="Number format of the vectors in the table."
+    )
     fragment_rows: int | None = Field(
-        default=None, ge=1, description="Rows of a Lance fragment; default: 16,384, in large tables up to 65,536."
+        default=None, ge=1, description="Rows in a Lance fragment; default: 16,384, growing to 65,536 in large tables."
     )
     commit_rows: int | None = Field(
-        default=None, ge=1, description="The most rows that a crash can cost; default: 65,536, or a 256th of the table."
+        default=None,
+        ge=1,
+        description="Rows after which a commit is due, so the most rows that a "
+        "crash can lose; default: 65,536, or 1/256 of the table if that is more.",
     )
-    commit_interval_s: float = Field(default=60.0, gt=0, description="The most seconds between commits.")
+    commit_interval_s: float = Field(
+        default=60.0, gt=0, description="The most seconds between commits while rows arrive."
+    )
     max_reject_rate: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="Stop, as of the last commit, when a greater share of the rows is rejected.",
+        description="Stop when more than this share of the rows is rejected; the table stays as of the last commit.",
     )
 
     @model_validator(mode="after")
@@ -97,24 +135,28 @@ class EmbedConfig(CorpusStoreConfig):
         if self.device == "cpu" and self.num_gpus:
             raise ValueError(f"num_gpus {self.num_gpus} with device 'cpu': drop one of the two")
         if self.engine == "process" and (self.actors or self.num_gpus):
-            raise ValueError("actors and num_gpus are Ray's: drop them, or --engine process")
+            raise ValueError(
+                "actors and num_gpus with engine 'process': only Ray uses them; drop them or drop --engine process"
+            )
         if self.thumbnails and self.embed == "text":
-            raise ValueError("thumbnails need pictures: drop --thumbnails, or embed pictures too")
+            raise ValueError(
+                "thumbnails with embed 'text': they need pictures; drop --thumbnails, or embed pictures too"
+            )
         return self
 
 
 def run(config: EmbedConfig, progress: Callable[[int, int | None], None] | None = None) -> EmbedReport:
-    """Embed a corpus into a table; a run that was interrupted goes on where its last commit ended.
+    """Embed a corpus into a table. A run after an interrupted one continues from its last commit.
 
-    Files that the table holds are skipped; rows of files that changed are replaced. What is gone from the corpus stays
-    in the table: `isthmus sync` removes it.
+    Files that the table already holds are skipped, and the rows of changed files are replaced. Rows of deleted files
+    stay in the table; `isthmus sync` removes them.
 
     Args:
         config: the job.
-        progress: called with (rows settled so far, rows in all if known).
+        progress: called with (rows settled so far, total rows or None if unknown).
 
     Raises:
-        ValueError: the corpus, the encoder and the table do not fit together; nothing was changed.
+        ValueError: the corpus, the encoder and the table do not fit together; nothing was written.
         TooManyRejectsError: more rows were rejected than `max_reject_rate` allows; the table is as of its last commit.
         OSError: a store fails; the table is as of its last commit.
     """
@@ -124,7 +166,13 @@ def run(config: EmbedConfig, progress: Callable[[int, int | None], None] | None 
 def run_with(
     config: EmbedConfig, changes: dict[str, Any], progress: Callable[[int, int | None], None] | None
 ) -> EmbedReport:
-    """`run` with some of the pipeline's settings changed."""
+    """Like `run`, with some of the pipeline's settings changed.
+
+    Args:
+        config: the job.
+        changes: fields of `EmbedSettings` and their new values.
+        progress: called with (rows settled so far, total rows or None if unknown); None reports nothing.
+    """
     from dataclasses import replace
 
     with _reserve(config) as reserve:
@@ -136,10 +184,10 @@ def run_with(
 
 
 def _reserve(config: EmbedConfig) -> Reserve:
-    """Processes that do their imports while this one does its own and lists the corpus.
+    """Worker processes that import their libraries while this process imports its own and lists the corpus.
 
-    There are none where the table is there already, on this disk or in a store, which nobody asks before its library
-    is imported: mostly there is little to do then, or nothing.
+    The reserve is empty if the table already exists, because such a run often has little to do, and if the table is in
+    a remote store, which cannot be asked before its library is imported.
     """
     from pipelines.cluster.machine import cores, needs_no_ray
     from pipelines.ingest.engines.early import Reserve
@@ -153,7 +201,7 @@ def _reserve(config: EmbedConfig) -> Reserve:
 
 
 def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSettings]:
-    """What a config names: the opened corpus, the described encoder, the table, and the rest.
+    """The parts that a config names: the opened corpus, the encoder's description, the table, and the settings.
 
     Raises:
         ValueError: the corpus and the encoder do not fit together.
@@ -206,6 +254,6 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
 
 
 def _without_secrets(config: EmbedConfig) -> dict[str, Any]:
-    """What a later run needs to do the same: the options given, but for those of the stores."""
+    """The given options as JSON-ready data, for a later retry. Store options may be secret, so they are left out."""
     names = set(EmbedConfig.model_fields) - {"storage_options", "corpus_storage_options"}
     return config.model_dump(mode="json", include=names, exclude_unset=True)

@@ -15,12 +15,16 @@ from jobs.config import JobConfig
 class EncodersConfig(JobConfig):
     """Config of `isthmus encoders`."""
 
-    encoder: str | None = Field(default=None, description="Describe this one: a name, a directory, or IMAGE+TEXT.")
+    encoder: str | None = Field(
+        default=None,
+        description="Encoder to describe: a registered name, a "
+        "directory, or IMAGE+TEXT; default: list all registered ones.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodersReport:
-    """The encoders asked about."""
+    """The registered encoders, or the towers of one encoder."""
 
     encoders: list[dict[str, Any]]
 
@@ -33,7 +37,7 @@ def run(config: EncodersConfig) -> EncodersReport:
     """List the registered encoders, or describe one by its card, without loading its weights.
 
     Raises:
-        ValueError: the encoder is not known or cannot be read.
+        ValueError: the encoder is unknown or cannot be read.
     """
     from encoders.registry import describe, names
 

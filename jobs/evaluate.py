@@ -1,4 +1,4 @@
-"""`isthmus evaluate`: how well words find pictures, and pictures words; exactly, with intervals."""
+"""`isthmus evaluate`: exact retrieval metrics between words and pictures, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -26,40 +26,90 @@ _COMPARED = ("R@1", "R@5", "R@10", "MRR", "nDCG@10")
 class EvaluateConfig(CorpusStoreConfig):
     """Config of `isthmus evaluate`."""
 
-    target: str = Field(description="A table; or a corpus, with --encoder, which embeds it first.")
-    encoder: str | None = Field(default=None, description="Embeds the corpus; of a table, must be its own.")
-    table: str | None = Field(default=None, description="Where a corpus is embedded to; default: a temporary folder.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Of a corpus, as for `isthmus embed`.")
-    version: int | None = Field(default=None, description="Version of the table.")
-    tag: str | None = Field(default=None, description="Tag of the table.")
-    compare: str | None = Field(default=None, description="A second table of the same rows: the paired test.")
-    where: str | None = Field(default=None, description="SQL filter of the rows to evaluate.")
-    split: str | None = Field(default=None, description="Short for --where \"split = '…'\" (Karpathy's splits).")
+    target: str = Field(description="What to evaluate: a table, or with --encoder a corpus, which is embedded first.")
+    encoder: str | None = Field(
+        default=None, description="Encoder that embeds the corpus. For a table, a check: it must be the table's own."
+    )
+    table: str | None = Field(
+        default=None, description="Table into which a corpus is embedded; default: one in a temporary folder."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column names of a corpus: --columns.ROLE NAME, where ROLE is key, image, uri, caption or item.",
+    )
+    version: int | None = Field(
+        default=None, description="Version number of the table to evaluate; default: the latest."
+    )
+    tag: str | None = Field(default=None, description="Tag of the table's version to evaluate, instead of --version.")
+    compare: str | None = Field(
+        default=None, description="Second table of the same rows, to compare with the first by a paired test."
+    )
+    where: str | None = Field(default=None, description="SQL filter of the rows to evaluate; default: all rows.")
+    split: str | None = Field(
+        default=None,
+        description="Value of the column split to evaluate: short for --where \"split = '…'\" (Karpathy's splits).",
+    )
     gallery_where: str | None = Field(
         default=None,
-        description="SQL filter of rows that are in the gallery besides; a picture or a caption alone will do.",
+        description="SQL filter of further rows for the gallery, which "
+        "are no queries. They may have only a picture or a caption.",
     )
-    relevant: str = Field(default="item_id", description="Rows of equal values in this column answer each other.")
-    slice: list[str] = Field(default_factory=list, description="Columns by whose values the metrics are given too.")
-    folds: int = Field(default=1, ge=1, description="Parts to evaluate apart and average: 5 gives COCO's 1K × 5.")
-    train: str | None = Field(default=None, description="Table that was trained on, to look for leaks.")
-    train_where: str | None = Field(default=None, description="SQL filter of the rows that were trained on.")
-    near_duplicate: float = Field(default=0.95, gt=0, le=1, description="Cosine of pictures that are look-alikes.")
-    exclude_leaked: bool = Field(default=False, description="Leave out the rows that training has seen.")
-    classes: str | None = Field(default=None, description="Zero-shot classes: a,b,c or a file with one a line.")
-    class_column: str | None = Field(default=None, description="Column with each picture's class.")
-    template: list[str] = Field(default_factory=lambda: ["a picture of {}"], description="Prompts of a class.")
+    relevant: str = Field(
+        default="item_id",
+        description="Column that defines matches: rows with equal values in it are relevant to each other.",
+    )
+    slice: list[str] = Field(
+        default_factory=list, description="Columns; the metrics are also reported for each of their values."
+    )
+    folds: int = Field(
+        default=1,
+        ge=1,
+        description="Number of parts that are evaluated separately and averaged: 5 gives COCO's 1K × 5.",
+    )
+    train: str | None = Field(
+        default=None, description="Table of the training rows, to find evaluated rows that leaked."
+    )
+    train_where: str | None = Field(
+        default=None, description="SQL filter of the training rows in --train, or without it in the evaluated table."
+    )
+    near_duplicate: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Cosine from which a picture counts as a near-duplicate of a training picture.",
+    )
+    exclude_leaked: bool = Field(
+        default=False, description="Exclude the leaked rows from the queries; needs --train or --train-where."
+    )
+    classes: str | None = Field(
+        default=None, description="Class names for zero-shot classification: a,b,c, or a file with one name per line."
+    )
+    class_column: str | None = Field(
+        default=None, description="Column with the true class of each picture, for zero-shot classification."
+    )
+    template: list[str] = Field(
+        default_factory=lambda: ["a picture of {}"],
+        description="Prompts of a zero-shot class, with {} for its name; repeat it for several.",
+    )
     rerank: str | None = Field(
         default=None,
-        description="A cross-encoder as the second stage, as search takes: what it gains, both ways.",
+        description="Cross-encoder (BLIP, ViLT or BridgeTower: a directory or "
+        "hub id) whose gain as a second stage is measured, in both directions.",
     )
-    rerank_depth: int = Field(default=100, ge=1, description="How many of a query's best entries it orders.")
+    rerank_depth: int = Field(
+        default=100, ge=1, description="Number of top-ranked entries of a query that --rerank reorders."
+    )
     rerank_queries: int = Field(
-        default=200, ge=2, description="The most queries of a direction; each costs rerank_depth forward passes."
+        default=200,
+        ge=2,
+        description="The most queries in each direction that --rerank "
+        "reorders; each costs --rerank-depth forward passes.",
     )
-    html: Path | None = Field(default=None, description="Write a page with plots and pictures.")
-    markdown: Path | None = Field(default=None, description="Write the tables.")
-    seed: int = Field(default=0, description="Of the bootstrap.")
+    html: Path | None = Field(
+        default=None, description="Write the results with plots and pictures to this file, as an HTML page."
+    )
+    markdown: Path | None = Field(default=None, description="Write the tables of metrics to this Markdown file.")
+    seed: int = Field(default=0, description="Random seed of the bootstrap that gives the intervals.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -70,13 +120,13 @@ class EvaluateConfig(CorpusStoreConfig):
         if (self.classes is None) != (self.class_column is None):
             raise ValueError("classes and class_column: give both, or neither")
         if self.exclude_leaked and self.train is None and self.train_where is None:
-            raise ValueError("exclude_leaked: needs --train or --train-where")
+            raise ValueError("exclude_leaked: needs --train or --train-where to find the leaked rows")
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReport:
-    """Metrics of each direction, and whatever else was asked for."""
+    """The metrics of each direction, the comparison, and the other results that the config asked for."""
 
     evaluation: Evaluation
     other: Evaluation | None
@@ -108,8 +158,8 @@ def run(config: EvaluateConfig) -> EvaluateReport:
 
     Raises:
         FileNotFoundError: there is no such table, version or corpus.
-        EncoderMismatchError: the table is of another encoder than the one named.
-        ValueError: the vectors cannot be compared, or nothing is selected.
+        EncoderMismatchError: another encoder than the named one made the table.
+        ValueError: the vectors cannot be compared, or the filters select no rows.
     """
     from pipelines.train.evaluation import evaluation_page as report
     from pipelines.train.evaluation.evaluate import evaluate_table
@@ -161,7 +211,7 @@ def _settings(config: EvaluateConfig) -> EvaluationSettings:
 
 
 def _table(config: EvaluateConfig, stack: ExitStack) -> TableRef:
-    """The table that is named, or the corpus embedded into one."""
+    """The named table, or the table into which the named corpus was embedded."""
     import jobs.embed
     from encoders.registry import describe
     from jobs.display import row_progress
@@ -182,7 +232,7 @@ def _table(config: EvaluateConfig, stack: ExitStack) -> TableRef:
         return named
     if config.encoder is None:
         assert named is not None
-        open_dataset(named)  # raises, and lists the tables there are
+        open_dataset(named)  # raises an error that lists the existing tables
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isthmus-evaluate-"))
     uri = config.table or f"{folder}/evaluated"
     embed_config = jobs.embed.EmbedConfig(
@@ -201,7 +251,7 @@ def _table(config: EvaluateConfig, stack: ExitStack) -> TableRef:
 def _without_leaks(
     config: EvaluateConfig, table: TableRef, settings: EvaluationSettings
 ) -> tuple[EvaluationSettings, dict[str, Any]]:
-    """The settings, without leaked rows where asked for; and the counts of leaks where a training set is named."""
+    """The settings, without leaked rows if the config excludes them, and the leak counts if training rows are named."""
     from pipelines.tables.opening import open_at
     from pipelines.train.evaluation.leakage import find_leakage, without
 
@@ -221,7 +271,7 @@ def _without_leaks(
 
 
 def _asking_less(settings: EvaluationSettings, where: str | None) -> EvaluationSettings:
-    """Other rows ask, the gallery stays: it would be easier to be found in without the rows that were left out."""
+    """Fewer rows are queries, but the gallery stays the same. A smaller gallery would make retrieval easier."""
     from pipelines.train.evaluation.selection import HAS_BOTH
 
     if where == settings.where:
@@ -251,7 +301,7 @@ def _zero_shot(config: EvaluateConfig, table: TableRef) -> dict[str, Any]:
 
 
 def _reranked(config: EvaluateConfig, table: TableRef, settings: EvaluationSettings) -> dict[str, Any]:
-    """Metrics, a row each, before and after the second stage, in both directions."""
+    """Metrics before and after re-ranking, in both directions: row name → metrics."""
     from encoders.cross import load
     from pipelines.sources.row_pictures import reader
     from pipelines.train.reranking.evaluating import evaluate_reranked

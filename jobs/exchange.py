@@ -1,4 +1,4 @@
-"""`isthmus export` and `isthmus import`: tables to other tools' files and back."""
+"""`isthmus export` and `isthmus import`: write a table as files for other tools, or create a table from such files."""
 
 from __future__ import annotations
 
@@ -15,43 +15,67 @@ from jobs.config import CorpusStoreConfig, StoreConfig, TableConfig
 class ExportConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus export`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
-    out: str = Field(description="An empty folder, local or s3://….")
+    table: str = Field(
+        description="The table to export: FOLDER/NAME or "
+        "s3://BUCKET/FOLDER/NAME. Append @VERSION or @TAG for an older version."
+    )
+    out: str = Field(description="Folder for the files, local or s3://…. It must be empty.")
     format: Literal["npy", "parquet", "huggingface", "fiftyone"] = Field(
         default="npy",
-        description="npy: arrays beside Parquet, as clip-retrieval and embedding-reader have them; huggingface: "
-        "a folder for datasets.load_dataset; fiftyone: one for fiftyone.Dataset.from_dir.",
+        description="Format of the files. npy: arrays with Parquet metadata, the layout of "
+        "clip-retrieval and embedding-reader. parquet: everything in Parquet. huggingface: a "
+        "folder for datasets.load_dataset. fiftyone: a folder for fiftyone.Dataset.from_dir.",
     )
     pictures: bool = Field(
         default=False,
-        description="With huggingface and fiftyone: the pictures themselves come along. "
-        "Without, fiftyone opens them where they are.",
+        description="Copy the pictures into the folder, for the formats huggingface and "
+        "fiftyone. Without it, fiftyone opens the pictures at their original place.",
     )
-    vectors: str | None = Field(default=None, description="Vector columns, a,b; default: all.")
-    where: str | None = Field(default=None, description="SQL filter on the table's columns.")
+    vectors: str | None = Field(default=None, description="Vector columns to export, as a,b; default: all.")
+    where: str | None = Field(default=None, description="SQL filter of the rows to export; default: all rows.")
     rows_per_file: int | None = Field(
-        default=None, ge=1, description="One file's rows are in memory; default: 100,000, with pictures 250."
+        default=None,
+        ge=1,
+        description="Rows in one file, which are in memory at once; default: 100,000, or 250 with --pictures.",
     )
-    out_storage_options: dict[str, str] = Field(default_factory=dict, repr=False, description="How to reach OUT.")
+    out_storage_options: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Options of the store of OUT, named as in --storage-options. Default: taken from the environment.",
+    )
 
 
 @Parameter(name="*")
 class ImportConfig(StoreConfig):
     """Config of `isthmus import`."""
 
-    folder: str = Field(description="With img_emb and/or text_emb beside metadata, or with Parquet; local or s3://….")
-    table: str = Field(description="The new table: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
-    encoder: str = Field(description="The encoder that made the vectors; queries are encoded by it.")
-    key: str | None = Field(default=None, description="Column of row ids; default: row_id or key, else numbers.")
-    check: bool = Field(default=True, description="Encode a few captions and pictures, and compare.")
+    folder: str = Field(
+        description="Folder to import, local or s3://…. It holds "
+        "img_emb, text_emb or both beside metadata, or Parquet files."
+    )
+    table: str = Field(description="The table to create: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    encoder: str = Field(
+        description="The encoder that made the vectors. Searches of the table encode their queries with it."
+    )
+    key: str | None = Field(
+        default=None,
+        description="Column with the row ids; default: row_id or key if there is one, else the rows are numbered.",
+    )
+    check: bool = Field(
+        default=True,
+        description="Check that --encoder made the vectors: encode a few captions and pictures and compare.",
+    )
     folder_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="How to reach the folder."
+        default_factory=dict,
+        repr=False,
+        description="Options of the store of FOLDER, named as in "
+        "--storage-options. Default: taken from the environment.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeReport:
-    """What was written or read."""
+    """Facts about what was written or read, by name."""
 
     facts: dict[str, Any]
 
@@ -65,8 +89,8 @@ def run_export(config: ExportConfig) -> ExchangeReport:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: a column is not there, the filter is none, the folder is not empty, or the format does not go with
-            an option or with where the pictures are.
+        ValueError: a column does not exist, the filter is invalid, the folder is not empty, or the format does not
+            support an option or the place of the pictures.
     """
     from pipelines.curate.exchange.exporting import export_table
     from pipelines.store.storage import Storage
@@ -85,11 +109,11 @@ def run_export(config: ExportConfig) -> ExchangeReport:
 
 
 def run_import(config: ImportConfig) -> ExchangeReport:
-    """Make a table of embeddings that are there already.
+    """Create a table from existing embeddings.
 
     Raises:
-        FileNotFoundError: the folder holds nothing of the kind.
-        ValueError: the vectors are another encoder's, do not fit their metadata, or the table is there already.
+        FileNotFoundError: the folder holds no embeddings.
+        ValueError: another encoder made the vectors, they do not fit their metadata, or the table already exists.
     """
     from pipelines.curate.exchange.importing import import_folder
     from pipelines.store.storage import Storage

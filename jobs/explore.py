@@ -1,4 +1,4 @@
-"""`isthmus explore`: a map of a table's vectors, its clusters, outliers, near-duplicates and mismatched pairs."""
+"""`isthmus explore`: a map of a table's vectors with clusters, outliers, near-duplicates and mismatched pairs."""
 
 from __future__ import annotations
 
@@ -22,27 +22,38 @@ if TYPE_CHECKING:
 class ExploreConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus explore`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
-    html: Path = Field(default=Path("explore.html"), description="The self-contained page.")
+    table: str = Field(
+        description="The table to explore: FOLDER/NAME or "
+        "s3://BUCKET/FOLDER/NAME. Append @VERSION or @TAG for an older version."
+    )
+    html: Path = Field(
+        default=Path("explore.html"), description="File to write the map to, as a self-contained HTML page."
+    )
     out: Path | None = Field(
-        default=None, description="Write rows, clusters and mismatched pairs as Parquet into this folder, too."
+        default=None, description="Folder to also write rows, clusters and mismatched pairs to, as Parquet files."
     )
     by: Literal["auto", "image", "text"] = Field(
-        default="auto", description="Whose vectors the map shows; auto: pictures, if there are any."
+        default="auto",
+        description="Vectors that the map shows. auto: image vectors if the table has any, else text vectors.",
     )
-    where: str | None = Field(default=None, description="SQL filter on the table's columns.")
-    rows: int = Field(default=3_000, ge=1, le=50_000, description="Rows of the map, drawn without favour.")
-    found: int = Field(default=24, ge=1, le=1_000, description="How many outliers and mismatched pairs to show.")
+    where: str | None = Field(default=None, description="SQL filter of the rows to explore; default: all rows.")
+    rows: int = Field(default=3_000, ge=1, le=50_000, description="Number of rows on the map, drawn at random.")
+    found: int = Field(default=24, ge=1, le=1_000, description="Number of outliers and of mismatched pairs to show.")
     threshold: float = Field(
-        default=0.95, gt=0, le=2, description="Cosine from which on two rows of the map are near-duplicates."
+        default=0.95,
+        gt=0,
+        le=2,
+        description="Rows on the map whose cosine similarity is at least this are near-duplicates.",
     )
-    original: bool = Field(default=False, description="Look at the table itself, though another was promoted.")
-    seed: int = Field(default=0, ge=0, description="Of the draw and of the map.")
+    original: bool = Field(
+        default=False, description="Explore the table itself, even if another table was promoted in its place."
+    )
+    seed: int = Field(default=0, ge=0, description="Random seed of the draw of rows and of the map.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExploreReport:
-    """What was seen."""
+    """What was found, and the files that were written."""
 
     explored: Explored
     found: int
@@ -90,12 +101,12 @@ class ExploreReport:
 
 
 def run(config: ExploreConfig) -> ExploreReport:
-    """Look over a table.
+    """Explore a table and write its map.
 
     Raises:
         FileNotFoundError: there is no such table.
         ModuleNotFoundError: the extra `explore` is not installed.
-        ValueError: the table has no such vectors, or the filter leaves no row.
+        ValueError: the table lacks the vectors to map, or the filter selects no row.
     """
     from pipelines.curate.exploration.explore import ExploreSettings, explore
     from pipelines.curate.exploration.map_page import write_map

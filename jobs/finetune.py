@@ -1,4 +1,4 @@
-"""`isthmus finetune`: an encoder and a corpus go in, a better encoder comes out."""
+"""`isthmus finetune`: fine-tune an encoder on the image-text pairs of a corpus."""
 
 from __future__ import annotations
 
@@ -23,90 +23,155 @@ _THUMBNAIL_MARGIN = 8 / 7
 class FinetuneConfig(CorpusStoreConfig):
     """Config of `isthmus finetune`."""
 
-    corpus: str = Field(description="A corpus, which is embedded first; or a table that `isthmus embed` wrote.")
-    encoder: str = Field(
-        description="Where to start: a dual tower, a two-tower family, or IMAGE+TEXT: backbones that get fresh heads."
+    corpus: str = Field(
+        description="Training data: a corpus, which is embedded first, or a table that `isthmus embed` wrote."
     )
-    out: str = Field(description="Directory of the trained encoder. The run's own files go to OUT.run beside it.")
+    encoder: str = Field(
+        description="Encoder to start from: a dual tower, a two-tower "
+        "family, or IMAGE+TEXT, two backbones that get fresh heads."
+    )
+    out: str = Field(description="Directory for the trained encoder. Checkpoints and logs go to OUT.run beside it.")
     train_image: str = Field(
         default="auto",
-        description="frozen, head, last:N, lora:RANK, full; auto: head of a dual tower, frozen of a family.",
+        description="Part of the image tower to train: frozen (none), head, last:N (the last "
+        "N blocks), lora:RANK or full. auto: head for a dual tower, frozen for a family.",
     )
     train_text: str = Field(
-        default="auto", description="The same of the text tower; auto: head of a dual tower, full of a family."
+        default="auto",
+        description="Part of the text tower to train: frozen (none), head, last:N (the last "
+        "N blocks), lora:RANK or full. auto: head for a dual tower, full for a family.",
     )
-    dim: int = Field(default=256, ge=2, description="Length of the vectors, of fresh heads.")
-    head: Literal["linear", "mlp"] = Field(default="linear", description="Fresh heads: one layer, or two.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of a fresh head's inputs that training drops.")
+    dim: int = Field(default=256, ge=2, description="Length of the vectors that fresh heads give.")
+    head: Literal["linear", "mlp"] = Field(
+        default="linear", description="Type of fresh heads: linear (one layer) or mlp (two layers)."
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout: share of the inputs of fresh heads that each training step drops.",
+    )
     start: Literal["random", "cca"] = Field(
-        default="random", description="Fresh linear heads: random, or the closed form of canonical correlation."
+        default="random",
+        description="Initial weights of fresh linear heads: random, "
+        "or cca, the closed form of canonical correlation analysis.",
     )
     loss: list[str] = Field(
         default_factory=lambda: ["infonce"],
-        description="Losses to add up: NAME or NAME:weight=W,OPTION=V; infonce, siglip, top_k, max_of_hinges, "
-        "hardness, memory_bank, distill_l2, distill_kl.",
+        description="Losses to add up, each as NAME or NAME:weight=W,OPTION=V. NAME is infonce, "
+        "siglip, top_k, max_of_hinges, hardness, memory_bank, distill_l2 or distill_kl.",
     )
     teacher: str | None = Field(
-        default=None, description="For distill_*: a table of the same corpus, or an encoder, which embeds it first."
+        default=None,
+        description="Teacher of the losses distill_*: a table of the "
+        "same corpus, or an encoder, which embeds the corpus first.",
     )
-    negatives: str | None = Field(default=None, description="A table of `isthmus mine`.")
-    negatives_per_row: int = Field(default=1, ge=1, description="Mined negatives that join each row in its batch.")
+    negatives: str | None = Field(
+        default=None, description="Table of hard negatives that `isthmus mine` wrote; default: none."
+    )
+    negatives_per_row: int = Field(
+        default=1, ge=1, description="Number of mined negatives added to the batch for each of its rows."
+    )
     remine_every: int | None = Field(
-        default=None, ge=1, description="Mine anew, with the model so far, every N epochs."
+        default=None,
+        ge=1,
+        description="Mine hard negatives again with the current model every this many epochs; default: never.",
     )
-    where: str | None = Field(default=None, description="SQL filter: the rows that are used.")
-    validation_where: str | None = Field(default=None, description="SQL filter of those that validate.")
+    where: str | None = Field(
+        default=None, description="SQL filter of the rows to use, for training and validation; default: all rows."
+    )
+    validation_where: str | None = Field(
+        default=None,
+        description="SQL filter of the validation rows among them; default: --validation-fraction decides.",
+    )
     validation_fraction: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the groups that validate, without --validation-where."
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the groups (see --group) that are used for validation; ignored with --validation-where.",
     )
-    group: str = Field(default="item_id", description="Column whose equal values stay on one side of the split.")
+    group: str = Field(
+        default="item_id",
+        description="Column that defines groups: rows with equal values are all training rows or all validation rows.",
+    )
     epochs: int = Field(default=10, ge=1, description="Passes over the training rows.")
-    batch_size: int = Field(default=256, ge=2, description="Pairs of a batch, over all workers.")
+    batch_size: int = Field(default=256, ge=2, description="Pairs in a batch, summed over all training processes.")
     chunk_size: int | None = Field(
-        default=None, ge=1, description="Pairs that are in memory at once (GradCache); the result is the same."
+        default=None,
+        ge=1,
+        description="Pairs in memory at once (GradCache), to fit large "
+        "batches; gives the same result. Default: the whole batch.",
     )
-    learning_rate: float = Field(default=1e-4, gt=0, description="Peak of the cosine schedule, for backbones.")
-    head_factor: float = Field(default=1.0, gt=0, description="How much faster heads learn than backbones.")
-    weight_decay: float = Field(default=0.1, ge=0, description="Of matrices.")
-    warmup_steps: int = Field(default=50, ge=0, description="Steps of linear warm-up.")
-    gradient_clip: float = Field(default=1.0, gt=0, description="Longest gradient.")
+    learning_rate: float = Field(
+        default=1e-4, gt=0, description="Peak learning rate of the backbones; it follows a cosine schedule."
+    )
+    head_factor: float = Field(
+        default=1.0,
+        gt=0,
+        description="Factor on the learning rate for heads: their rate is this times --learning-rate.",
+    )
+    weight_decay: float = Field(default=0.1, ge=0, description="Weight decay of the weight matrices.")
+    warmup_steps: int = Field(
+        default=50, ge=0, description="Steps in which the learning rate rises linearly to its peak."
+    )
+    gradient_clip: float = Field(
+        default=1.0, gt=0, description="Longest gradient norm; longer gradients are scaled down to it."
+    )
     augment: Literal["none", "light", "strong"] = Field(
-        default="none", description="Change pictures at random; needs the image backbone to run in each step."
+        default="none",
+        description="Random changes of the training pictures. Other "
+        "than none, the image backbone must run in every step.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA.")
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations, to save memory.")
-    metric: Literal["R@1", "R@5", "R@10", "MRR"] = Field(default="R@10", description="Chooses the best weights.")
-    patience: int = Field(default=0, ge=0, description="Stop after so many validations without gain; 0: never.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Number format of training. auto: bf16 on CUDA, else fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Save memory by recomputing activations in the backward pass."
+    )
+    metric: Literal["R@1", "R@5", "R@10", "MRR"] = Field(
+        default="R@10", description="Validation metric by which the best weights are chosen."
+    )
+    patience: int = Field(
+        default=0, ge=0, description="Stop after this many validations without improvement; 0: never."
+    )
     evaluate_every: int = Field(default=1, ge=1, description="Epochs between validations.")
     checkpoint_every: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints; default: an epoch."
+        default=None, ge=1, description="Steps between checkpoints; default: one checkpoint each epoch."
     )
     log_every: int = Field(default=10, ge=1, description="Steps between rows of the training log.")
-    workers: int = Field(default=1, ge=1, description="Training processes.")
+    workers: int = Field(default=1, ge=1, description="Number of training processes.")
     sharding: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
-        description="Each worker holds a copy of the model (ddp) or a part (fsdp); auto: fsdp if a GPU is too small.",
+        description="What each training process holds: a copy of the model (ddp) or a part of it "
+        "(fsdp). auto: fsdp if training a copy takes more than about half of a GPU's memory, else ddp.",
     )
-    gpus: bool | None = Field(default=None, description="A GPU for each; default: if the cluster has any.")
-    seed: int = Field(default=0, description="Of heads, order, augmentation.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Of the corpus, as for `isthmus embed`.")
+    gpus: bool | None = Field(
+        default=None, description="Give each training process a GPU; default: only if this machine has a GPU."
+    )
+    seed: int = Field(default=0, description="Random seed of fresh heads, of the order of rows and of augmentation.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column names of the corpus: --columns.ROLE NAME, where ROLE is key, image, uri, caption or item.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         distils = any(text.startswith("distill") for text in self.loss)
         if distils and self.teacher is None:
-            raise ValueError("loss distill_*: needs --teacher")
+            raise ValueError("loss distill_*: needs --teacher, a table or an encoder")
         if self.teacher is not None and not distils:
             raise ValueError("teacher: no loss uses it; add --loss distill_l2 or --loss distill_kl")
         if self.remine_every is not None and self.negatives is not None:
             raise ValueError("remine_every and negatives: give one of the two")
         if self.sharding == "fsdp" and self.workers == 1:
-            raise ValueError("sharding 'fsdp': one worker has nobody to share with; add --workers, or leave it auto")
+            raise ValueError(
+                "sharding 'fsdp' with workers 1: needs two workers or more; raise --workers, or drop --sharding"
+            )
         return self
 
 
 def run(config: FinetuneConfig, on_row: Callable[[dict[str, Any]], None] = lambda row: None) -> TrainReport:
-    """Fine-tune an encoder; a run that was interrupted goes on from its last checkpoint.
+    """Fine-tune an encoder. A run after an interrupted one continues from its last checkpoint.
 
     Args:
         config: the job.
@@ -114,7 +179,7 @@ def run(config: FinetuneConfig, on_row: Callable[[dict[str, Any]], None] = lambd
 
     Raises:
         ValueError: encoder, corpus and options do not fit together, or OUT.run holds another run.
-        TrainingDivergedError: the loss is not a number; the last good checkpoint stands.
+        TrainingDivergedError: the loss is not finite. The last good checkpoint is kept.
     """
     from pipelines.train.finetuning.finetune import train
     from pipelines.train.finetuning.remining import train_with_remining
@@ -128,10 +193,10 @@ def run(config: FinetuneConfig, on_row: Callable[[dict[str, Any]], None] = lambd
 
 
 def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | None) -> Any:
-    """The config as the pipeline takes it.
+    """The config as the settings of the training pipeline.
 
     Raises:
-        ValueError: a loss or a tuning that does not exist.
+        ValueError: a loss or a tuning does not exist.
     """
     from encoders.losses.weighted import parse_term
     from encoders.registry import describe
@@ -191,14 +256,17 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
 
 
 def run_folder(config: FinetuneConfig) -> str:
-    """The URI of the folder of the run."""
+    """The URI of the folder with the run's checkpoints, logs and tables."""
     from pipelines.store.storage import absolute
 
     return absolute(config.out) + ".run"
 
 
 def tunings(config: FinetuneConfig) -> tuple[str, str]:
-    """What trains of each tower, `auto` decided: heads of a dual tower; of a family, the text tower (LiT)."""
+    """The tunings of the image tower and the text tower, with `auto` resolved.
+
+    `auto` trains the heads of a dual tower. Of a family it trains the text tower alone (LiT).
+    """
     from encoders.registry import resolve
 
     fresh = "+" in config.encoder and not Path(config.encoder).exists()
@@ -220,19 +288,20 @@ def _use_gpu(config: FinetuneConfig) -> bool:
 
 
 def prepare_samples(config: FinetuneConfig) -> TableRef:
-    """The training table: the one that is named, or the corpus embedded into one in the run's folder.
+    """The training table: the named table, or a table in the run's folder into which the corpus is embedded.
 
-    It is embedded by the frozen parts of the encoder where there are any, so that they run once; else by the encoder.
+    If both towers have a frozen part, these parts embed the corpus, so that they run only once. Otherwise the whole
+    encoder does.
     """
     named = _table(config, config.corpus)
     return named or _embed(config, sample_encoder(config), "samples", thumbnails=_thumbnails(config))
 
 
 def prepare_teacher(config: FinetuneConfig, samples: TableRef) -> TableRef | None:
-    """The table with the teacher's vectors, None without a teacher.
+    """The table with the teacher's vectors; None without a teacher.
 
     Raises:
-        ValueError: the teacher is an encoder, and the training table was given without its corpus.
+        ValueError: the teacher is an encoder, but `corpus` is a table, so there is no corpus to embed.
     """
     if config.teacher is None:
         return None
@@ -241,14 +310,14 @@ def prepare_teacher(config: FinetuneConfig, samples: TableRef) -> TableRef | Non
         return named
     if _table(config, config.corpus) is not None:
         raise ValueError(
-            f"teacher {config.teacher!r}: an encoder needs the corpus, and {config.corpus} is a table; embed the "
-            "corpus with the teacher, and give that table"
+            f"teacher {config.teacher!r}: an encoder needs the corpus, but {config.corpus} is a table; embed the "
+            "corpus with the teacher and give that table"
         )
     return _embed(config, config.teacher, "teacher", thumbnails=0)
 
 
 def sample_encoder(config: FinetuneConfig) -> str:
-    """The spec of the encoder whose vectors serve training best."""
+    """The spec of the encoder that embeds the corpus for training: the frozen parts if both towers have some."""
     from encoders.training.models import open_model
     from encoders.training.tuning import Tuning
 
@@ -263,7 +332,7 @@ def sample_encoder(config: FinetuneConfig) -> str:
 
 
 def _table(config: FinetuneConfig, uri: str) -> TableRef | None:
-    """The table of this name, None if there is none."""
+    """The table with this URI; None if there is none."""
     from pipelines.tables.opening import open_dataset
 
     try:
@@ -294,7 +363,10 @@ def _embed(config: FinetuneConfig, encoder: str, name: str, *, thumbnails: int) 
 
 
 def _thumbnails(config: FinetuneConfig) -> int:
-    """The pixels of the training pictures to keep: enough for the tower and some cropping; none if it does not run."""
+    """Longest side in pixels of the thumbnails to train on: the tower's input size plus a margin for cropping.
+
+    0 if the image tower does not run during training.
+    """
     from encoders.registry import describe
     from encoders.training.tuning import Tuning
 

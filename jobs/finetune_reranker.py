@@ -1,4 +1,4 @@
-"""`isthmus finetune-reranker`: a cross-encoder learns to tell a table's pairs from mined negatives."""
+"""`isthmus finetune-reranker`: train a cross-encoder to tell a table's pairs from mined negatives."""
 
 from __future__ import annotations
 
@@ -20,28 +20,46 @@ if TYPE_CHECKING:
 class FinetuneRerankerConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus finetune-reranker`."""
 
-    table: str = Field(description="A table that `isthmus embed` wrote, with captions.")
-    model: str = Field(description="Where to start: BLIP, ViLT or BridgeTower with its matching head, as search's.")
-    out: Path = Field(description="Directory of the trained model.")
-    negatives: str | None = Field(
-        default=None, description="A table of `isthmus mine`; without it negatives are drawn by chance."
+    table: str = Field(
+        description="The table to train on, written by `isthmus embed`, "
+        "with captions: FOLDER/NAME or s3://BUCKET/FOLDER/NAME."
     )
-    where: str | None = Field(default=None, description="SQL filter: the rows that are used.")
-    held_out: float = Field(default=0.1, ge=0, lt=1, description="Share of the items that validate.")
+    model: str = Field(
+        description="Model to start from: BLIP, ViLT or BridgeTower with its matching head, a directory or a hub id."
+    )
+    out: Path = Field(description="Directory for the trained model.")
+    negatives: str | None = Field(
+        default=None,
+        description="Table of hard negatives that `isthmus mine` wrote; default: negatives are drawn at random.",
+    )
+    where: str | None = Field(
+        default=None, description="SQL filter of the rows to use, for training and validation; default: all rows."
+    )
+    held_out: float = Field(default=0.1, ge=0, lt=1, description="Share of the items that are held out for validation.")
     epochs: int = Field(default=3, ge=1, description="Passes over the training rows.")
-    batch_rows: int = Field(default=16, ge=1, description="Rows of a step; each gives three pairs.")
-    learning_rate: float = Field(default=2e-5, gt=0, description="At its peak.")
-    weight_decay: float = Field(default=0.05, ge=0, description="Of matrices.")
-    warmup: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
-    seed: int = Field(default=0, ge=0, description="Of the split, the order and the draw.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where it trains.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA.")
-    threads: int | None = Field(default=None, ge=1, description="Torch threads on the CPU.")
+    batch_rows: int = Field(default=16, ge=1, description="Rows in a training step; each gives three pairs.")
+    learning_rate: float = Field(default=2e-5, gt=0, description="Learning rate at the peak of its schedule.")
+    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of the weight matrices.")
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises to its peak."
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Random seed of the split, of the order of rows and of the draw of negatives."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the model trains. auto: on a GPU if one is available."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Number format of training. auto: bf16 on CUDA, else fp32."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Torch threads on the CPU; default: torch's own choice."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRerankerReport:
-    """What was trained."""
+    """The trained model's directory and the report of its training."""
 
     out: str
     report: MatchReport
@@ -54,11 +72,11 @@ class FinetuneRerankerReport:
 def run(
     config: FinetuneRerankerConfig, progress: Callable[[int, int | None], None] | None = None
 ) -> FinetuneRerankerReport:
-    """Train a cross-encoder; a run that was interrupted goes on with its last whole epoch.
+    """Train a cross-encoder. A run after an interrupted one continues after its last complete epoch.
 
     Args:
         config: the job.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, total steps).
 
     Raises:
         FileNotFoundError: there is no such table.

@@ -1,4 +1,4 @@
-"""`isthmus fuse`: a column of vectors that hold of each row its picture and its words, to be searched as one."""
+"""`isthmus fuse`: add a column of vectors that fuse the image vector and the text vector of each row."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ class FuseConfig(TableConfig):
         default=None,
         gt=0,
         lt=1,
-        description="The say of the picture, the caption has the rest. Default: that of the column, 0.5 for a new one.",
+        description="Weight of the image vector; the text vector has weight 1 minus "
+        "this. Default: the weight of the existing column, or 0.5 for a new column.",
     )
     anew: bool = Field(
-        default=False, description="Measure the spreads of both kinds again and write all rows; index it again then."
+        default=False,
+        description="Measure the spreads of the image and text vectors again and rewrite "
+        "the column for all rows. This drops its index: run `isthmus index` afterwards.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuseReport:
-    """What was fused."""
+    """What was done to the fused column."""
 
     fused: Fused
 
@@ -51,22 +54,24 @@ class FuseReport:
             f"{done.rows:,} rows have one",
             style="bold",
         )
-        alone = f"{done.image_only:,} rows have a picture alone and {done.text_only:,} a caption alone"
+        alone = f"{done.image_only:,} rows have only a picture and {done.text_only:,} only a caption"
         how = (
-            f"image weight {done.recipe.image_weight:g}; levelled by spreads of {done.recipe.image_spread:.3f} (image) "
-            f"and {done.recipe.text_spread:.3f} (text)"
+            f"image weight {done.recipe.image_weight:g}; vectors scaled by their spreads, "
+            f"{done.recipe.image_spread:.3f} (image) and {done.recipe.text_spread:.3f} (text)"
         )
-        return Group(head, Text(f"{how}; {alone}"), Text("search with --vector fused_vector; isthmus index indexes it"))
+        return Group(
+            head, Text(f"{how}; {alone}"), Text("search it with --vector fused_vector; index it with isthmus index")
+        )
 
 
 def run(config: FuseConfig) -> FuseReport:
-    """Make, or bring up to date, the fused vectors of a table.
+    """Create the fused vectors of a table, or bring them up to date.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: its image and text vectors are not in one space, or it has a column of its own with that name.
+        ValueError: its image and text vectors are not in a joint space, or the corpus has a column of that name.
         LeaseHeldError: a job writes to the table.
-        TableMovedError: it changed meanwhile; run again.
+        TableMovedError: the table changed during the run; run the command again.
     """
     from pipelines.search.fusing.column import fuse_table
 

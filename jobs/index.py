@@ -1,4 +1,4 @@
-"""`isthmus index`: vector, full-text and key indexes of a table."""
+"""`isthmus index`: build the vector, full-text and key indexes of a table."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class IndexConfig(TableConfig):
     """Config of `isthmus index`."""
 
     target_recall: float = Field(
-        default=0.95, gt=0, le=1, description="recall@10 against exact search that a vector index must reach."
+        default=0.95, gt=0, le=1, description="Least recall@10 of a vector index, compared with exact search."
     )
     workers: int = Field(
         default=1,
         ge=1,
-        description="Build the index of a large table by so many tasks on Ray; 1: in this process.",
+        description="Number of Ray tasks that build the index of a large table; 1: build it in this process.",
     )
-    plot: Path | None = Field(default=None, description="Draw recall against latency into this file (png, svg, …).")
+    plot: Path | None = Field(default=None, description="Plot recall against latency to this file (png, svg, …).")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexReport:
-    """The indexes of a table; those of vectors with their measured recall."""
+    """The indexes of a table, with the measured recall of each vector index."""
 
     table: str
     indexes: list[BuiltIndex]
@@ -75,12 +75,12 @@ def _recall(index: BuiltIndex) -> float | None:
 
 
 def run(config: IndexConfig) -> IndexReport:
-    """Build all indexes of a table; run again, they are built anew over all rows.
+    """Build all indexes of a table. A second run rebuilds them over all rows.
 
     Raises:
         FileNotFoundError: there is no such table.
-        RecallError: a vector index misses the target; it is not published.
-        ValueError: the plot's file is of no known type.
+        RecallError: a vector index does not reach the target recall. It is not published.
+        ValueError: the type of the plot's file is unknown.
     """
     import psutil
 

@@ -1,4 +1,4 @@
-"""`isthmus info`: what a table holds and where it came from."""
+"""`isthmus info`: the content of a table and its provenance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,20 @@ class InfoConfig(TableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoReport:
-    """What a table holds; `fused` says how its fused vectors were made, if it has any."""
+    """The content of a table and its provenance.
+
+    Attributes:
+        table: the table's URI.
+        rows: number of rows.
+        rejected: number of rows in its rejects table.
+        version: its latest version.
+        versions: number of versions that still exist.
+        encoder: the card of the encoder that made its vectors.
+        settings: the settings of the run that created it.
+        fused: the recipe of its fused vectors; None if it has none.
+        columns: name and type of each column.
+        indexes: name, type and columns of each index.
+    """
 
     table: str
     rows: int
@@ -40,7 +53,7 @@ def run(config: InfoConfig) -> InfoReport:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it was not made by `isthmus embed`.
+        ValueError: it has no provenance, so `isthmus embed` did not make it.
     """
     from pipelines.tables.opening import open_dataset
     from pipelines.tables.provenance import Provenance

@@ -1,4 +1,4 @@
-"""`isthmus maintain`: few large files, complete indexes, no more old versions than wanted, no orphaned files."""
+"""`isthmus maintain`: merge small files, complete the indexes, remove old versions and orphaned files."""
 
 from __future__ import annotations
 
@@ -25,26 +25,36 @@ _DAY_S = 86_400.0
 class MaintainConfig(TableConfig):
     """Config of `isthmus maintain`."""
 
-    keep_versions: int | None = Field(default=None, ge=1, description="Keep this many of the newest versions.")
+    keep_versions: int | None = Field(
+        default=None, ge=1, description="Keep this many of the newest versions; default: --keep-days alone decides."
+    )
     keep_days: float | None = Field(
         default=None,
         ge=0,
-        description="Keep versions younger than this many days; of both rules each keeps. Default: 7 if neither is "
-        "given. Tagged versions always stay. A training job reads the version that it started on: keep longer.",
+        description="Keep versions younger than this many days; default: 7 if --keep-versions "
+        "is not given. A version stays if either rule keeps it, or if it has a tag. A training "
+        "job reads the version that it started on: keep versions for longer than it runs.",
     )
     min_age_hours: float = Field(
-        default=24.0, ge=12.0, description="Orphaned files stay until they are this many hours old."
+        default=24.0, ge=12.0, description="Remove orphaned files only if they are at least this many hours old."
     )
-    wait_s: float = Field(default=0.0, ge=0, description="Seconds to wait for a job that writes to the table.")
-    dry_run: bool = Field(default=False, description="Say what there is to do, and change nothing.")
+    wait_s: float = Field(
+        default=0.0, ge=0, description="Seconds to wait while another job writes to the table, before giving up."
+    )
+    dry_run: bool = Field(default=False, description="Report what would be done, and change nothing.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaintainReport:
-    """What was done to a table and its siblings; the table itself comes first.
+    """What was done to a table and its siblings.
 
-    `recalls` has, for each indexed vector column, the recall@10 measured now; None where it no longer reaches what was
-    promised at any parameters, and the column is searched exactly until `isthmus index` runs again.
+    Attributes:
+        table: the table's URI.
+        dry_run: whether nothing was changed.
+        seconds: wall time of the job.
+        tables: the table itself, then its siblings.
+        recalls: indexed vector column → its recall@10, measured after maintenance. None if no parameters reach the
+            target recall any more; the column is then searched exactly until `isthmus index` runs again.
     """
 
     table: str
@@ -58,7 +68,7 @@ class MaintainReport:
         return asdict(self)
 
     def __rich__(self) -> RenderableType:
-        """One line, for the log of a cron job."""
+        """The summary as one line, for the log of a cron job."""
         from rich.text import Text
 
         return Text(self.summary())
@@ -97,8 +107,8 @@ def run(config: MaintainConfig) -> MaintainReport:
 
     Raises:
         FileNotFoundError: there is no such table.
-        LeaseHeldError: a job writes to the table; names it.
-        RuntimeError: rows, indexes or ledger are not as they should be; no version was removed.
+        LeaseHeldError: another job writes to the table; the message names it.
+        RuntimeError: a check of rows, indexes or ledger failed; no version was removed.
         OSError: the store fails; the table is whole.
     """
     from pipelines.ingest.maintenance.maintain import dry_run, maintain
@@ -122,7 +132,7 @@ def run(config: MaintainConfig) -> MaintainReport:
 
 
 def _recheck(table: TableRef) -> dict[str, float | None]:
-    """The recall of each indexed vector column, measured now that the indexes hold all rows."""
+    """The recall@10 of each indexed vector column, measured after the indexes have taken in all rows."""
     from pipelines.search.indexing.build import recheck_vector_index
     from pipelines.search.indexing.parameters import published_columns
     from pipelines.tables.opening import open_dataset

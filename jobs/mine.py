@@ -1,4 +1,4 @@
-"""`isthmus mine`: hard negatives from a table's own vectors, for `isthmus finetune`."""
+"""`isthmus mine`: mine hard negatives from a table's own vectors, for `isthmus finetune`."""
 
 from __future__ import annotations
 
@@ -18,37 +18,75 @@ if TYPE_CHECKING:
 class MineConfig(TableConfig):
     """Config of `isthmus mine`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME, with both vectors in one space.")
-    out: str = Field(description="The table of negatives; replaced if it is one already, never if it is another.")
-    version: int | None = Field(default=None, ge=1, description="Version of the table; default: the latest.")
-    tag: str | None = Field(default=None, description="Tag of the table, in place of a version.")
-    negatives: int = Field(default=8, ge=1, description="The most negatives of an anchor and direction.")
-    skip: int = Field(default=0, ge=0, description="Leave out so many of the best candidates that are no positives.")
-    candidates: int = Field(default=100, ge=1, description="Best-ranked rows that are considered.")
+    table: str = Field(
+        description="The table to mine: FOLDER/NAME or s3://BUCKET/FOLDER/NAME, "
+        "with image and text vectors in a joint space."
+    )
+    out: str = Field(
+        description="The table of hard negatives to write. An "
+        "existing one is replaced; a table of another kind never is."
+    )
+    version: int | None = Field(
+        default=None, ge=1, description="Version number of the table to mine; default: the latest."
+    )
+    tag: str | None = Field(default=None, description="Tag of the table's version to mine, instead of --version.")
+    negatives: int = Field(default=8, ge=1, description="The most hard negatives of an anchor in each direction.")
+    skip: int = Field(
+        default=0, ge=0, description="Skip this many of the top-ranked candidates that are not positives."
+    )
+    candidates: int = Field(
+        default=100, ge=1, description="Number of top-ranked rows that are considered for each anchor, after --skip."
+    )
     margin: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         default=0.05,
-        description="Keep scores up to s - |s| * margin, s being the positive's; auto: by the positives' distribution.",
+        description="Keep candidates that score at most s - |s| * margin, where s is the "
+        "positive's score. auto: calibrated on the distribution of the positives' scores.",
     )
-    directions: Literal["both", "text_to_image", "image_to_text"] = Field(default="both", description="What is mined.")
-    where: str | None = Field(default=None, description="SQL filter: only these rows are anchors and candidates.")
+    directions: Literal["both", "text_to_image", "image_to_text"] = Field(
+        default="both", description="Directions in which negatives are mined."
+    )
+    where: str | None = Field(
+        default=None, description="SQL filter of the rows that are anchors and candidates; default: all rows."
+    )
     method: Literal["auto", "exact", "ann"] = Field(
-        default="auto", description="auto: exact up to 2e10 pairs, else the nearest lists of k-means centroids."
+        default="auto",
+        description="Search for candidates. exact: compare all pairs. ann: search only the "
+        "lists of the nearest k-means centroids. auto: exact up to 2e10 pairs, else ann.",
     )
-    anchors: int | None = Field(default=None, ge=1, description="Sample so many anchors; default: all rows.")
+    anchors: int | None = Field(
+        default=None, ge=1, description="Number of anchors, sampled at random; default: all rows."
+    )
     near_duplicate_image: float = Field(
-        default=0.95, ge=-1, le=2, description="Cosine from which on two pictures are the same; above 1: never."
+        default=0.95,
+        ge=-1,
+        le=2,
+        description="Pictures whose cosine similarity is at least this count as the same picture; above 1: no check.",
     )
     near_duplicate_text: float = Field(
-        default=0.95, ge=-1, le=2, description="Cosine from which on two captions are the same; above 1: never."
+        default=0.95,
+        ge=-1,
+        le=2,
+        description="Captions whose cosine similarity is at least this count as the same caption; above 1: no check.",
     )
     target_recall: float = Field(
-        default=0.99, gt=0, le=1, description="Recall against exact search that ann's probes are chosen for."
+        default=0.99,
+        gt=0,
+        le=1,
+        description="Recall, compared with exact search, for which ann chooses the number of lists to search.",
     )
-    min_recall: float = Field(default=0.9, gt=0, le=1, description="Measured recall below which the job is refused.")
-    probes: int | None = Field(default=None, ge=1, description="Lists that ann searches; default: by target_recall.")
-    rows_per_task: int = Field(default=32_768, ge=1, description="Anchors of a task; bounds a worker's memory.")
-    seed: int = Field(default=0, ge=0, description="Of the samples.")
-    plot: Path | None = Field(default=None, description="Draw the score histograms into this file (.png, .svg, .pdf).")
+    min_recall: float = Field(default=0.9, gt=0, le=1, description="Fail if the measured recall of ann is below this.")
+    probes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of lists that ann searches for each anchor; default: chosen for --target-recall.",
+    )
+    rows_per_task: int = Field(
+        default=32_768, ge=1, description="Anchors in a Ray task; bounds the memory of a worker."
+    )
+    seed: int = Field(default=0, ge=0, description="Random seed of all samples.")
+    plot: Path | None = Field(
+        default=None, description="Plot the histograms of the scores to this file (.png, .svg, .pdf)."
+    )
 
 
 def run(config: MineConfig) -> MiningReport:
@@ -56,8 +94,8 @@ def run(config: MineConfig) -> MiningReport:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: the table cannot be mined, or nothing was found; nothing was changed.
-        MiningRecallError: approximate search misses too much; nothing was changed.
+        ValueError: the table cannot be mined, or no negatives were found. Nothing was written.
+        MiningRecallError: the recall of approximate search is too low. Nothing was written.
     """
     from pipelines.pages.plots import check_plot
     from pipelines.store.storage import TableRef

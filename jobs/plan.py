@@ -1,4 +1,4 @@
-"""`isthmus plan`: what `isthmus embed` with the same options would do, take and cost. Changes nothing."""
+"""`isthmus plan`: estimate the work, time, memory and cost of `isthmus embed`. Changes nothing."""
 
 from __future__ import annotations
 
@@ -19,22 +19,36 @@ if TYPE_CHECKING:
 
 @Parameter(name="*")
 class PlanConfig(EmbedConfig):
-    """Config of `isthmus plan`: all of `isthmus embed`'s, and what to measure and to reckon with."""
+    """Config of `isthmus plan`: all options of `isthmus embed`, the size of the sample, the cluster and its prices."""
 
-    probe_rows: int = Field(default=1000, ge=1, description="Rows to read, decode and encode, to measure them.")
-    probe_s: float = Field(default=20.0, gt=0, description="Seconds after which measuring ends with what it has.")
-    cpus: float | None = Field(default=None, gt=0, description="Cores of the cluster; default: this machine's.")
-    gpus: float | None = Field(default=None, ge=0, description="GPUs of the cluster; default: this machine's.")
-    price_per_hour: float | None = Field(default=None, ge=0, description="Of the whole cluster, in any currency.")
-    price_per_cpu_hour: float | None = Field(default=None, ge=0, description="In its place: of a core,")
-    price_per_gpu_hour: float | None = Field(default=None, ge=0, description="and of a GPU.")
+    probe_rows: int = Field(
+        default=1000, ge=1, description="Number of rows to read, decode and encode for the measurement."
+    )
+    probe_s: float = Field(
+        default=20.0, gt=0, description="Seconds after which the measurement ends, even with fewer rows."
+    )
+    cpus: float | None = Field(
+        default=None, gt=0, description="CPU cores of the cluster to plan for; default: those of this machine."
+    )
+    gpus: float | None = Field(
+        default=None, ge=0, description="GPUs of the cluster to plan for; default: those of this machine."
+    )
+    price_per_hour: float | None = Field(
+        default=None, ge=0, description="Price of the whole cluster for one hour, in any currency."
+    )
+    price_per_cpu_hour: float | None = Field(
+        default=None, ge=0, description="Price of one CPU core for one hour, instead of --price-per-hour."
+    )
+    price_per_gpu_hour: float | None = Field(
+        default=None, ge=0, description="Price of one GPU for one hour, instead of --price-per-hour."
+    )
 
     @model_validator(mode="after")
     def _one_price(self) -> Self:
         parts = (self.price_per_cpu_hour, self.price_per_gpu_hour)
         if self.price_per_hour is not None and any(price is not None for price in parts):
             raise ValueError(
-                f"price_per_hour {self.price_per_hour:g}: is of the whole cluster; drop it, or drop "
+                f"price_per_hour {self.price_per_hour:g}: is the price of the whole cluster; drop it, or drop "
                 "--price-per-cpu-hour and --price-per-gpu-hour"
             )
         return self
@@ -42,7 +56,7 @@ class PlanConfig(EmbedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """What an embed run would do and take."""
+    """The forecast of an embed run."""
 
     forecast: Forecast
 
@@ -79,34 +93,34 @@ class PlanReport:
             "rows": f"{about}{found.rows_to_embed:,} to embed, {found.rows_skipped:,} skipped",
         }
         if found.rows_replaced:
-            facts["rows replaced"] = f"{found.rows_replaced:,} of files that changed"
+            facts["rows replaced"] = f"{found.rows_replaced:,} of changed files"
         if found.rows_gone:
-            facts["rows gone"] = f"{found.rows_gone:,} of files that are gone; `isthmus sync` would remove them"
+            facts["rows gone"] = f"{found.rows_gone:,} of deleted files; `isthmus sync` would remove them"
         if found.estimate is None or found.sample is None:
             return facts
         took, sample = found.estimate, found.sample
         facts |= {
-            "rate": f"{took.rows_per_s:,.1f} rows/s; {took.bottleneck} decides",
+            "rate": f"{took.rows_per_s:,.1f} rows/s; the bottleneck is {took.bottleneck}",
             "time": _duration(took.seconds),
-            "actors": f"{found.actors}; {took.cores_per_actor:.2g} cores read and decode for one, "
+            "actors": f"{found.actors}; one needs {took.cores_per_actor:.2g} cores for reading and decoding, "
             f"{found.machine.cpus:g} cores keep {took.actors_fed:.2g} busy",
-            "memory": f"about {size_text(sample.actor_bytes)} an actor, of it {size_text(sample.encoder_bytes)} the "
-            "encoder at work (peak resident memory of this process, polled)",
-            "table size": f"about {size_text(took.table_bytes)} more",
-            "measured": f"{sample.rows:,} rows of {sample.records:,} records, {sample.rejected} of them rejected",
+            "memory": f"about {size_text(sample.actor_bytes)} for each actor, {size_text(sample.encoder_bytes)} of it "
+            "for the encoder (peak resident memory of this process, polled)",
+            "table size": f"grows by about {size_text(took.table_bytes)}",
+            "measured": f"{sample.rows:,} rows of {sample.records:,} records, {sample.rejected} rows rejected",
         }
         if sample.gpu_bytes is not None:
             facts["GPU memory"] = size_text(sample.gpu_bytes)
         if took.cost is not None:
-            facts["cost"] = f"{took.cost:,.2f}; {took.cost_per_million_rows:,.2f} a million rows"
+            facts["cost"] = f"{took.cost:,.2f}; {took.cost_per_million_rows:,.2f} per million rows"
         return facts
 
 
 def run(config: PlanConfig) -> PlanReport:
-    """Plan an embed run: list the corpus, read the ledger, time a sample of what is left.
+    """Plan an embed run: list the corpus, read the ledger, time a sample of the remaining rows.
 
     Raises:
-        ValueError: what `isthmus embed` would also refuse; or GPUs where this machine has none to measure on.
+        ValueError: `isthmus embed` would refuse the config, or `gpus` is above 0 but this machine has no GPU.
         OSError: a store cannot be read.
     """
     from pipelines.ingest.estimating import Prices
@@ -130,10 +144,10 @@ def run(config: PlanConfig) -> PlanReport:
 
 
 def _machine(config: PlanConfig) -> Machine:
-    """What to reckon with; an encoder is measured on what is here.
+    """The machine to plan for. The encoder itself is measured on this machine.
 
     Raises:
-        ValueError: GPUs were asked for and this machine has none.
+        ValueError: `gpus` is above 0 and this machine has no GPU.
     """
     import psutil
     import torch
@@ -144,7 +158,9 @@ def _machine(config: PlanConfig) -> Machine:
     here = 0 if config.device == "cpu" else torch.cuda.device_count()
     gpus = float(here) if config.gpus is None else config.gpus
     if gpus and not here:
-        raise ValueError(f"gpus {gpus:g}: this machine has none to measure the encoder on; run the plan where one is")
+        raise ValueError(
+            f"gpus {gpus:g}: this machine has no GPU to measure the encoder on; run the plan on one that has"
+        )
     cpus = config.cpus or float(cores())
     return Machine(cpus=cpus, gpus=gpus, memory_bytes=psutil.virtual_memory().total)
 

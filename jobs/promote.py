@@ -1,4 +1,4 @@
-"""`isthmus promote`: another encoder's vectors take a table's place, if they are measurably better; and back."""
+"""`isthmus promote`: replace a table in searches by one of a new encoder, if that is measurably better; or undo it."""
 
 from __future__ import annotations
 
@@ -22,42 +22,71 @@ _FINGERPRINT_CHARS = 8
 class PromoteConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus promote`."""
 
-    table: str = Field(description="The table that people ask.")
-    encoder: str | None = Field(default=None, description="The new encoder; embeds --corpus, or projects --features.")
-    corpus: str | None = Field(default=None, description="The table's corpus, to embed into a shadow table.")
+    table: str = Field(description="The table that is searched: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    encoder: str | None = Field(
+        default=None, description="The new encoder, which embeds --corpus or projects --features."
+    )
+    corpus: str | None = Field(
+        default=None, description="The table's corpus, which the new encoder embeds into a shadow table."
+    )
     features: str | None = Field(
-        default=None, description="In place of the corpus: a table of the features that the new encoder's heads take."
+        default=None,
+        description="Table of features that the new encoder's heads project into a shadow table, instead of --corpus.",
     )
-    candidate: str | None = Field(default=None, description="In place of both: a table that the new encoder made.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Of the corpus, as for `isthmus embed`.")
-    where: str | None = Field(default=None, description="SQL filter of the held-out rows that decide.")
-    relevant: str = Field(default="item_id", description="As for `isthmus evaluate`.")
+    candidate: str | None = Field(
+        default=None, description="Table that the new encoder already made, instead of --corpus and --features."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column names of the corpus: --columns.ROLE NAME, where ROLE is key, image, uri, caption or item.",
+    )
+    where: str | None = Field(
+        default=None,
+        description="SQL filter of the held-out rows on which both tables are evaluated; default: all rows.",
+    )
+    relevant: str = Field(
+        default="item_id",
+        description="Column that defines matches: rows with equal values in it are relevant to each other.",
+    )
     direction: Literal["text_to_image", "image_to_text", "image_to_image"] = Field(
-        default="text_to_image", description="What decides."
+        default="text_to_image", description="Direction of retrieval in which the two tables are compared."
     )
-    metric: Literal["R@1", "R@5", "R@10", "MRR", "mAP", "nDCG@10"] = Field(default="R@10", description="What decides.")
+    metric: Literal["R@1", "R@5", "R@10", "MRR", "mAP", "nDCG@10"] = Field(
+        default="R@10", description="Metric by which the two tables are compared."
+    )
     threshold: float = Field(
-        default=0.0, description="Promote if the 95 % interval of the gain lies wholly above this."
+        default=0.0, description="Promote if the whole 95 % interval of the metric's gain is above this."
     )
-    rollback: bool = Field(default=False, description="Undo the last promotion.")
+    rollback: bool = Field(default=False, description="Undo the last promotion of the table.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [name for name in ("corpus", "features", "candidate") if getattr(self, name) is not None]
         if self.rollback:
             if given or self.encoder:
-                raise ValueError("rollback: takes the table alone")
+                raise ValueError("rollback: takes only the table; drop the other options")
             return self
         if len(given) != 1:
             raise ValueError(f"give one of --corpus, --features and --candidate; got {' and '.join(given) or 'none'}")
         if (self.encoder is None) != (self.candidate is not None):
-            raise ValueError("encoder: goes with --corpus or --features, and not with --candidate")
+            raise ValueError("encoder: needed with --corpus and --features, not allowed with --candidate")
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromoteReport:
-    """What was decided, and why."""
+    """The decision and its reason.
+
+    Attributes:
+        table: the table's URI.
+        promoted: whether the candidate was promoted.
+        answers: name of the table that now answers searches.
+        version: its version; None after a rollback.
+        why: the reason, in words.
+        before: metrics of the table that answered before.
+        after: metrics of the candidate.
+        difference: mean and 95 % interval of the gain.
+    """
 
     table: str
     promoted: bool
@@ -79,10 +108,10 @@ class PromoteReport:
 
 
 def run(config: PromoteConfig) -> PromoteReport:
-    """Make the shadow table, measure both, and promote it or not; or go back.
+    """Make the shadow table, evaluate both tables, and promote the shadow table if it is better; or undo a promotion.
 
     Raises:
-        ValueError: the tables answer different queries, or nothing is there to undo.
+        ValueError: the tables have different queries, or there is no promotion to undo.
     """
     from pipelines.tables.promotion import answering, promote, roll_back
     from pipelines.train.evaluation.evaluate import EvaluationSettings, evaluate_table
@@ -127,7 +156,7 @@ def _version(table: TableRef) -> int:
 
 
 def _candidate(config: PromoteConfig, table: TableRef) -> TableRef:
-    """The shadow table: the one that is named, or made from the corpus or from features."""
+    """The shadow table: the named candidate, or a table made from the corpus or from features."""
     from encoders.registry import describe
     from pipelines.store.storage import TableRef
     from pipelines.train.finetuning.projecting import project_table
@@ -161,7 +190,7 @@ def _embed(config: PromoteConfig, shadow: TableRef) -> None:
 
 
 def _index_like(current: TableRef, candidate: TableRef) -> None:
-    """Index the candidate where the table that it replaces is indexed: nobody's search gets slower."""
+    """Index the candidate if the table that it replaces is indexed, so that searches do not become slower."""
     import jobs.index
     from pipelines.tables.opening import open_dataset
 

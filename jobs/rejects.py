@@ -1,4 +1,4 @@
-"""`isthmus rejects`: the rows that could not be embedded, counted by reason."""
+"""`isthmus rejects`: list the rows that could not be embedded, or retry them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from jobs.config import CorpusStoreConfig, TableConfig
 class RejectsConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus rejects`."""
 
-    reason: str | None = Field(default=None, description="List rows of this reason only.")
-    limit: int = Field(default=20, ge=0, description="The most rows to list; the counts are of all.")
+    reason: str | None = Field(
+        default=None, description="List only rows that were rejected for this reason; default: all reasons."
+    )
+    limit: int = Field(default=20, ge=0, description="The most rows to list. The counts always include all rows.")
     html: Path | None = Field(
-        default=None, description="Write a self-contained page: so many rows of each reason, with their pictures."
+        default=None,
+        description="Write up to --limit rows of each reason, with "
+        "their pictures, to this file, as a self-contained HTML page.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectsReport:
-    """Counts of all rejects by reason, some rows, and the page's path if one was written."""
+    """The number of rejects by reason, up to `limit` rejected rows, and the path of the page if one was written."""
 
     by_reason: dict[str, int]
     rows: list[dict[str, Any]]
@@ -42,7 +46,7 @@ def run(config: RejectsConfig) -> RejectsReport:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: the reason is not one of the closed set.
+        ValueError: there is no such reason.
     """
     from pipelines.rows.contract import Reason
     from pipelines.tables.opening import open_dataset
@@ -69,13 +73,22 @@ def run(config: RejectsConfig) -> RejectsReport:
 class RetryConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus rejects retry`."""
 
-    reason: list[str] = Field(min_length=1, description="Reasons whose rows are tried again, once or several times.")
-    corpus: str | None = Field(default=None, description="Only of this corpus; default: of all that filled the table.")
+    reason: list[str] = Field(min_length=1, description="Reason whose rows are retried; repeat it for several reasons.")
+    corpus: str | None = Field(
+        default=None, description="Retry only rows of this corpus; default: of every corpus that filled the table."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryReport:
-    """What a retry did: rows tried, written, and rejected again by reason; and the rejects that are left."""
+    """What a retry did.
+
+    Attributes:
+        rows_in: rows that were retried.
+        written: rows that are now in the table.
+        rejected: rows that were rejected again, by reason.
+        by_reason: all remaining rejects of the table, by reason.
+    """
 
     rows_in: int
     written: int
@@ -88,11 +101,15 @@ class RetryReport:
 
 
 def retry(config: RetryConfig, progress: Callable[[int, int | None], None] | None = None) -> RetryReport:
-    """Try the rows again that were rejected for some reasons, with the options of the jobs that rejected them.
+    """Retry the rows that were rejected for the given reasons, with the options of the jobs that rejected them.
+
+    Args:
+        config: the job.
+        progress: called with (rows settled so far, total rows or None if unknown).
 
     Raises:
-        FileNotFoundError: there is no such table, or its corpus is gone.
-        ValueError: a reason that is not of the closed set, or a corpus that filled nothing.
+        FileNotFoundError: there is no such table, or its corpus no longer exists.
+        ValueError: there is no such reason, or the corpus did not fill the table.
         OSError: a store fails; the table is as of its last commit.
     """
     from collections import Counter

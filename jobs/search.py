@@ -1,4 +1,4 @@
-"""`isthmus search`: the rows of a table that answer words, pictures, rows or a vector, alone or composed."""
+"""`isthmus search`: search a table by words, pictures, rows, a vector, or any combination of these."""
 
 from __future__ import annotations
 
@@ -22,46 +22,81 @@ if TYPE_CHECKING:
 class SearchConfig(TableConfig, CorpusStoreConfig):
     """Config of `isthmus search`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; as it was with @VERSION or @TAG.")
-    words: str | None = Field(default=None, description="What to look for, in words.")
-    image: list[Path] = Field(default_factory=list, description="What to look for, as a picture's file; repeat it.")
-    like: list[str] = Field(default_factory=list, description="What to look for, as a row's id; repeat it.")
-    query_vector: Path | None = Field(default=None, description="What to look for, as a vector: a .npy file.")
-    not_words: list[str] = Field(default_factory=list, description="What it should be unlike, in words.")
-    not_image: list[Path] = Field(default_factory=list, description="What it should be unlike, as a picture's file.")
-    not_like: list[str] = Field(default_factory=list, description="What it should be unlike, as a row's id.")
-    not_weight: float = Field(
-        default=0.5, gt=0, description="How much what it should be unlike counts, against 1 for each of the others."
+    table: str = Field(
+        description="The table to search: FOLDER/NAME or "
+        "s3://BUCKET/FOLDER/NAME. Append @VERSION or @TAG for an older version."
     )
-    k: Annotated[int, Parameter(name=("--k", "-k"))] = Field(default=10, ge=1, description="How many rows.")
-    skip: int = Field(default=0, ge=0, description="Leave out this many of the best rows, for the next page.")
-    where: str | None = Field(default=None, description="SQL filter on the table's columns, applied first.")
-    columns: str | None = Field(default=None, description="Columns to show, a,b,c; default: all but vectors.")
+    words: str | None = Field(default=None, description="Words to search for.")
+    image: list[Path] = Field(default_factory=list, description="Picture file to search for; repeat it for several.")
+    like: list[str] = Field(
+        default_factory=list, description="Id of a row to search for similar rows; repeat it for several."
+    )
+    query_vector: Path | None = Field(
+        default=None, description="Vector to search for: a .npy file with one row of floats."
+    )
+    not_words: list[str] = Field(
+        default_factory=list, description="Words that the hits should be unlike; repeat it for several."
+    )
+    not_image: list[Path] = Field(
+        default_factory=list, description="Picture file that the hits should be unlike; repeat it for several."
+    )
+    not_like: list[str] = Field(
+        default_factory=list, description="Id of a row that the hits should be unlike; repeat it for several."
+    )
+    not_weight: float = Field(
+        default=0.5,
+        gt=0,
+        description="Weight of each --not-words, --not-image and "
+        "--not-like; every other part of the query has weight 1.",
+    )
+    k: Annotated[int, Parameter(name=("--k", "-k"))] = Field(default=10, ge=1, description="Number of hits.")
+    skip: int = Field(default=0, ge=0, description="Skip this many of the best hits, to get the next page.")
+    where: str | None = Field(
+        default=None, description="SQL filter of the rows to search, applied before the search; default: all rows."
+    )
+    columns: str | None = Field(default=None, description="Columns to show, as a,b,c; default: all except vectors.")
     vector: str | None = Field(
         default=None,
-        description="Vector column to search: image_vector, text_vector, fused_vector (isthmus fuse), or "
-        "several, a,b, whose rankings are fused.",
+        description="Vector column to search: image_vector, text_vector or fused_vector (made by "
+        "isthmus fuse). Several, as a,b, are searched separately and their rankings are fused.",
     )
-    full_text: bool = Field(default=False, description="Search the captions' words (BM25), without a model.")
-    hybrid: bool = Field(default=False, description="Fuse what the vectors find with what the captions' words find.")
+    full_text: bool = Field(
+        default=False, description="Search the words of the captions (BM25) instead of vectors; needs no model."
+    )
+    hybrid: bool = Field(
+        default=False, description="Fuse the ranking by vectors with the ranking by the captions' words."
+    )
     fusion: Literal["rank", "score"] = Field(
-        default="rank", description="Fuse by reciprocal ranks, or by scores stretched to 0 … 1."
+        default="rank", description="How to fuse rankings. rank: by reciprocal ranks. score: by scores scaled to 0 … 1."
     )
     fusion_weights: str | None = Field(
-        default=None, description="The say of each ranking that is fused, 0.7,0.3; the captions' words come last."
+        default=None,
+        description="Weights of the fused rankings, as 0.7,0.3, in the order "
+        "of --vector; the captions' words come last. Default: equal weights.",
     )
     diversity: float = Field(
-        default=0.0, ge=0, le=1, description="0: the best rows; towards 1: rows unlike those before them (MMR)."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Diversity of the hits (MMR), from 0 (the best rows) to 1 (rows unlike the hits above them).",
     )
-    distinct: bool = Field(default=False, description="At most one row of each item.")
+    distinct: bool = Field(default=False, description="Return at most one row of each item.")
     rerank: str | None = Field(
         default=None,
-        description="A cross-encoder (BLIP, ViLT or BridgeTower: a directory or hub id) that orders the best again.",
+        description="Cross-encoder that reorders the best hits: BLIP, ViLT or BridgeTower, a directory or a hub id.",
     )
-    rerank_depth: int = Field(default=100, ge=1, description="How many of the best rows it orders.")
-    encoder: str | None = Field(default=None, description="Must be the table's own; default: the one it names.")
-    original: bool = Field(default=False, description="Ask the table itself, though another was promoted.")
-    html: Path | None = Field(default=None, description="Write a self-contained page with pictures.")
+    rerank_depth: int = Field(default=100, ge=1, description="Number of top-ranked rows that --rerank reorders.")
+    encoder: str | None = Field(
+        default=None,
+        description="Encoder of the query. It must be the encoder "
+        "that made the table; default: the one that the table names.",
+    )
+    original: bool = Field(
+        default=False, description="Search the table itself, even if another table was promoted in its place."
+    )
+    html: Path | None = Field(
+        default=None, description="Write the hits and their pictures to this file, as a self-contained HTML page."
+    )
 
     @field_validator("image", "like", "not_words", "not_image", "not_like", mode="before")
     @classmethod
@@ -71,13 +106,15 @@ class SearchConfig(TableConfig, CorpusStoreConfig):
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
         if self.words is None and not (self.image or self.like or self.query_vector):
-            raise ValueError("asks for nothing; give WORDS, --image, --like or --query-vector, alone or together")
+            raise ValueError(
+                "the query asks for nothing; give WORDS, --image, --like or --query-vector, alone or together"
+            )
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """What was found."""
+    """The hits of a query."""
 
     table: str
     query: str
@@ -104,12 +141,12 @@ class SearchReport:
         rows = self.hits.to_list()
         title = Text(f"{self.query}  ({self.hits.column})", style="bold")
         if not rows:
-            return Group(title, Text("nothing was found"))
+            return Group(title, Text("no hits"))
         return Group(title, rows_table(rows), *([Text(f"page: {self.page}")] if self.page else []))
 
 
 def run(config: SearchConfig) -> SearchReport:
-    """Search a table.
+    """Search a table, and write a page of the hits if the config names one.
 
     Raises:
         FileNotFoundError: there is no such table, or no such picture.
@@ -165,7 +202,7 @@ def _read_weights(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"fusion_weights {text!r}: numbers with commas between them, as in 0.7,0.3") from None
+        raise ValueError(f"fusion_weights {text!r}: give numbers separated by commas, as in 0.7,0.3") from None
 
 
 def _read_vector(path: Path) -> tuple[float, ...]:
@@ -176,12 +213,12 @@ def _read_vector(path: Path) -> tuple[float, ...]:
     except ValueError as error:
         raise ValueError(f"query_vector {path}: not a .npy file ({error}); write it with numpy.save") from None
     if vector.ndim != 1 or vector.dtype.kind != "f":
-        raise ValueError(f"query_vector {path}: {vector.dtype} of shape {vector.shape}; needs one row of floats")
+        raise ValueError(f"query_vector {path}: {vector.dtype} of shape {vector.shape}; give one row of floats")
     return tuple(float(value) for value in vector)
 
 
 def _title(config: SearchConfig) -> str:
-    """The query in words."""
+    """The query as a line of text."""
     towards = [
         *([config.words] if config.words else []),
         *(str(path) for path in config.image),

@@ -1,4 +1,4 @@
-"""`isthmus search-many`: a file of queries, or millions of them, against a table; the results are a table."""
+"""`isthmus search-many`: search a table with many queries, up to millions. The results are a table."""
 
 from __future__ import annotations
 
@@ -22,43 +22,70 @@ class SearchManyConfig(StoreConfig):
     """Config of `isthmus search-many`."""
 
     queries: str = Field(
-        description="A corpus of captions or pictures (as `isthmus embed` reads them), which is embedded first; or a "
-        "table that is embedded already."
+        description="The queries: a corpus of captions or pictures (any that `isthmus "
+        "embed` reads), which is embedded first, or a table that is already embedded."
     )
-    table: str = Field(description="What is searched: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
-    out: str = Field(description="The table of results; replaced if it is one already, never if it is another.")
-    ask: Literal["words", "image"] = Field(default="words", description="By which side of the queries.")
+    table: str = Field(description="The table to search: FOLDER/NAME or s3://BUCKET/FOLDER/NAME.")
+    out: str = Field(
+        description="The table of results to write. An existing one is replaced; a table of another kind never is."
+    )
+    ask: Literal["words", "image"] = Field(
+        default="words", description="Part of each query row to search by: its words (the caption) or its image."
+    )
     vector: Literal["image_vector", "text_vector"] | None = Field(
         default=None,
-        description="Vector column that is searched; else that of pictures, if it can be compared with the queries.",
+        description="Vector column to search; default: image_vector if the queries "
+        "can be compared with it, else the column of the queries' own kind.",
     )
     k: Annotated[int, Parameter(name=("--k", "-k"))] = Field(
-        default=10, ge=1, le=1_000, description="Results of each query."
+        default=10, ge=1, le=1_000, description="Number of results for each query."
     )
-    where: str | None = Field(default=None, description="SQL filter on the table's columns, applied first.")
-    take: str | None = Field(default=None, description="Columns of the table that come along, a,b,c.")
-    distinct: bool = Field(default=False, description="At most one row of each item.")
+    where: str | None = Field(
+        default=None, description="SQL filter of the rows to search, applied before the search; default: all rows."
+    )
+    take: str | None = Field(
+        default=None, description="Columns of the searched table to copy into the results, as a,b,c; default: none."
+    )
+    distinct: bool = Field(default=False, description="Return at most one row of each item for each query.")
     method: Literal["auto", "exact", "lists"] = Field(
-        default="auto", description="exact up to 2e10 pairs, else within lists of k-means of measured recall."
+        default="auto",
+        description="exact: compare all pairs. lists: search only within lists of "
+        "k-means, with measured recall. auto: exact up to 2e10 pairs, else lists.",
     )
-    target_recall: float = Field(default=0.95, gt=0, le=1, description="Of the lists; below it the job is refused.")
-    original: bool = Field(default=False, description="Ask the table itself, though another was promoted.")
-    parquet: Path | None = Field(default=None, description="Write the results into this Parquet file, too.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Of the queries, as for `isthmus embed`.")
-    seed: int = Field(default=0, ge=0, description="Of the samples.")
+    target_recall: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Least recall of lists, compared with exact search; the job fails below it.",
+    )
+    original: bool = Field(
+        default=False, description="Search the table itself, even if another table was promoted in its place."
+    )
+    parquet: Path | None = Field(default=None, description="Also write the results to this Parquet file.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column names of a corpus of queries: --columns.ROLE "
+        "NAME, where ROLE is key, image, uri, caption or item.",
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Random seed of the samples that k-means and the recall measurement draw."
+    )
     queries_storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="How to reach a corpus of queries."
+        default_factory=dict,
+        repr=False,
+        description="Options of the store of a corpus of queries, named "
+        "as in --storage-options. Default: taken from the environment.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchManyReport:
-    """What was done.
+    """The report of a bulk search.
 
     Attributes:
-        found: of the search.
-        queries_table: the table that holds the queries.
-        rejected: queries that could not be embedded; `isthmus rejects` of that table tells why.
+        found: counts, method, recall and rate of the search.
+        queries_table: URI of the table that holds the embedded queries.
+        rejected: number of queries that could not be embedded. `isthmus rejects` on `queries_table` shows the reasons.
     """
 
     found: BulkReport
@@ -71,17 +98,17 @@ class SearchManyReport:
 
 
 def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | None = None) -> SearchManyReport:
-    """Search a table by many queries; a run that was interrupted goes on.
+    """Search a table with many queries. A run after an interrupted one continues.
 
     Args:
         config: the job.
-        progress: called with (queries done, queries in all).
+        progress: called with (queries done, total queries).
 
     Raises:
         FileNotFoundError: there is no such table or corpus.
-        EncoderMismatchError: the queries are embedded by another encoder.
-        ValueError: queries and table do not fit together, or `out` is another kind of table.
-        BulkRecallError: the lists miss too much.
+        EncoderMismatchError: another encoder embedded the queries.
+        ValueError: queries and table do not fit together, or `out` is a table of another kind.
+        BulkRecallError: the recall of the lists is below the target.
     """
     from pipelines.rows.contract import MODALITIES
     from pipelines.search.bulk.answering import search_many
@@ -113,9 +140,10 @@ def run(config: SearchManyConfig, progress: Callable[[int, int | None], None] | 
 
 
 def _queries(config: SearchManyConfig, table: TableRef, out: TableRef, storage: Storage) -> tuple[TableRef, int]:
-    """The table of the queries, and how many queries were rejected.
+    """The table of the queries, and the number of rejected queries.
 
-    It is the one that was named; or `OUT_queries_…`, of this corpus and encoder alone, which is brought up to date.
+    The table is the named one, or `OUT_queries_…`, which holds only this corpus under this encoder and is brought up to
+    date.
     """
     from encoders.digest import digest_json
     from jobs.embed import EmbedConfig
@@ -139,13 +167,13 @@ def _queries(config: SearchManyConfig, table: TableRef, out: TableRef, storage: 
         storage_options=config.storage_options,
         corpus_storage_options=config.queries_storage_options,
     )
-    # What is no query any more leaves: the results are those of the file as it is now.
+    # Queries that left the file are removed: the results are those of the file as it is now.
     report = sync(SyncConfig(**job.model_dump(exclude_unset=True), max_delete_rate=1.0))
     return queries, sum(report.rejected.values())
 
 
 def _is_table(name: str, storage: Storage) -> bool:
-    """Whether a name is that of a table rather than of a corpus."""
+    """Whether a name is the URI of an existing table, not of a corpus."""
     from pipelines.store.storage import TableRef
     from pipelines.tables.opening import open_dataset
 
@@ -157,7 +185,7 @@ def _is_table(name: str, storage: Storage) -> bool:
 
 
 def _write_parquet(out: TableRef, path: Path) -> None:
-    """The results as one Parquet file, batch by batch."""
+    """Write the results to one Parquet file, batch by batch."""
     import pyarrow.parquet as pq
 
     from pipelines.search.bulk.results import PART

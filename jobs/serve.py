@@ -1,4 +1,4 @@
-"""`isthmus serve`: a web page and an HTTP API over tables, by one process or by replicas on Ray Serve."""
+"""`isthmus serve`: serve a web page and an HTTP API over tables, from one process or from replicas on Ray Serve."""
 
 from __future__ import annotations
 
@@ -29,31 +29,40 @@ class ServeConfig(CorpusStoreConfig):
 
     tables: list[str] = Field(
         min_length=1,
-        description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME, each with @VERSION or @TAG; several to compare.",
+        description="Tables to serve: FOLDER/NAME or s3://BUCKET/FOLDER/NAME, "
+        "optionally with @VERSION or @TAG. Give several to compare them.",
     )
-    host: str = Field(default="127.0.0.1", description="Where to listen; beyond this machine a token is needed.")
-    port: int = Field(default=8765, ge=0, le=65_535, description="0 takes a free one.")
-    allowed_host: list[str] = Field(default_factory=list, description="Names by which browsers reach the server.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on. Any other than this machine's own needs a token in ISTHMUS_TOKEN.",
+    )
+    port: int = Field(default=8765, ge=0, le=65_535, description="Port to listen on; 0: any free port.")
+    allowed_host: list[str] = Field(
+        default_factory=list, description="Host name by which browsers reach the server; repeat it for several."
+    )
     pictures: list[str] = Field(
-        default_factory=list, description="Folders besides the corpora from which pictures may be shown."
+        default_factory=list,
+        description="Folder, besides the corpora, whose pictures may be shown; repeat it for several.",
     )
-    time_limit_s: float = Field(default=30.0, gt=0, description="A request that takes longer is given up.")
+    time_limit_s: float = Field(
+        default=30.0, gt=0, description="Seconds after which a request is answered with an error."
+    )
     replicas: int | None = Field(
-        default=None, ge=1, description="Serve by Ray Serve, with so many replicas; without it, by one process."
+        default=None, ge=1, description="Number of replicas on Ray Serve; default: serve from one process, without Ray."
     )
-    cpus_per_replica: float = Field(default=1.0, gt=0, description="Cores that each replica reserves.")
+    cpus_per_replica: float = Field(default=1.0, gt=0, description="CPU cores that each replica reserves on Ray.")
 
     @field_validator("tables")
     @classmethod
     def _no_two_alike(cls, tables: list[str]) -> list[str]:
         if len(set(tables)) < len(tables):
-            raise ValueError(f"names a table twice: {', '.join(tables)}")
+            raise ValueError(f"names a table twice: {', '.join(tables)}; name each table once")
         return tables
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeReport:
-    """What was served, after the end."""
+    """The tables that were served, and the address."""
 
     tables: list[str]
     address: str
@@ -64,11 +73,11 @@ class ServeReport:
 
 
 def make_app(config: ServeConfig) -> FastAPI:
-    """The app, for any ASGI server. The environment variable ISTHMUS_TOKEN is the token that requests must show.
+    """The app, for any ASGI server. If the environment variable ISTHMUS_TOKEN is set, requests must carry it as token.
 
     Raises:
-        FileNotFoundError: a table is not there.
-        ValueError: a table was not made by isthmus, or the server would be open to others without a token.
+        FileNotFoundError: a table does not exist.
+        ValueError: isthmus did not make a table, or the server would be open to others without a token.
     """
     from pipelines.search.serving.app import create_app
 
@@ -76,13 +85,13 @@ def make_app(config: ServeConfig) -> FastAPI:
 
 
 def ray_application(args: dict[str, Any]) -> Application:
-    """The app for `serve run`, `serve deploy` and KubeRay's RayService, which say where their proxies listen.
+    """The app for `serve run`, `serve deploy` and KubeRay's RayService, which choose their own address and port.
 
     Args:
-        args: fields of `ServeConfig` other than host and port; `tables` may be one text with commas.
+        args: fields of `ServeConfig` other than host and port; `tables` may be one string with commas.
 
     Raises:
-        ValueError: an argument is wrong, or ISTHMUS_TOKEN is not set: proxies of a cluster are open to others.
+        ValueError: an argument is invalid, or ISTHMUS_TOKEN is not set although a cluster's proxies are open to others.
     """
     tables = args.get("tables")
     config = ServeConfig.model_validate(args | {"tables": tables.split(",") if isinstance(tables, str) else tables})
@@ -117,7 +126,7 @@ def _settings(config: ServeConfig, *, is_local: bool) -> ServeSettings:
 
 
 def _tables(config: ServeConfig) -> dict[str, TableRef]:
-    """The tables, by short names where those tell them apart, else by whole ones."""
+    """The tables by name: a short name if it is unique, else the full URI."""
     from pipelines.store.storage import TableRef
 
     storage = config.storage()
@@ -130,11 +139,11 @@ def run(config: ServeConfig) -> ServeReport:
     """Serve until interrupted.
 
     Raises:
-        FileNotFoundError: a table is not there.
+        FileNotFoundError: a table does not exist.
         ModuleNotFoundError: the extra `serve`, or for replicas `serve-ray`, is not installed.
-        ValueError: as `make_app`.
+        ValueError: isthmus did not make a table, or the server would be open to others without a token.
         OSError: the port is taken.
-        RuntimeError: the cluster's Ray Serve is set up otherwise, or a replica cannot start.
+        RuntimeError: the cluster's Ray Serve has another configuration, or a replica cannot start.
     """
     return _run_alone(config) if config.replicas is None else _run_replicas(config)
 
@@ -172,12 +181,12 @@ def _run_replicas(config: ServeConfig) -> ServeReport:
 
     app = _application(config, is_local=config.host in _LOCAL)
     for table in _tables(config).values():
-        # What is wrong with a table is said here in one line, rather than by each replica.
+        # A table's error is reported here in one line, not by every replica.
         OpenTable.open(table)
     at = Listening(host=config.host, port=config.port, time_limit_s=config.time_limit_s)
     with deployed(app, at, say) as address:
-        say(f"serving {', '.join(config.tables)} at {address} by {config.replicas} replicas (end with Ctrl-C)")
-        # Ctrl-C is how it ends, and no failure.
+        say(f"serving {', '.join(config.tables)} at {address} with {config.replicas} replicas (end with Ctrl-C)")
+        # Ctrl-C is the normal end, not a failure.
         with contextlib.suppress(KeyboardInterrupt):
             watch(say)
     return ServeReport(tables=list(config.tables), address=address)

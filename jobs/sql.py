@@ -1,4 +1,4 @@
-"""`isthmus sql`: one statement over tables, with similarity as functions."""
+"""`isthmus sql`: run one SQL statement over tables, with similarity functions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ _WRITERS = (".parquet", ".csv", ".arrow")
 class SqlConfig(TableConfig):
     """Config of `isthmus sql`."""
 
-    table: str = Field(description="FOLDER/NAME or s3://BUCKET/FOLDER/NAME; the statement calls it NAME.")
-    statement: str = Field(
-        description="SQL (DuckDB's), with similar_to_words(image_vector, 'red shoes'), similar_to_picture(…, 'FILE') "
-        "and similar_to_row(…, 'ROW ID')."
+    table: str = Field(
+        description="The table to query: FOLDER/NAME or s3://BUCKET/FOLDER/NAME. The statement refers to it as NAME."
     )
-    also: list[str] = Field(default_factory=list, description="More tables that the statement names.")
-    out: Path | None = Field(default=None, description="Write all rows to a .parquet, .csv or .arrow file.")
+    statement: str = Field(
+        description="The statement, in DuckDB's SQL. Similarity functions: similar_to_words(image_vector, "
+        "'red shoes'), similar_to_picture(image_vector, 'FILE'), similar_to_row(image_vector, 'ROW ID')."
+    )
+    also: list[str] = Field(
+        default_factory=list,
+        description="Further table that the statement refers to by its NAME; repeat it for several.",
+    )
+    out: Path | None = Field(
+        default=None, description="Write all rows to this .parquet, .csv or .arrow file; default: show the first 100."
+    )
 
     @field_validator("out")
     @classmethod
@@ -41,13 +48,13 @@ class SqlConfig(TableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SqlReport:
-    """What the statement gave."""
+    """The rows that the statement returned."""
 
     rows: pa.Table
     out: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The rows as JSON-ready data; bytes are left out."""
+        """The rows as JSON-ready data, without bytes; only their number if they were written to a file."""
         from pipelines.rows.hits import plain_rows
 
         return {"rows": plain_rows(self.rows) if self.out is None else self.rows.num_rows, "out": self.out}
@@ -69,12 +76,12 @@ class SqlReport:
 
 
 def run(config: SqlConfig) -> SqlReport:
-    """Run a statement.
+    """Run a statement and write its rows to a file if the config names one.
 
     Raises:
-        FileNotFoundError: a table is not there.
+        FileNotFoundError: a table does not exist.
         ModuleNotFoundError: the extra `sql` is not installed.
-        ValueError: the statement is wrong, or two tables have one name.
+        ValueError: the statement is invalid, or two tables have the same name.
     """
     from pipelines.search.retrieval.search import OpenTable
     from pipelines.search.retrieval.sql import run_sql

@@ -1,4 +1,4 @@
-"""`isthmus sync`: make a table mirror its corpus: what is new comes, what changed is replaced, what is gone leaves."""
+"""`isthmus sync`: make a table mirror its corpus: add new rows, replace changed ones, remove those of deleted files."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ if TYPE_CHECKING:
 
 @Parameter(name="*")
 class SyncConfig(EmbedConfig):
-    """Config of `isthmus sync`: that of `isthmus embed`, and what may leave."""
+    """Config of `isthmus sync`: all options of `isthmus embed`, and limits on what is removed."""
 
-    keep_deleted: bool = Field(default=False, description="Keep the rows of files that are gone, as `embed` does.")
+    keep_deleted: bool = Field(
+        default=False, description="Keep the rows of files that were deleted from the corpus, as `isthmus embed` does."
+    )
     max_delete_rate: float = Field(
-        default=0.5, ge=0, le=1, description="Refuse if files are gone that gave a greater share of the table's rows."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Refuse to run if more than this share of the table's rows came from files that were deleted.",
     )
 
 
 def run(config: SyncConfig, progress: Callable[[int, int | None], None] | None = None) -> EmbedReport:
-    """Embed what is new or changed, and remove what is gone. The ledger keeps a tombstone of each file that left.
+    """Embed new and changed files, and remove the rows of deleted files. The ledger keeps a tombstone of each of these.
 
-    A file belongs to the corpus if CORPUS names it, whether it is there or not: rows that other corpora gave stay.
+    A file belongs to the corpus if CORPUS names it, whether it exists or not. Rows of other corpora stay.
 
     Args:
         config: the job.
-        progress: called with (rows settled so far, rows in all if known).
+        progress: called with (rows settled so far, total rows or None if unknown).
 
     Raises:
-        ValueError: the corpus, the encoder and the table do not fit together, or too much would leave.
+        ValueError: the corpus, the encoder and the table do not fit together, or too many rows would be removed.
         OSError: a store fails; the table is as of its last commit.
     """
     changes = {"delete_gone": not config.keep_deleted, "max_delete_rate": config.max_delete_rate}

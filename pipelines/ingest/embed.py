@@ -62,10 +62,10 @@ def embed(
     Args:
         source: the corpus.
         description: the encoder's card and image transform.
-        table: where the rows go; made if it is not there.
-        settings: the rest.
-        progress: called with (rows settled so far, rows in all if known).
-        reserve: worker processes that were started early, None if there are none.
+        table: where the rows go; created if missing.
+        settings: the settings of the run.
+        progress: called with (rows settled so far, total rows or None if unknown).
+        reserve: worker processes that were started early; None if there are none.
 
     Returns:
         The report of this run.
@@ -73,7 +73,7 @@ def embed(
     Raises:
         ValueError: the corpus, the encoder and the table do not fit together.
         LeaseHeldError: another job writes to the table.
-        OSError: a store fails; the table is as of its last commit, and the next run goes on from there.
+        OSError: a store fails; the table is as of its last commit, and the next run continues from there.
     """
     started = time.perf_counter()
     schema = table_schema(source, description, settings)
@@ -86,7 +86,7 @@ def embed(
     if plan.is_empty and not settings.retry and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
     engine = _choose_engine(settings, reserve)
-    # What the machine cannot do is refused before the table is made.
+    # Refuse what the machine cannot do before the table is created.
     plan_pools(engine.resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
         create_dataset(table, schema)
@@ -97,9 +97,9 @@ def embed(
         fault("after_lease")
         now = open_dataset(table)
         ledger.record_missing(now)
-        # Its vectors may have been fused, or fused otherwise, between the first look and the lease.
+        # `isthmus fuse` may have added or changed the fused column between the first look and the lease.
         schema = now.schema
-        # Another driver may have worked between the plan and the lease.
+        # Another driver may have committed between the plan and the lease.
         plan = make_plan(source, ledger.coverage, description, settings)
         check_deletions(plan, ledger.coverage, settings, table)
         if settings.job is not None:
@@ -127,7 +127,7 @@ def embed(
 
 
 def _choose_engine(settings: EmbedSettings, reserve: Reserve | None) -> Engine:
-    """Worker processes on a machine alone, else Ray, which is imported only then."""
+    """Worker processes if the run fits this machine, else Ray, which is imported only then."""
     return ProcessEngine(settings, reserve) if fits_this_machine(settings) else _ray_engine(settings)
 
 
@@ -140,8 +140,10 @@ def _ray_engine(settings: EmbedSettings) -> Engine:
 def _work_off(job: EmbedJob, work: list[ShardWork], committer: Committer, engine: Engine, progress: Progress) -> Ran:
     """Run the stages over the work until all of it is committed.
 
+    If too many worker processes die, Ray does the remaining work.
+
     Raises:
-        WorkersDiedError: processes died one after the other, and `--engine process` forbids Ray.
+        WorkersDiedError: worker processes died one after the other, and `--engine process` forbids Ray.
     """
     settings = job.settings
     block_rows = rows_of_a_block(job.description, settings, engine.resources().gpus)
@@ -165,12 +167,12 @@ def _work_off(job: EmbedJob, work: list[ShardWork], committer: Committer, engine
     except WorkersDiedError as error:
         if settings.engine == "process":
             raise
-        log.warning("%s; Ray goes on", error)
+        log.warning("%s; Ray does the remaining work", error)
     return run_on(_ray_engine(settings), remaining(work, committer.coverage))
 
 
 def table_schema(source: Source, description: Description, settings: EmbedSettings) -> pa.Schema:
-    """The schema of the table that this run would make, provenance included."""
+    """The schema of the table that this run would create, with its provenance in the metadata."""
     fields = [
         pa.field(ROW_ID, pa.string(), nullable=False),
         pa.field(ITEM_ID, pa.string()),
@@ -203,12 +205,16 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
 
 
 def _check_complete(plan: Plan, ledger: Ledger, table: TableRef) -> None:
-    """A run that ends without having settled every record is an error, not a success."""
+    """Check that every record is settled: a run that ends without this has failed.
+
+    Raises:
+        RuntimeError: some shards are not complete.
+    """
     lost = [w for w in plan.work if not ledger.coverage.is_complete(w.shard_id, w.shard.rows)]
     if lost:
         raise RuntimeError(
             f"table {table}: {len(lost)} of {len(plan.work)} shards are not complete (first: {lost[0].shard.uri}); "
-            "run the same command again, it goes on from here"
+            "run the same command again to continue"
         )
 
 

@@ -1,4 +1,4 @@
-"""What an embed job did, as data: counts that add up, rates, stage times, and the bottleneck."""
+"""The report of an embed job: counts, rates, stage times and the bottleneck."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.rows.pace import Pace, StageWorkers
 
 _HINTS = {
     "read": "reading is the bottleneck: more CPUs, or a store nearer to the workers",
-    "decode": "decoding is the bottleneck: more CPUs (per GPU, where there are GPUs), or --preprocessing fast",
+    "decode": "decoding is the bottleneck: more CPUs (per GPU, if GPUs are used), or --preprocessing fast",
     "encode": "encoding is the bottleneck: more or faster GPUs (or cores), or a smaller model",
     "stage": "writing is the bottleneck: a faster store, or --vector-dtype float16",
     "commit": "committing is the bottleneck: a larger --commit-rows",
@@ -21,34 +21,36 @@ class EmbedReport:
     """The report of one embed job.
 
     Attributes:
-        table: the table.
+        table: the table's URI.
         encoder: the encoder's name.
         rows_in: rows read by this run; always `written + sum(rejected.values())`.
         written: rows that this run added to the table.
-        skipped: rows that earlier runs had settled.
+        skipped: rows that earlier runs settled.
         rejected: rows that this run put into the rejects table, by reason.
-        replaced: older rows that left in the commits that brought their successors.
-        removed: rows that left without a successor: of changed files, and of files that are gone.
+        replaced: older rows that were removed in the commits that added their replacements.
+        removed: rows that were removed without a replacement, of changed files and of deleted files.
         files_changed: files whose older rows this run replaced.
-        files_gone: files of the corpus that are gone, and whose rows this run removed.
-        redone: rows that were staged a second time because their first commit's fate was not known.
-        reused_vectors: vectors of pictures and words that the table held already, or that the actor had just made.
-        overlong: captions longer than the text tower reads (dealt with by the text policy).
-        shards: shards of the corpus, and how many of them were complete before this run.
-        engine: what ran the stages (at last): `ray`, or `process` (one a core); None where there was nothing to do.
-        read_tasks: tasks that read.
-        actors: encode actors.
-        commits: versions that this run added.
-        version: the table's version afterwards.
-        seconds: wall seconds of the run, with start-up.
-        rows_per_s: `rows_in` by `seconds`.
-        stage_seconds: worker seconds of each stage.
-        steady_rows_per_s: the same from the first blocks on, without any start; None for runs of few blocks.
-        ceiling_rows_per_s: what the workers could decode and encode if they did nothing else, by their first blocks.
-        share_of_ceiling: `steady_rows_per_s` by `ceiling_rows_per_s`.
+        files_gone: files deleted from the corpus whose rows this run removed.
+        redone: rows that were staged a second time because it was unknown whether their first commit landed.
+        reused_vectors: vectors of pictures and captions reused from the table or from the actor's recent work.
+        overlong: captions longer than the text tower reads; the text policy decides what happens to them.
+        shards: number of shards of the corpus.
+        shards_skipped: number of shards that were complete before this run.
+        engine: the engine that ran the stages, or the last one if it changed: `ray`, or `process` (one worker process
+            for each core); None if there was nothing to do.
+        read_tasks: number of read tasks.
+        actors: number of encode actors or worker processes.
+        commits: number of versions that this run added.
+        version: the table's version after the run.
+        seconds: wall time of the run in seconds, including the start.
+        rows_per_s: `rows_in` divided by `seconds`.
+        steady_rows_per_s: rows per second after the first blocks, without the start; None if there were few blocks.
+        ceiling_rows_per_s: rows per second if workers only decoded and encoded, as fast as the first or last blocks.
+        share_of_ceiling: `steady_rows_per_s` divided by `ceiling_rows_per_s`.
+        stage_seconds: stage → seconds, summed over its workers.
         bottleneck: the stage whose workers were busiest.
-        hint: what to add.
-        versions: library versions.
+        hint: what would relieve the bottleneck.
+        versions: library → version.
     """
 
     table: str
@@ -87,7 +89,11 @@ class EmbedReport:
 
 
 def find_bottleneck(stage_seconds: dict[str, float], workers: dict[str, int]) -> str | None:
-    """The stage with the most busy seconds for each of its workers; None if nothing was timed.
+    """The stage with the most busy seconds per worker; None if nothing was timed.
+
+    Args:
+        stage_seconds: stage → seconds, summed over its workers.
+        workers: stage → number of its workers; 1 if not given.
 
     >>> find_bottleneck({"decode": 10.0, "encode": 12.0}, {"decode": 2, "encode": 4})
     'decode'
@@ -97,7 +103,7 @@ def find_bottleneck(stage_seconds: dict[str, float], workers: dict[str, int]) ->
 
 
 def hint_for(stage: str | None, pace: Pace, crew: StageWorkers | None) -> str | None:
-    """What relieves a bottleneck; of decoding and encoding, how much of what, by the run's own figures."""
+    """What would relieve a bottleneck. For decoding and encoding, the run's own timings say how much to add."""
     costs = pace.costs()
     if stage in ("decode", "encode") and costs and crew:
         return crew.wanting(*costs)

@@ -1,4 +1,4 @@
-"""Everything that an embed run needs besides its source, its encoder and its table."""
+"""The settings of an embed run: everything besides its source, encoder and table."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ Engine = Literal["auto", "ray", "process"]
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedSettings:
-    """Settings of an embed run; `jobs.embed.EmbedConfig` says what each one means to its user.
+    """Settings of an embed run. Those not listed here are options of `jobs.embed.EmbedConfig`, which explains them.
 
-    `job` holds the user's own options, without secrets: the table remembers them, so that a retry does the same.
+    Attributes:
+        needs: modalities that each row must have; a row without one is rejected.
+        max_pixels: pictures with more pixels are rejected.
+        thumbnail_px: longest side of thumbnails in pixels; 0 keeps none.
+        gpus_per_actor: GPUs of each encode actor; None: 1 if the cluster has any, else 0.
+        actor_memory_bytes: memory that Ray reserves for each encode actor; None reserves none.
+        retry: reasons whose rejects are tried again.
+        delete_gone: whether to remove the rows of files that were deleted from the corpus.
+        max_delete_rate: the largest share of the table's rows that may be removed for deleted files.
+        job: the user's own options, without secrets. The table stores them, so that a retry uses the same.
     """
 
     corpus: str

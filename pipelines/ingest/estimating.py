@@ -1,4 +1,4 @@
-"""What an embed run will take, from what is left to do and a timed sample: pure functions of plain data."""
+"""Estimate of an embed run, from the remaining work and a timed sample. Pure functions of plain data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipelines.ingest.stages.pools import PoolPlan
 from pipelines.ingest.stages.reading import ShardWork
 
-# What a run adds to the three timed stages: envelopes, staging, commits, Ray's own processes.
+# Share of the rate that remains after what the probe does not time: envelopes, staging, commits, Ray's own processes.
 _EFFICIENCY = 0.85
 _RAY_START_S = 8.0
 _BUSY_BELOW = 0.8
@@ -18,7 +18,7 @@ _STAGES = ("read", "decode", "encode")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the run will have: cores, GPUs, and bytes of memory."""
+    """What the run will have: CPU cores, GPUs, and memory in bytes."""
 
     cpus: float
     gpus: float
@@ -27,14 +27,14 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """Prices of an hour, in any currency: of the whole cluster, or of a core and of a GPU."""
+    """Prices of one hour, in any currency: of the whole cluster, or of one core and of one GPU."""
 
     machine_hour: float | None = None
     cpu_hour: float | None = None
     gpu_hour: float | None = None
 
     def an_hour_of(self, machine: Machine) -> float | None:
-        """The price of an hour of the machine, None where no price is known."""
+        """The price of one hour of the machine; None if no price is known."""
         if self.machine_hour is not None:
             return self.machine_hour
         if self.cpu_hour is None and self.gpu_hour is None:
@@ -44,22 +44,22 @@ class Prices:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSample:
-    """What a probe of the corpus measured, in one process.
+    """What a probe of the corpus measured in one process.
 
     Attributes:
-        records: read.
-        rows: that they gave (a record with several captions is several rows), rejected ones too.
-        rejected: rows of them that the table would not get.
-        seconds: of each stage.
-        sized_records: records of the shards of which is known how many bytes they were.
-        sized_bytes: those bytes.
-        table_bytes: of the rows as the table would hold them.
-        threads: torch threads that encoding ran with.
+        records: number of records read.
+        rows: rows made of these records, including rejected ones. A record with several captions becomes several rows.
+        rejected: number of these rows that were rejected.
+        seconds: stage → seconds.
+        sized_records: number of records whose size in bytes is known.
+        sized_bytes: size of these records in bytes.
+        table_bytes: size in bytes of the rows in the table.
+        threads: torch threads of the encoder.
         load_s: seconds to load the encoder.
-        encoder_bytes: resident memory that loading and encoding added, at its peak.
-        actor_bytes: resident memory of the whole process at its peak.
-        cpu_share: seconds of the process by seconds of the clock: well below 1, others used the machine too.
-        gpu_bytes: of the GPU at its peak, None on the CPU.
+        encoder_bytes: peak resident memory that loading and encoding added.
+        actor_bytes: peak resident memory of the whole process.
+        cpu_share: CPU seconds of the process divided by wall seconds. Well below 1, other processes used the machine.
+        gpu_bytes: peak GPU memory; None on the CPU.
     """
 
     records: int
@@ -77,13 +77,18 @@ class ProbeSample:
     gpu_bytes: int | None = None
 
     def each(self, stage: str) -> float:
-        """Seconds of a stage for a row."""
+        """Seconds that a stage takes for one row."""
         return self.seconds.get(stage, 0.0) / max(self.rows, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backlog:
-    """Rows still to embed; `about` where some shards do not know theirs."""
+    """Rows still to embed.
+
+    Attributes:
+        rows: number of rows.
+        about: whether `rows` is an estimate, because some shards do not state their rows or records give several rows.
+    """
 
     rows: int
     about: bool
@@ -91,19 +96,19 @@ class Backlog:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the run will take.
+    """The time, size and cost of a run.
 
     Attributes:
-        rows_per_s: once all actors are at work.
-        seconds: of the whole run, with its start.
-        bottleneck: the stage that decides the rate.
+        rows_per_s: rows per second once all actors are working.
+        seconds: wall time of the whole run in seconds, including the start.
+        bottleneck: the stage that limits the rate.
         cores_per_actor: cores that read and decode as fast as one encode actor encodes.
-        actors_fed: encode actors that the machine's cores can keep busy.
-        table_bytes: that the rows add to the table.
-        cost: of the run, None without prices.
-        cost_per_million_rows: at `rows_per_s`, None without prices.
-        stages: milliseconds a row and rows a second of one worker, for each stage.
-        notes: what the reader should know before the run.
+        actors_fed: number of encode actors that the machine's cores can keep busy.
+        table_bytes: bytes that the rows add to the table.
+        cost: cost of the run; None without prices.
+        cost_per_million_rows: cost of a million rows at `rows_per_s`; None without prices.
+        stages: for each stage, milliseconds per row and rows per second of one worker.
+        notes: warnings about the run, each with its remedy if there is one.
     """
 
     rows_per_s: float
@@ -119,13 +124,13 @@ class Estimate:
 
 
 def spread(items: Sequence[ShardWork], count: int) -> list[ShardWork]:
-    """At most `count` of the items, evenly over them all: the shards of a corpus are seldom alike."""
+    """At most `count` items, evenly spread over all of them, because the shards of a corpus often differ."""
     count = min(count, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def backlog(work: Sequence[ShardWork], sample: ProbeSample | None) -> Backlog:
-    """The rows still to embed: counted where the listing knows the records, by size where it does not."""
+    """The rows still to embed: counted for shards whose records the listing knows, else estimated from their size."""
     if not work or sample is None:
         return Backlog(rows=0, about=False)
     done = sum(stop - start for item in work for start, stop in item.done)
@@ -139,14 +144,14 @@ def backlog(work: Sequence[ShardWork], sample: ProbeSample | None) -> Backlog:
 
 
 def estimate(rows: int, sample: ProbeSample, machine: Machine, pools: PoolPlan, prices: Prices) -> Estimate:
-    """What embedding `rows` takes.
+    """Estimate the time, size and cost of embedding some rows.
 
     Args:
-        rows: still to embed.
-        sample: what was measured, in one process that had nothing else to do.
-        machine: what the run will have.
-        pools: how the run will share it.
-        prices: of an hour.
+        rows: number of rows still to embed.
+        sample: what a probe measured in one process.
+        machine: cores, GPUs and memory of the run.
+        pools: the actors that share the machine.
+        prices: prices of one hour.
     """
     limits = stage_limits(sample, machine, pools)
     bottleneck = min(limits, key=lambda stage: limits[stage]) if limits else None
@@ -170,10 +175,10 @@ def estimate(rows: int, sample: ProbeSample, machine: Machine, pools: PoolPlan, 
 
 
 def stage_limits(sample: ProbeSample, machine: Machine, pools: PoolPlan) -> dict[str, float]:
-    """Rows a second that each stage would allow if it alone decided.
+    """Rows per second that each stage allows: stage → rate.
 
-    On the CPU all stages share the cores: the one that takes the most of them stands for all. With GPUs the cores
-    that the actors leave read and decode, and the actors encode.
+    On the CPU all stages share the cores, so there is one limit, under the name of the stage that takes the most CPU
+    time. With GPUs the actors encode, and the cores that they leave free read and decode.
     """
     read, decode, encode = (sample.each(stage) for stage in _STAGES)
     if read + decode + encode <= 0:
@@ -190,35 +195,35 @@ def stage_limits(sample: ProbeSample, machine: Machine, pools: PoolPlan) -> dict
 
 
 def actors_fed(feeding_cores: float, threads: int, machine: Machine, pools: PoolPlan) -> float:
-    """Encode actors that the cores can keep busy.
+    """The number of encode actors that the cores can keep busy.
 
     Args:
         feeding_cores: cores that read and decode for one actor.
-        threads: torch threads of an actor on the CPU.
-        machine: the machine.
-        pools: how it is shared.
+        threads: torch threads of one actor on the CPU.
+        machine: cores, GPUs and memory of the run.
+        pools: the actors that share the machine.
     """
     own = pools.cpus_per_actor if pools.gpus_per_actor > 0 else float(threads)
     return round(machine.cpus / (own + feeding_cores), 2)
 
 
 def notes(sample: ProbeSample, machine: Machine, pools: PoolPlan, feeding_cores: float) -> list[str]:
-    """What the reader should know before the run, each with its remedy."""
+    """Warnings about the run, each with its remedy if there is one."""
     said = []
     need = pools.actors * sample.actor_bytes
     if need > machine.memory_bytes:
         said.append(
-            f"{pools.actors} actors take about {need / 1e9:.1f} GB, more than the {machine.memory_bytes / 1e9:.1f} GB "
-            f"of memory; --actors {max(1, int(machine.memory_bytes // max(sample.actor_bytes, 1)))} fit"
+            f"{pools.actors} actors need about {need / 1e9:.1f} GB, more than the {machine.memory_bytes / 1e9:.1f} GB "
+            f"of memory; use --actors {max(1, int(machine.memory_bytes // max(sample.actor_bytes, 1)))}"
         )
     wanted = pools.actors * (pools.cpus_per_actor + feeding_cores)
     if pools.gpus_per_actor > 0 and wanted > machine.cpus:
         said.append(
-            f"{pools.actors} actors want {wanted:.0f} cores to be fed, there are {machine.cpus:g}: GPUs will wait"
+            f"{pools.actors} actors need {wanted:.0f} cores but there are {machine.cpus:g}: GPUs will wait; add cores"
         )
     if sample.gpu_bytes is None and sample.cpu_share < _BUSY_BELOW:
         said.append(
-            f"this machine was busy: the sample got {sample.cpu_share:.0%} of a core; on an idle one the run is faster"
+            f"this machine was busy: the sample got {sample.cpu_share:.0%} of a core; an idle machine is faster"
         )
     if sample.rejected:
         said.append(f"{sample.rejected} of {sample.rows} sampled rows were rejected")

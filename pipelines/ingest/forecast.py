@@ -1,4 +1,4 @@
-"""What an embed run would do, take and cost, before it runs: list the corpus, read the ledger, time a sample."""
+"""Forecast of an embed run: list the corpus, read the ledger, time a sample, estimate the rest."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from pipelines.tables.opening import check_schema, open_dataset
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What an embed run would do and take.
+    """The work, time, memory and cost of an embed run.
 
     Attributes:
         table: where the rows would go.
         table_exists: whether the table exists.
-        encoder: its name.
-        shards: shards of the corpus.
-        shards_to_read: shards that are not complete in the table.
+        encoder: the encoder's name.
+        shards: number of shards of the corpus.
+        shards_to_read: number of shards that are not complete in the table.
         read_tasks: tasks in which the run would read them on Ray.
         rows_to_embed: rows that are not settled yet.
         about: whether `rows_to_embed` is an estimate, because some shards do not state their rows.
         rows_skipped: rows that the table already holds or rejected.
         rows_replaced: settled rows of changed files. They leave the table when the new rows arrive.
-        rows_gone: settled rows of files that are gone from the corpus. `isthmus sync` would remove them.
-        actors: encode actors or worker processes of the run.
+        rows_gone: settled rows of files that were deleted from the corpus. `isthmus sync` would remove them.
+        actors: number of encode actors or worker processes of the run.
         machine: cores, GPUs and memory that the estimate assumes.
-        sample: what was measured; None where nothing is left to do.
-        estimate: what follows from the sample.
+        sample: what the probe measured; None if nothing is left to do.
+        estimate: time, size and cost of the run, from the sample; None if nothing is left to do.
     """
 
     table: str
@@ -76,11 +76,11 @@ def forecast(
         source: the corpus.
         description: the encoder's card and image transform.
         table: where the rows would go.
-        settings: of the run.
-        machine: what the run would have.
-        prices: of an hour.
-        rows: about how many rows to sample.
-        seconds: no further block is sampled after this time.
+        settings: the settings of the run.
+        machine: cores, GPUs and memory that the run would have.
+        prices: prices of one hour.
+        rows: approximate number of rows to sample.
+        seconds: seconds after which no further block is sampled.
 
     Raises:
         ValueError: the corpus, the encoder and the table do not fit together.
@@ -119,7 +119,7 @@ def forecast(
 
 
 def _sample(job: EmbedJob, engine: ProbeEngine, todo: Plan, block_rows: int) -> ProbeSample | None:
-    """What the run's own stages take on some of the work; None where nothing is left to do."""
+    """Time the run's own stages on some of the work; None if nothing is left to do."""
     if not todo.work:
         return None
     plan = engine.plan(todo.work, block_rows)

@@ -1,4 +1,4 @@
-"""Identities that do not depend on the run: of shards, items and rows."""
+"""Identities of shards, pictures, captions and rows. They are the same in every run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.store.storage import absolute
 from pipelines.tables.provenance import Provenance
 
 _GLOB = "*?["
-# Of a billion pictures, captions or rows two with equal digests of 64 bits are likely enough to be met.
+# 128 bits: with digests of 64 bits, two of a billion pictures, captions or rows could well collide.
 _CONTENT_BYTES = 16
 PictureDigest = Literal["blake2b", "blake3"]
 PICTURE_DIGEST: PictureDigest = "blake3"
@@ -21,11 +21,11 @@ PICTURE_DIGEST_KEY = "picture_digest"
 
 
 def corpus_root(corpus: str, uris: Iterable[str]) -> str:
-    """The folder against which the corpus' files are named, so that a moved corpus keeps its row ids.
+    """The folder to which the names of the corpus' files are relative, so that a moved corpus keeps its row ids.
 
     Args:
-        corpus: as the user named it.
-        uris: files of the corpus; where one of them is the corpus itself, its folder is the root.
+        corpus: the corpus, as the user named it.
+        uris: files of the corpus. If one of them is the corpus itself, its folder is the root.
 
     >>> corpus_root("s3://bucket/data/*.parquet", ["s3://bucket/data/a.parquet"])
     's3://bucket/data'
@@ -41,54 +41,62 @@ def corpus_root(corpus: str, uris: Iterable[str]) -> str:
 
 
 def shard_id(shard: CorpusShard, job_digest: str) -> str:
-    """Identity of a shard: which file, for which job; then which version of it, and which part.
+    """Identity of a shard. Its first half names the file and the job, its second half the file's version and the part.
 
-    The two halves tell a file that is new from one that has changed.
+    The two halves distinguish a new file from a changed one.
 
     Args:
-        shard: the shard.
+        shard: a part of a file of the corpus.
         job_digest: digest of the encoder's fingerprint, the column roles and the modalities.
     """
     return f"{file_id(shard, job_digest)}-{digest_json([shard.version, shard.start, shard.stop])}"
 
 
 def file_id(shard: CorpusShard, job_digest: str) -> str:
-    """The first half of a shard's id: its file, for a job."""
+    """The first half of a shard's id, which identifies its file within a job."""
     return digest_json([shard.uri, job_digest])
 
 
 def picture_digest(data: bytes | memoryview, how: PictureDigest = PICTURE_DIGEST) -> str:
-    """Identity of a picture's bytes, within a table: see `picture_digest_of`."""
+    """Identity of a picture's bytes within a table.
+
+    Args:
+        data: the picture's bytes.
+        how: the digest that the table uses; see `picture_digest_of`.
+    """
     return (digest_large if how == "blake3" else digest_bytes)(data, size=_CONTENT_BYTES)
 
 
 def picture_digest_of(schema: pa.Schema) -> PictureDigest:
-    """How a table tells pictures apart, for its row ids too: with BLAKE3, as its provenance says, or with BLAKE2b if it
-    is so old that it says nothing.
+    """The digest by which a table identifies pictures, also in its row ids.
+
+    The table's provenance names it. Old tables name none and use BLAKE2b; new ones use BLAKE3.
 
     Raises:
-        ValueError: with something that this version does not know.
+        ValueError: this version does not know the digest.
     """
     found = Provenance.from_schema(schema).settings.get(PICTURE_DIGEST_KEY, "blake2b")
     if found not in get_args(PictureDigest):
-        raise ValueError(f"the table tells its pictures apart by {found!r}, which this version cannot: use a newer one")
+        raise ValueError(
+            f"the table identifies pictures by the digest {found!r}, which this version lacks: use a newer version"
+        )
     known: PictureDigest = found
     return known
 
 
 def text_digest(caption: str) -> str:
-    """Identity of a caption."""
+    """Identity of a caption within a table."""
     return digest_bytes(caption.encode(), size=_CONTENT_BYTES)
 
 
 def derived_row_id(relative_uri: str, index: int, picture: str | None, caption: str | None) -> str:
-    """A row id from content and position, for a corpus without a key column.
+    """A row id made from content and position, for a corpus without a key column.
 
     Args:
         relative_uri: the record's file, relative to the corpus' root.
         index: the record's index within the file.
-        picture: the picture's digest.
-        caption: the caption.
+        picture: the picture's digest; None without a picture.
+        caption: the caption; None without one.
     """
     return digest_json([relative_uri, index, picture, caption], size=_CONTENT_BYTES)
 

@@ -1,8 +1,8 @@
-"""What a run has to do, given what the table holds: pure functions of the listing and the ledger's coverage.
+"""The work of a run, given what the table holds: pure functions of the listing and the ledger's coverage.
 
-A shard's id says which file it is of, for which job, and which version of it. What is settled under the same ids is
-skipped; what is settled of the corpus' files under other ids is stale: an older version of a file, a file that is gone,
-or the same file read in another way.
+A shard's id identifies its file, the job and the version of the file. Records settled under the same id are skipped.
+Shards of the corpus' files that are settled under other ids are stale: they are of an older version of a file, of a
+deleted file, or of the same file read with other options.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pipelines.store.storage import TableRef, absolute
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run is going to do.
+    """The work of a run.
 
     Attributes:
-        shards: how many shards the corpus has.
-        work: those that are not complete.
-        skipped_rows: rows that are settled already.
-        stale: shards whose rows must leave.
-        changed: files of stale shards that are still in the corpus.
-        gone: files of stale shards that are not.
-        changed_rows: settled rows of the former, rejected ones too.
-        gone_rows: settled rows of the latter.
-        files: what staging tasks must know.
-        current: ids of the corpus' shards.
+        shards: number of shards of the corpus.
+        work: the shards that are not complete.
+        skipped_rows: rows that are already settled.
+        stale: ids of the shards whose rows must be removed.
+        changed: URIs of the files of stale shards that are still in the corpus.
+        gone: URIs of the files of stale shards that were deleted from the corpus.
+        changed_rows: settled rows of the changed files, including rejected ones.
+        gone_rows: settled rows of the deleted files, including rejected ones.
+        files: the corpus' files, by which staging finds the rows that new ones replace.
+        current: ids of all shards of the corpus.
     """
 
     shards: int
@@ -53,12 +53,12 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the table mirrors the corpus already."""
+        """Whether there is nothing to embed and nothing to remove."""
         return not self.work and not self.stale
 
 
 def make_plan(source: Source, coverage: Coverage, description: Description, settings: EmbedSettings) -> Plan:
-    """Which shards are still to read, which of their records, and whose rows must leave.
+    """Find the shards and records that are still to read, and the stale shards whose rows must be removed.
 
     Raises:
         ValueError: the corpus is empty.
@@ -93,7 +93,7 @@ def make_plan(source: Source, coverage: Coverage, description: Description, sett
 
 
 def remaining(work: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
-    """What is left of some work, now that more of it is settled."""
+    """The shards that are still incomplete, with the ranges of their records that are settled now."""
     return [
         replace(item, done=tuple(coverage.ranges(item.shard_id)))
         for item in work
@@ -104,17 +104,17 @@ def remaining(work: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
 def stale_shards(
     coverage: Coverage, current: frozenset[str], uris: dict[str, str], corpus: str
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Settled shards that are not the corpus' any more.
+    """Settled shards that no longer belong to the corpus.
 
     Args:
-        coverage: what is settled.
+        coverage: the settled records.
         current: ids of the corpus' shards.
-        uris: file id → uri of the corpus' files.
-        corpus: as the user named it.
+        uris: file id → URI of the corpus' files.
+        corpus: the corpus, as the user named it.
 
     Returns:
-        Of files that are there in another version, and of files that are gone: shard id → uri. Shards of other
-        corpora in the same table, and those whose file nobody wrote down, are neither.
+        Two maps, shard id → URI: the shards of changed files and the shards of deleted files. Shards of other corpora
+        in the same table are in neither, nor are shards whose file was not recorded.
     """
     listed = set(uris.values())
     root = absolute(corpus)
@@ -133,17 +133,17 @@ def stale_shards(
 
 
 def _is_inside(uri: str, root: str) -> bool:
-    """Whether a file would be of a corpus, if it were there."""
+    """Whether a file of this URI would belong to the corpus."""
     if uri == root or uri.startswith(root + "/"):
         return True
     return any(c in root for c in GLOB_CHARACTERS) and fnmatch.fnmatchcase(uri, root)
 
 
 def check_deletions(plan: Plan, coverage: Coverage, settings: EmbedSettings, table: TableRef) -> None:
-    """Refuse to empty a table because a disk was not mounted, or a listing came short.
+    """Refuse to remove many rows, because a disk may not be mounted or a listing may be incomplete.
 
     Raises:
-        ValueError: files are gone that gave more of the table's rows than allowed.
+        ValueError: the deleted files gave a larger share of the table's rows than `max_delete_rate`.
     """
     if not plan.gone:
         return
@@ -152,12 +152,12 @@ def check_deletions(plan: Plan, coverage: Coverage, settings: EmbedSettings, tab
         raise ValueError(
             f"max_delete_rate {settings.max_delete_rate:g}: {len(plan.gone)} files are gone that gave "
             f"{plan.gone_rows} of the {rows} rows of table {table}; "
-            "look at the corpus, then give --max-delete-rate 1, or --keep-deleted"
+            "check that the corpus is complete, then give --max-delete-rate 1 or --keep-deleted"
         )
 
 
 def expected_rows(todo: Iterable[ShardWork]) -> int | None:
-    """Records still to do where the listing knows them, else None."""
+    """Number of records still to read; None if the listing does not know the records of every shard."""
     total = 0
     for work in todo:
         if work.shard.rows is None:

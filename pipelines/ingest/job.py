@@ -1,4 +1,4 @@
-"""An embed run as data, and the stages that are built from it."""
+"""An embed run as data, and the stages built from it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pipelines.store.storage import TableRef
 
 
 def rows_of_a_block(description: Description, settings: EmbedSettings, gpus: float = 0.0) -> int:
-    """Rows of a block.
+    """The number of rows in a block.
 
     Args:
-        description: the encoder, whose input size bounds the rows that fit in a block.
-        settings: of the run; `block_rows` wins.
-        gpus: of the cluster; with many, blocks are larger.
+        description: the encoder. Its input size limits the rows of a block.
+        settings: the settings of the run. Their `block_rows`, if set, overrides the computed number.
+        gpus: number of GPUs of the cluster. With many GPUs, blocks are larger.
 
     Returns:
-        At most the rows of a commit, because a block is staged as a whole.
+        A number not above the rows of a commit, because a block is staged as a whole.
     """
     transform = description.image_transform if "image" in settings.modalities else None
     return min(
@@ -43,15 +43,15 @@ def rows_of_a_block(description: Description, settings: EmbedSettings, gpus: flo
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedJob:
-    """An embed run, apart from the work that is left of it and the engine that does it.
+    """An embed run, without the remaining work and without the engine.
 
     Attributes:
         source: the corpus.
         description: the encoder's card and image transform.
-        settings: what the user asked for.
-        table: where the rows go.
+        settings: the settings of the run.
+        table: the table to write.
         schema: the table's schema.
-        files: the corpus' files, by which staging tells rows that replace others.
+        files: the corpus' files, by which staging finds the rows that new ones replace.
     """
 
     source: Source
@@ -65,14 +65,14 @@ class EmbedJob:
 def build_stages(
     job: EmbedJob, uris: Iterable[str], pools: PoolPlan, block_rows: int, known: KnownVectors | None = None
 ) -> Stages:
-    """The stages of a run.
+    """Build the stages of a run.
 
     Args:
         job: the run.
-        uris: files of the corpus that it reads.
-        pools: how many processes or actors run the stages.
-        block_rows: rows of a block.
-        known: vectors that the table already holds.
+        uris: URIs of the corpus' files that the run reads.
+        pools: number and resources of the worker processes or actors.
+        block_rows: number of rows in a block.
+        known: vectors that the table already holds and the run can reuse; None reuses none.
     """
     settings = job.settings
     return Stages(
@@ -97,7 +97,7 @@ def build_stages(
 
 
 def _decode_settings(description: Description, settings: EmbedSettings) -> DecodeSettings | None:
-    """What the decode stage needs to know, None where no pictures are embedded."""
+    """The settings of the decode stage; None if no pictures are embedded."""
     if description.image_transform is None or not _has_pictures(description, settings):
         return None
     return DecodeSettings(
@@ -110,7 +110,7 @@ def _decode_settings(description: Description, settings: EmbedSettings) -> Decod
 
 
 def _encode_settings(description: Description, settings: EmbedSettings, pools: PoolPlan) -> EncodeSettings:
-    """What an encode actor needs to know."""
+    """The settings of an encode actor."""
     threads = settings.options.threads or pools.threads_per_actor
     return EncodeSettings(
         spec=description.card.spec,

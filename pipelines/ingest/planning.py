@@ -1,4 +1,4 @@
-"""What to read, in how many tasks, with how many actors: pure functions of plain data."""
+"""Plan of a run: read tasks, actors, block sizes and modalities. Pure functions of plain data."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ _MIN_TASKS = 16
 _MAX_SMALL_TASKS = 64
 _MAX_TASKS = 20_000
 _TASK_BYTES = 128 << 20
-# Opening a file costs about as much as reading this many bytes; it keeps tasks of many tiny files even.
+# Opening a file costs about as much as reading this many bytes. Counting it keeps tasks of many tiny files even.
 _SHARD_OVERHEAD_BYTES = 64 << 10
-# The driver does some work for each block, and Ray Data keeps some kilobytes of statistics: with many GPUs blocks are
-# larger, so that it keeps up.
+# For each block the driver does some work and Ray Data keeps some kilobytes of statistics. With many GPUs blocks are
+# larger, so that the driver keeps up.
 _BLOCK_BYTES, _BLOCK_BYTES_A_GPU, _MAX_BLOCK_BYTES = 32 << 20, 2 << 20, 128 << 20
 _MIN_BLOCK_ROWS = 16
 _MAX_BLOCK_ROWS = 1024
 
 
 def plan_pools(resources: Resources, *, actors: int | None = None, gpus_per_actor: float | None = None) -> PoolPlan:
-    """Actors and task sizes.
+    """Plan the actors and the resources of tasks.
 
-    With GPUs, an actor a GPU, and a whole CPU for each decode task. Without, one single-threaded actor a core that
-    decodes and encodes (equal resources let Ray Data fuse the two stages), and about one read task a core beside
-    it: reading waits for stores, the actors keep every core busy while there are rows.
+    With GPUs, each GPU gets one actor, and each decode task gets a whole CPU. Without GPUs, each core gets one
+    single-threaded actor that decodes and encodes (equal resources let Ray Data fuse the two stages), and about one
+    read task beside it. Reading mostly waits for stores, so the actors keep every core busy.
+
+    Args:
+        resources: CPUs and GPUs of the cluster.
+        actors: number of encode actors; None: one for each GPU, or one for each core without GPUs.
+        gpus_per_actor: GPUs of each actor; None: 1 if the cluster has any, else 0.
 
     Raises:
-        ValueError: a GPU was asked for and the cluster has none, or more actors than fit.
+        ValueError: actors with GPUs were requested, and the cluster has too few GPUs for them.
     """
     gpus = gpus_per_actor if gpus_per_actor is not None else (1.0 if resources.gpus >= 1 else 0.0)
     if gpus > 0:
         room = math.floor(resources.gpus / gpus)
         if room < 1 or (actors or 0) > room:
             raise ValueError(
-                f"num_gpus {gpus}: the cluster has {resources.gpus:g} GPUs, room for {room} actors, "
+                f"num_gpus {gpus}: the cluster has {resources.gpus:g} GPUs, enough for {room} actors, "
                 f"not {actors or 1}; lower --num-gpus or --actors"
             )
         return PoolPlan(
@@ -69,19 +74,22 @@ def plan_work(
     actors: int | None = None,
     gpus_per_actor: float | None = None,
 ) -> tuple[list[list[ShardWork]], PoolPlan]:
-    """Read tasks, and actors for them: by default no more actors than there are blocks to encode.
+    """Plan the read tasks and the actors. By default there are no more actors than blocks to encode.
 
-    Each actor loads the encoder; a nightly run that found a hundred new rows should not pay for that on every GPU.
+    Each actor loads the encoder. A nightly run with a hundred new rows should not load it on every GPU.
 
     Args:
         work: the shards to read, in corpus order.
-        resources: of the cluster.
-        rows_of_a_block: the most rows of a block.
-        actors: as configured.
-        gpus_per_actor: as configured.
+        resources: CPUs and GPUs of the cluster.
+        rows_of_a_block: the most rows in a block.
+        actors: the configured number of encode actors; None chooses.
+        gpus_per_actor: the configured GPUs of each actor; None chooses.
+
+    Returns:
+        The shards of each read task, and the plan of the actors.
 
     Raises:
-        ValueError: see `plan_pools`.
+        ValueError: actors with GPUs were requested, and the cluster has too few GPUs for them.
     """
     pools = plan_pools(resources, actors=actors, gpus_per_actor=gpus_per_actor)
     groups = group_work(work, pools.actors)
@@ -93,7 +101,7 @@ def plan_work(
 
 
 def _blocks(group: Sequence[ShardWork], rows_of_a_block: int) -> float:
-    """Blocks that a read task gives, at least one; infinite where the listing does not know its rows."""
+    """Number of blocks that a read task gives, at least 1; infinite if the listing does not know its rows."""
     rows = 0
     for item in group:
         if item.shard.rows is None:
@@ -103,12 +111,16 @@ def _blocks(group: Sequence[ShardWork], rows_of_a_block: int) -> float:
 
 
 def block_rows(pixel_bytes: int, gpus: float = 0.0) -> int:
-    """Rows of a block, such that its pixels stay within 32 MiB; with more than 16 GPUs within 2 MiB for each, and
-    128 MiB.
+    """The number of rows in a block, such that its pixels fit a budget.
+
+    The budget is 32 MiB. With more than 16 GPUs it is 2 MiB for each GPU, up to 128 MiB.
 
     Args:
-        pixel_bytes: bytes of one picture at the encoder's input size, 0 where no pictures are embedded.
-        gpus: of the cluster.
+        pixel_bytes: bytes of one picture at the encoder's input size; 0 if no pictures are embedded.
+        gpus: number of GPUs of the cluster.
+
+    Returns:
+        A number from 16 to 1024.
     """
     room = min(max(_BLOCK_BYTES, int(gpus * _BLOCK_BYTES_A_GPU)), _MAX_BLOCK_BYTES)
     fitting = room // pixel_bytes if pixel_bytes else _MAX_BLOCK_ROWS
@@ -116,13 +128,13 @@ def block_rows(pixel_bytes: int, gpus: float = 0.0) -> int:
 
 
 def group_work(work: Sequence[ShardWork], actors: int) -> list[list[ShardWork]]:
-    """Cut the shards, in order, into read tasks of about equal bytes.
+    """Divide the shards, in order, into read tasks of about equal bytes.
 
-    One large file becomes many tasks (a task a shard, if need be); thousands of tiny files become few.
+    One large file becomes many tasks (up to one for each shard). Thousands of tiny files become a few tasks.
 
     Args:
         work: the shards to read, in corpus order.
-        actors: encode actors; there are at least twice as many tasks where there are that many shards.
+        actors: number of encode actors. There are at least twice as many tasks if there are that many shards.
     """
     if not work:
         return []
@@ -133,7 +145,7 @@ def group_work(work: Sequence[ShardWork], actors: int) -> list[list[ShardWork]]:
 
 
 def _cut_evenly(work: Sequence[ShardWork], sizes: Sequence[int], parts: int) -> list[list[ShardWork]]:
-    """`parts` consecutive non-empty groups; each closes when it has its share of what is left."""
+    """`parts` consecutive non-empty groups. Each one ends when it has its share of the remaining bytes."""
     groups: list[list[ShardWork]] = []
     left = sum(sizes)
     group: list[ShardWork] = []
@@ -153,15 +165,15 @@ def _cut_evenly(work: Sequence[ShardWork], sizes: Sequence[int], parts: int) -> 
 
 
 def choose_modalities(embed: str, encoder: Sequence[Modality], corpus: frozenset[str]) -> tuple[Modality, ...]:
-    """What to embed.
+    """The modalities to embed, in the encoder's order.
 
     Args:
         embed: `auto`, `image`, `text`, `both` or `any`.
-        encoder: what the encoder reads.
-        corpus: what the corpus holds, by its layout.
+        encoder: the modalities that the encoder reads.
+        corpus: the modalities that the corpus contains, judged by its layout.
 
     Raises:
-        ValueError: the encoder and the corpus do not meet, or not where asked for.
+        ValueError: the encoder and the corpus have no modality in common, or lack one that `embed` requires.
 
     >>> choose_modalities("auto", ("image",), frozenset({"image", "text"}))
     ('image',)

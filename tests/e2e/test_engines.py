@@ -123,7 +123,7 @@ def test_two_processes_that_die_leave_the_rest_to_ray(
     report = embed(corpus, tmp_path / "db" / "t")
     assert (report.engine, report.rows_in) == ("ray", ROWS)
     assert "2 worker processes died one after the other (it ended by signal 9)" in caplog.text
-    assert "Ray goes on" in caplog.text
+    assert "Ray does the remaining work" in caplog.text
     assert_same(tmp_path / "db" / "t", tmp_path / "db" / "wanted")
 
 
@@ -214,7 +214,7 @@ def test_clusters_gpus_and_who_asks_for_actors_get_ray(monkeypatch: pytest.Monke
     assert here()
     (tmp_path / "cluster").touch()
     assert not here()
-    with pytest.raises(ValidationError, match="drop them, or --engine process"):
+    with pytest.raises(ValidationError, match="only Ray uses them; drop them or drop --engine process"):
         EmbedConfig(**given, engine="process", actors=2)
 
 

@@ -220,7 +220,7 @@ def test_a_table_goes_on_with_the_digests_that_it_began_with(tmp_path: Path) -> 
     assert set(before["row_id"].to_pylist()) < set(rows_of(old)["row_id"].to_pylist())
 
     metadata["settings"]["picture_digest"] = "blake4"
-    with pytest.raises(ValueError, match=r"tells its pictures apart by 'blake4', .*: use a newer one"):
+    with pytest.raises(ValueError, match=r"identifies pictures by the digest 'blake4', .*: use a newer version"):
         picture_digest_of(schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()}))
 
 

@@ -63,7 +63,7 @@ def test_train_project_evaluate_promote(towers: str, tmp_path: Path) -> None:
         ({"loss": ["distill_l2"]}, "needs --teacher"),
         ({"teacher": "t"}, "no loss uses it"),
         ({"remine_every": 1, "negatives": "n"}, "give one of the two"),
-        ({"sharding": "fsdp"}, "one worker has nobody to share with; add --workers"),
+        ({"sharding": "fsdp"}, "needs two workers or more; raise --workers"),
     ],
 )
 def test_options_that_contradict_each_other(changes: dict[str, object], said: str) -> None:

@@ -1,1 +1,1 @@
-"""What runs the stages: Ray Data on a cluster and on GPUs, processes on a machine alone."""
+"""Engines that run the stages: Ray Data on clusters and GPUs, worker processes on a single machine."""

@@ -1,4 +1,4 @@
-"""The corpus as a Ray Data datasource: one read task for each group of shards, blocks cut by us."""
+"""The corpus as a Ray Data datasource, with one read task for each group of shards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipelines.store.memory import freed_memory
 
 
 class CorpusDatasource(Datasource):
-    """Blocks of a corpus. The fan-out is ours: Ray's own Parquet reader makes one task of one large file.
+    """Blocks of a corpus. Each group is a read task; Ray's own Parquet reader would make one task of a large file.
 
     Args:
-        stages: of the run.
+        stages: the stages of the run.
         groups: the shards of each read task.
     """
 
@@ -32,7 +32,7 @@ class CorpusDatasource(Datasource):
         return "Corpus"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Bytes to read."""
+        """Size of the shards in bytes."""
         return sum(work.shard.size_bytes for group in self._groups for work in group)
 
     def get_read_tasks(

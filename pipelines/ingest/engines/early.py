@@ -1,5 +1,8 @@
-"""Processes for the stages, started before anybody knows what they will do: while the driver lists and plans, they do
-their imports, which take longer. Nothing heavy is imported here."""
+"""Worker processes that start before the work is known.
+
+They import their libraries while the driver lists and plans, which takes less time than the imports. Nothing heavy is
+imported here.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ _WORKER = "pipelines.ingest.engines.worker"
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A process that waits for its task.
+    """A worker process that waits for its task.
 
     Attributes:
-        process: its standard input and output are pipes.
-        said: what it says on standard error.
+        process: the process; its standard input and output are pipes.
+        said: temporary file that receives its standard error.
     """
 
     process: subprocess.Popen[bytes]
@@ -29,21 +32,21 @@ class Started:
 
     @property
     def inbox(self) -> IO[bytes]:
-        """What it is told goes there."""
+        """Pipe to the process, for messages from the driver."""
         assert self.process.stdin is not None
         return self.process.stdin
 
     @property
     def outbox(self) -> IO[bytes]:
-        """What it says comes from there."""
+        """Pipe from the process, with its messages to the driver."""
         assert self.process.stdout is not None
         return self.process.stdout
 
     def end(self, last: Callable[[], None] = lambda: None) -> None:
-        """Kill it, wait for its end, and close what belongs to it.
+        """Kill the process, wait for its end, and close its pipes and files.
 
         Args:
-            last: called between the two.
+            last: called after the process has ended and before anything is closed.
         """
         self.process.kill()
         self.process.wait()
@@ -55,13 +58,13 @@ class Started:
 
 
 def start(spec: str) -> Started:
-    """A process that will run the stages.
+    """Start a worker process.
 
     Args:
-        spec: the encoder that it will load.
+        spec: spec of the encoder that the process will load.
     """
     said = tempfile.TemporaryFile()  # noqa: SIM115
-    # A session of its own: Ctrl-C is for the driver, which ends it.
+    # In its own session the process does not receive Ctrl-C; the driver does, and ends it.
     process = subprocess.Popen(
         [sys.executable, "-c", f"from {_WORKER} import main; main()", spec],
         stdin=subprocess.PIPE,
@@ -74,11 +77,11 @@ def start(spec: str) -> Started:
 
 
 class Reserve:
-    """Processes that were started early. Use it as a context: those that nobody took end with it.
+    """Worker processes that were started early. It is a context manager: on exit, processes that were not taken end.
 
     Args:
-        spec: the encoder that they will load.
-        count: how many.
+        spec: spec of the encoder that the processes will load.
+        count: number of processes.
     """
 
     def __init__(self, spec: str, count: int) -> None:
@@ -91,7 +94,7 @@ class Reserve:
         self.dismiss()
 
     def take(self) -> Started | None:
-        """One of them, None where none is left that lives."""
+        """One of the living processes; None if none is left."""
         while self._waiting:
             started = self._waiting.pop()
             if started.process.poll() is None:
@@ -100,6 +103,6 @@ class Reserve:
         return None
 
     def dismiss(self) -> None:
-        """End those that nobody took."""
+        """End the processes that were not taken."""
         while self._waiting:
             self._waiting.pop().end()

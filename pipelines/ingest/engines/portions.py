@@ -1,4 +1,4 @@
-"""How work is shared out among processes that ask for more when they are done: a pure function of plain data."""
+"""Division of work among processes that ask for more when they are done. Pure functions of plain data."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from itertools import pairwise
 from pipelines.ingest.sink.claims import Coverage
 from pipelines.ingest.stages.reading import ShardWork
 
-# Each process gets its work in so many portions or more, if there are rows enough.
+# Each process gets its work in at least this many portions if there are enough rows.
 _EACH = 8
-# Portions get smaller towards the end, so that the processes end together; but not smaller than this, of a block.
+# Portions get smaller towards the end, so that the processes end together, but not below this part of a block.
 _LEAST = 1 / 8
 
 
 def portions(work: Sequence[ShardWork], processes: int, block_rows: int, block_bytes: int) -> Iterator[list[ShardWork]]:
-    """The work in the order of the corpus, in portions of up to about a block, and of less at the end.
+    """Divide the work, in corpus order, into portions of up to about one block, and smaller ones at the end.
 
-    What is left is shared out so that nobody gets more than half of an even share at once (guided self-scheduling:
-    Polychronopoulos and Kuck, 1987). A shard is read as a whole by whoever reads any of it. So it is cut only where
-    there are too few for the processes to end together, and then into no more pieces than processes.
+    No portion is larger than half of an even share of the remaining work (guided self-scheduling: Polychronopoulos and
+    Kuck, 1987). A process that reads any record of a shard reads the whole shard. So shards are cut only if there are
+    too few for the processes to end together, and into no more pieces than there are processes.
 
     Args:
-        work: shards, and which of their records are settled.
-        processes: how many will ask.
-        block_rows: rows of a block.
-        block_bytes: bytes of the corpus at which a block is full, however few its rows.
+        work: shards, each with the ranges of its settled records.
+        processes: number of processes that will ask for work.
+        block_rows: the most rows in a block.
+        block_bytes: bytes of the corpus at which a block is full, even with fewer rows.
     """
 
     def blocks(item: ShardWork) -> float:
@@ -50,8 +50,14 @@ def portions(work: Sequence[ShardWork], processes: int, block_rows: int, block_b
 
 
 def left_of(given: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
-    """What is left of work that was given to somebody, now that more of it is settled: the others' pieces of a shard
-    that was cut stay theirs."""
+    """The part of the work given to one process that is not settled yet.
+
+    Pieces of a cut shard that other processes have count as settled, so they are not done twice.
+
+    Args:
+        given: the work that the process got.
+        coverage: the records that are settled by now.
+    """
     now = [replace(item, done=(*item.done, *coverage.ranges(item.shard_id))) for item in given]
     return [
         item
@@ -71,7 +77,7 @@ def _rows_left(item: ShardWork, unknown: int) -> int:
 
 
 def _blocks(item: ShardWork, block_rows: int, block_bytes: int) -> float:
-    """Blocks that what is left of a shard makes, one where nobody knows its rows."""
+    """Number of blocks in the rest of a shard; 1 if its rows are unknown."""
     rows = item.shard.rows
     if rows is None:
         return 1.0
@@ -80,7 +86,7 @@ def _blocks(item: ShardWork, block_rows: int, block_bytes: int) -> float:
 
 
 def _pieces(item: ShardWork, processes: int, blocks: float) -> Iterator[ShardWork]:
-    """The shard, of so many blocks, in pieces of about a block or more: to each, the rest is as good as settled."""
+    """Cut a shard of this many blocks into pieces of a block or so. Each counts all other records as settled."""
     rows = item.shard.rows or 0
     parts = min(processes, math.ceil(blocks), rows)
     if parts < 2:

@@ -1,4 +1,4 @@
-"""The engine of `isthmus plan`: the run's own stages on a few rows, in this process, timed; nothing is written."""
+"""The engine of `isthmus plan`: times the run's own stages on a few rows, in this process. Writes nothing."""
 
 from __future__ import annotations
 
@@ -33,8 +33,12 @@ _WARM_UP_ROWS = 8
 class PeakMemory:
     """The largest resident memory of this process while the block runs, polled every 10 ms in a thread.
 
-    Resident memory counts weights that are mapped from a file; actors of one machine share those pages. Memory of
-    spikes shorter than the poll is missed.
+    Resident memory includes weights that are mapped from a file; actors on one machine share these pages. The poll can
+    miss spikes shorter than its interval.
+
+    Attributes:
+        start: resident memory at the beginning, in bytes.
+        peak: largest resident memory so far, in bytes.
     """
 
     def __init__(self) -> None:
@@ -54,7 +58,7 @@ class PeakMemory:
         self.look()
 
     def look(self) -> None:
-        """Take the memory of this moment into account."""
+        """Update the peak with the current memory."""
         self.peak = max(self.peak, self._process.memory_info().rss)
 
     def _poll(self) -> None:
@@ -73,7 +77,7 @@ class _Counts:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, block: pa.Table, table_columns: Sequence[str]) -> None:
-        """Count an encoded block in."""
+        """Add the counts and times of an encoded block."""
         good = block.filter(pc.is_null(block[REASON]))
         self.rows += block.num_rows
         self.rejected += block.num_rows - good.num_rows
@@ -83,16 +87,16 @@ class _Counts:
 
 
 class ProbeEngine:
-    """Reads, decodes and encodes some rows of the work in this process, and commits nothing: `isthmus plan`.
+    """Reads, decodes and encodes some rows of the work in this process, for `isthmus plan`. Commits nothing.
 
     Args:
-        settings: of the run.
-        resources: of the machine or cluster that the run will have.
-        rows: about how many rows to sample, spread over the corpus.
-        seconds: no further block is begun after this time. The first block is always done.
+        settings: the settings of the run.
+        resources: CPUs and GPUs that the run will have.
+        rows: approximate number of rows to sample, spread over the corpus.
+        seconds: seconds after which no further block is started. The first block is always done.
 
     Attributes:
-        sample: what was measured; None before `run`.
+        sample: the measurements; None before `run`.
     """
 
     def __init__(self, settings: EmbedSettings, resources: Resources, *, rows: int, seconds: float) -> None:
@@ -103,12 +107,11 @@ class ProbeEngine:
         self.sample: ProbeSample | None = None
 
     def resources(self) -> Resources:
-        """Those that the run will have."""
+        """The CPUs and GPUs that the run will have."""
         return self._resources
 
     def plan(self, work: Sequence[ShardWork], block_rows: int) -> EnginePlan:
-        """See `Engine.plan`. A block is no larger than a forward pass, so that a slow encoder is not asked for too
-        much."""
+        """See `Engine.plan`. A block is no larger than a forward pass, so that a slow encoder ends in time."""
         settings = self._settings
         _, pools = plan_work(
             work, self._resources, block_rows, actors=settings.actors, gpus_per_actor=settings.gpus_per_actor
@@ -122,7 +125,7 @@ class ProbeEngine:
         """See `Engine.run`. Nothing is staged, so the queue is not used.
 
         Raises:
-            ValueError: the encoder is not the one described.
+            ValueError: the loaded encoder does not match its description.
             OSError: a shard's file cannot be read.
         """
         from encoders.runtime.backend import settled
@@ -155,7 +158,7 @@ class ProbeEngine:
 
 
 class _Steps:
-    """Decodes and encodes a block as the run's actors do. The very first block warms the encoder up."""
+    """Decodes and encodes blocks as the actors of a run do. The first block also warms up the encoder."""
 
     def __init__(self, stages: Stages, encoder: EncodeBlocks) -> None:
         self._decoding = stages.decoding
@@ -165,7 +168,7 @@ class _Steps:
 
     @property
     def cpu_share(self) -> float:
-        """Seconds of this process' threads by seconds of the clock, while it decoded and encoded."""
+        """CPU seconds of this process divided by wall seconds, during decoding and encoding."""
         return self._busy / self._wall if self._wall else 1.0
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -176,17 +179,17 @@ class _Steps:
         return encoded
 
     def _run(self, block: pa.Table) -> pa.Table:
-        # Unguarded: the guard's timer would end this process.
+        # Decode without the guard: its timer would end this process.
         decoded = block if self._decoding is None else decode_block(block, self._decoding)
         if self._cold:
-            # The first pictures of a block carry their pixels, so that its head can stand alone.
+            # The first rows of a block contain the pixels that they need, so they can be encoded alone.
             self._encoder.warm_up(decoded.slice(0, _WARM_UP_ROWS))
             self._cold = False
         return self._encoder.encode(decoded)
 
 
 def _probe_shard(stages: Stages, item: ShardWork, rows: int, counts: _Counts, steps: _Steps, deadline: float) -> None:
-    """Count in the first blocks of a shard, and how much of it they were."""
+    """Run the steps on the first blocks of a shard. Add their counts, and the bytes of the shard that they took."""
     first, before = counts.rows, counts.records
     for block in stages.read([item]):
         counts.records += len(set(zip(block[SHARD].to_pylist(), block[POSITION].to_pylist(), strict=True)))
@@ -202,7 +205,7 @@ def _probe_shard(stages: Stages, item: ShardWork, rows: int, counts: _Counts, st
 
 
 def _reached(block: pa.Table) -> int:
-    """The byte of its tar up to which a block was read, 0 in other formats."""
+    """The byte of the tar file up to which a block was read; 0 in other formats."""
     ends = (range_end(uri) for uri in block[IMAGE_URI].to_pylist() if uri)
     return max((end for end in ends if end is not None), default=0)
 

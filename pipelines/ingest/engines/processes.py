@@ -1,9 +1,9 @@
-"""The stages in processes beside the driver, one a core: what one machine does without Ray.
+"""The engine that runs the stages in worker processes on one machine, one for each core, without Ray.
 
-Each process does what Ray's tasks and actors do, with the same functions on the same blocks, one after the other, and
-hands staged groups to the driver, which commits them. They ask the driver for work, portion by portion, so that they
-end together. They are processes of their own because decoders are C code that reads hostile bytes: if one dies, another
-one takes its place, and what it did not stage is done again.
+Each worker process does what Ray's tasks and actors do, with the same functions on the same blocks, one block after the
+other. It hands staged groups to the driver, which commits them. Worker processes ask the driver for work, portion by
+portion, so that they end together. They are separate processes because decoders are C code that reads hostile bytes. If
+one dies, another one takes its place and repeats the work that was not staged.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from pipelines.ingest.stages.reading import ShardWork
 
 log = logging.getLogger(__name__)
 _LAST_WORDS = 2_000
-# Where Ray can take over, it does after the second death.
+# If Ray can take over, it does so after the second death.
 _DEATHS, _DEATHS_ALONE = 2, 5
 # Blocks for each process, if there are enough rows: at the end, processes wait for each other for less than one block.
 _BLOCKS_EACH, _LEAST_BLOCK_ROWS = 16, 64
 
 
 def fits_this_machine(settings: EmbedSettings) -> bool:
-    """Whether a run uses worker processes: no cluster is available, and there is no GPU to share out.
+    """Whether a run uses worker processes: no cluster is available, and there are no GPUs to divide.
 
     Args:
-        settings: of the run. A run that asks for actors or GPUs uses Ray.
+        settings: the settings of the run. A run that asks for actors or GPUs uses Ray.
     """
     asks = bool(settings.actors or settings.gpus_per_actor or settings.actor_memory_bytes)
     return machine.needs_no_ray(settings.engine, settings.options.device, asks=asks)
@@ -55,8 +55,8 @@ class ProcessEngine:
     """Runs the stages in worker processes beside the driver, one for each core.
 
     Args:
-        settings: of the run.
-        reserve: processes that were started early. Those that the work has no use for are dismissed.
+        settings: the settings of the run.
+        reserve: processes that were started early. Those that the work does not need are dismissed.
     """
 
     def __init__(self, settings: EmbedSettings, reserve: Reserve | None = None) -> None:
@@ -64,11 +64,11 @@ class ProcessEngine:
         self._reserve = reserve
 
     def resources(self) -> Resources:
-        """The cores that this process may use. GPUs are shared out by Ray alone."""
+        """The cores that this process may use, and no GPUs: only Ray divides GPUs."""
         return Resources(cpus=machine.cores(), gpus=0.0)
 
     def plan(self, work: Sequence[ShardWork], block_rows: int) -> EnginePlan:
-        """See `Engine.plan`. Blocks are smaller where there are few rows, so that the processes end together."""
+        """See `Engine.plan`. Blocks are smaller if there are few rows, so that the processes end together."""
         rows = expected_rows(work)
         count = _processes(rows, block_rows)
         if self._settings.block_rows is None and rows is not None:
@@ -86,7 +86,7 @@ class ProcessEngine:
 
 
 def _processes(rows: int | None, block_rows: int) -> int:
-    """One for each core, and no more than there are blocks: each process loads the encoder."""
+    """Number of processes: one for each core, but no more than blocks, because each process loads the encoder."""
     least = min(block_rows, _LEAST_BLOCK_ROWS)
     return machine.cores() if rows is None else max(1, min(machine.cores(), math.ceil(rows / least)))
 
@@ -95,10 +95,10 @@ def _commit_all(pool: WorkerPool, queue: CommitQueue, progress: Callable[[int], 
     """Commit what the worker processes stage until all is done.
 
     Args:
-        pool: the processes.
-        queue: commits what they stage.
-        progress: called with the rows that are staged or encoded.
-        alone: whether no other engine may do the rest. Then the run goes on while processes die but rows get done.
+        pool: the worker processes.
+        queue: receives the staged groups and commits them.
+        progress: called with the number of rows that are staged or encoded.
+        alone: whether no other engine may take over. If so, deaths are counted anew once more rows are staged.
 
     Raises:
         WorkersDiedError: too many processes died.
@@ -123,7 +123,7 @@ def _commit_all(pool: WorkerPool, queue: CommitQueue, progress: Callable[[int], 
                     f"engine 'process': {deaths} worker processes died one after the other ({process.last_words()}). "
                     "What was committed is kept. Fix the cause, or use --engine ray, and run the same command again"
                 )
-            log.warning("a worker process died (%s); another one goes on", process.last_words())
+            log.warning("a worker process died (%s); another one takes its place", process.last_words())
             pool.replace(process, left_of(process.given, queue.coverage))
         queue.commit_if_due()
     queue.commit()
@@ -131,7 +131,10 @@ def _commit_all(pool: WorkerPool, queue: CommitQueue, progress: Callable[[int], 
 
 
 class WorkerPool:
-    """The worker processes, and the work that none of them has yet. It is a context: all of them end with it."""
+    """The worker processes, and the work that none of them has yet.
+
+    It is a context manager: on exit, all processes end.
+    """
 
     def __init__(
         self, task: WorkerTask, pending: deque[list[ShardWork]], count: int, reserve: Reserve | None = None
@@ -154,11 +157,11 @@ class WorkerPool:
 
     @property
     def coming(self) -> int:
-        """Rows that were encoded and are not staged yet."""
+        """Number of rows that are encoded and not staged yet."""
         return sum(process.coming for process in self._running)
 
     def messages(self) -> Iterator[tuple[WorkerProcess, Any]]:
-        """What the processes say, until all of them are done. A process that asks for work gets some."""
+        """Messages of the processes, until all are done. A process that asks for work gets the next portion."""
         while self._running:
             process, message = self._inbox.get()
             if message is Signal.MORE:
@@ -169,7 +172,7 @@ class WorkerPool:
             yield process, message
 
     def replace(self, process: WorkerProcess, left: list[ShardWork]) -> None:
-        """Start another process in place of one that died and left some of its work undone."""
+        """Start a process in place of one that died, and put its unfinished work first in line."""
         self._running.remove(process)
         self._pending.extendleft([item] for item in reversed(left))
         self._start()
@@ -184,12 +187,12 @@ class WorkerProcess:
 
     Args:
         started: the process, which waits for its task.
-        task: what it needs to know.
+        task: the task to hand over.
         inbox: receives (this object, message) for each message. `Signal.DIED` follows if the process ends too early.
 
     Attributes:
-        coming: rows that it encoded and did not stage yet.
-        given: the work that it got.
+        coming: number of rows that the process has encoded and not staged yet.
+        given: the work that the process got.
     """
 
     def __init__(self, started: Started, task: WorkerTask, inbox: SimpleQueue[tuple[WorkerProcess, Any]]) -> None:
@@ -206,12 +209,12 @@ class WorkerProcess:
         self._started.end(last=self._listener.join)
 
     def give(self, portion: list[ShardWork]) -> None:
-        """Hand it some work. An empty portion means that there is no more."""
+        """Give the process some work. An empty portion means that no work is left."""
         self.given += portion
         self._send(portion)
 
     def last_words(self) -> str:
-        """How the process ended, and the end of what it wrote to standard error, for a log."""
+        """How the process ended, with the last 2,000 bytes of its standard error, for a log."""
         code, file = self._started.process.wait(), self._started.said
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _LAST_WORDS))
@@ -219,13 +222,13 @@ class WorkerProcess:
         return f"it ended by signal {-code}" if code < 0 else f"it ended with code {code}: {said}"
 
     def _send(self, message: Any) -> None:
-        """Send a message. If the process has died, its listener finds out."""
+        """Send a message. If the process has died, the listener thread notices."""
         with contextlib.suppress(BrokenPipeError):
             pickle.dump(message, self._started.inbox)
             self._started.inbox.flush()
 
     def _talk(self, task: WorkerTask, inbox: SimpleQueue[tuple[WorkerProcess, Any]]) -> None:
-        """Hand over the task, which waits for the other side's imports, and pass its messages on until its end."""
+        """Hand over the task, which blocks until the process has done its imports; then pass on its messages."""
         self._send(task)
         message: Any = None
         while message is not Signal.FINISHED and not isinstance(message, Failure):

@@ -1,4 +1,4 @@
-"""What an engine is: it runs the stages over the work that is left, and hands staged groups to the commit queue."""
+"""The protocol of an engine, which runs the stages over the remaining work and fills the commit queue."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipelines.ingest.stages.pools import PoolPlan
 from pipelines.ingest.stages.reading import ShardWork
 from pipelines.rows.pace import StageWorkers
 
-# Staging tasks that the driver keeps running on Ray at a time.
+# Number of staging tasks that the driver keeps running on Ray at a time.
 STAGES_IN_FLIGHT = 2
 
 
 class WorkersDiedError(RuntimeError):
-    """Worker processes died one after the other. What was committed is kept; another engine can do the rest."""
+    """Worker processes died one after the other. What was committed is kept, and another engine can do the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,15 @@ class EnginePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """How an engine did its work: cores, encode actors, their GPUs, and tasks that read."""
+    """How an engine did its work.
+
+    Attributes:
+        engine: the engine's name.
+        cores: number of CPU cores.
+        actors: number of encode actors or worker processes.
+        read_tasks: number of read tasks.
+        gpus: number of GPUs of all actors.
+    """
 
     engine: Literal["ray", "process", "probe"]
     cores: int
@@ -46,7 +54,7 @@ class Ran:
 
     @property
     def workers(self) -> dict[str, int]:
-        """Stage → how many of it run at a time. A stage that is not named runs one at a time."""
+        """Stage → number of its workers. A stage that is not named has one worker."""
         if self.engine == "ray":
             return {"read": self.cores, "decode": self.cores, "encode": self.actors, "stage": STAGES_IN_FLIGHT}
         return dict.fromkeys(("read", "decode", "encode", "stage"), self.actors)
@@ -66,14 +74,14 @@ class Engine(Protocol):
         ...
 
     def plan(self, work: Sequence[ShardWork], block_rows: int) -> EnginePlan:
-        """How the work would be run.
+        """Plan how to run the work.
 
         Args:
             work: shards that are not settled yet, in corpus order.
-            block_rows: the most rows of a block.
+            block_rows: the most rows in a block.
 
         Raises:
-            ValueError: actors or GPUs were asked for that are not there.
+            ValueError: more actors or GPUs were requested than exist.
         """
         ...
 
@@ -81,14 +89,14 @@ class Engine(Protocol):
         """Run the stages over all of the work, and commit it.
 
         Args:
-            stages: what each stage needs.
+            stages: the settings of each stage.
             work: shards that are not settled yet, in corpus order.
-            queue: commits what is staged.
-            progress: called with the rows in the queue and those on their way there.
+            queue: receives the staged groups and commits them.
+            progress: called with the number of rows in the queue and on their way to it.
 
         Raises:
             WorkersDiedError: too many worker processes died. What was committed is kept.
             OSError: a store failed, in any process.
-            Exception: what a stage raised.
+            Exception: a stage raised it.
         """
         ...

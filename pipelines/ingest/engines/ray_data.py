@@ -1,4 +1,4 @@
-"""The stages on Ray Data: read tasks, decode tasks, encode actors, staging tasks. The driver sees references only."""
+"""The stages on Ray Data: read tasks, decode tasks, encode actors, staging tasks. The driver holds only references."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pipelines.ingest.stages.reading import ShardWork
 
 
 class RayEngine:
-    """Runs the stages on the Ray of this process, of `RAY_ADDRESS`, or of this machine.
+    """Runs the stages on Ray: the session of this process, the cluster at `RAY_ADDRESS`, or a new one on this machine.
 
     Args:
-        settings: of the run: actors, their GPUs and their memory.
+        settings: the settings of the run, with the actors, their GPUs and their memory.
     """
 
     def __init__(self, settings: EmbedSettings) -> None:
         self._settings = settings
 
     def resources(self) -> Resources:
-        """CPUs and GPUs of all nodes; starts Ray if nobody did."""
+        """CPUs and GPUs of all nodes. Starts Ray if it is not running."""
         session.ensure_ray()
         return session.cluster_resources()
 
@@ -69,12 +69,12 @@ class RayEngine:
 
 
 def build_dataset(stages: Stages, groups: list[list[ShardWork]], *, memory: int | None = None) -> Dataset:
-    """The lazy Ray Data pipeline read → decode → encode. A batch is one envelope, which holds one block.
+    """The lazy Ray Data pipeline read → decode → encode. Each batch is one envelope, which holds one block.
 
     Args:
-        stages: of the run.
+        stages: the stages of the run.
         groups: the shards of each read task.
-        memory: bytes that Ray reserves for each encode actor.
+        memory: bytes that Ray reserves for each encode actor; None reserves none.
     """
     pools = stages.pools
     dataset = ray.data.read_datasource(
@@ -101,6 +101,6 @@ def build_dataset(stages: Stages, groups: list[list[ShardWork]], *, memory: int 
 
 
 def _encoded_blocks(dataset: Dataset) -> Iterator[tuple[list[Any], int]]:
-    """References to the output blocks as they come, and how many of our blocks they hold (an envelope is a row)."""
+    """References to Ray's output blocks as they arrive, and the number of our blocks in them (one per row)."""
     for bundle in dataset.iter_internal_ref_bundles():
         yield list(bundle.block_refs), bundle.num_rows() or 0

@@ -1,4 +1,4 @@
-"""From a stream of encoded blocks on Ray to commits: the driver holds references and counts, never rows."""
+"""Commits from a stream of encoded blocks on Ray. The driver holds references and counts, never rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ _RETRIES = 5
 
 
 class StreamingSink:
-    """Turns encoded blocks into staged groups, and staged groups into commits, as they fill up or grow old."""
+    """Stages encoded blocks in groups, and commits the groups, when they are large or old enough.
+
+    Args:
+        queue: receives the staged groups and commits them.
+        table: the table to write.
+        schema: the table's schema.
+        files: the corpus' files, by which staging finds the rows that new ones replace.
+    """
 
     def __init__(self, queue: CommitQueue, table: TableRef, schema: pa.Schema, files: Files = NO_FILES) -> None:
         self._queue = queue
@@ -28,18 +35,23 @@ class StreamingSink:
 
     @property
     def rows(self) -> float:
-        """Rows taken in: counted where their group was staged, estimated for the rest."""
+        """Number of rows received: counted in staged groups, estimated in the others."""
         return self._queue.rows + (self._blocks - self._queue.blocks) * self._rows_per_block
 
     @property
     def _rows_per_block(self) -> float:
-        """The driver does not see into blocks: it counts them by the mean of those staged so far."""
+        """Mean rows of the blocks staged so far, by which the driver estimates the rows of blocks it cannot see."""
         if self._queue.blocks:
             return self._queue.rows / self._queue.blocks
         return self._queue.limits.block_rows
 
     def add(self, refs: list[Any], blocks: int) -> None:
-        """Take in some encoded blocks."""
+        """Receive some encoded blocks.
+
+        Args:
+            refs: references to Ray's blocks.
+            blocks: number of our blocks in them.
+        """
         self._group.add(refs, blocks * self._rows_per_block)
         self._blocks += blocks
         if self._group.is_due(self._queue.group_rows):
@@ -47,7 +59,7 @@ class StreamingSink:
         self._collect(wait=len(self._staging) > STAGES_IN_FLIGHT)
 
     def finish(self) -> None:
-        """Stage and commit all that is left."""
+        """Stage and commit everything that remains."""
         self._start_staging()
         while self._staging:
             self._collect(wait=True)

@@ -1,6 +1,6 @@
-"""A process that runs all stages: what it is told, what it says, and what it does.
+"""A worker process: its task, its messages, and its main function.
 
-It does what Ray's tasks and actors do, with the same functions on the same blocks, one after the other.
+It does what Ray's tasks and actors do, with the same functions on the same blocks, one block after the other.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipelines.store.storage import is_remote
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerTask:
-    """All that a worker process needs, as plain data.
+    """Everything that a worker process needs, as plain data.
 
     Attributes:
-        stages: of the run.
-        group_rows: rows at which blocks are staged as a group.
-        interval_s: the most seconds that a block waits for its group.
+        stages: the stages of the run.
+        group_rows: number of rows at which blocks are staged as a group.
+        interval_s: the most seconds that a block waits for its group to be staged.
     """
 
     stages: Stages
@@ -42,7 +42,7 @@ class WorkerTask:
 
 
 class Signal(Enum):
-    """A message: the process wants more work, or it is done; or, of a process that says no more, that it died."""
+    """A message: the process wants more work, it is done, or (sent on its behalf) it died."""
 
     MORE = "more"
     FINISHED = "finished"
@@ -51,20 +51,20 @@ class Signal(Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A message: this many rows were encoded."""
+    """A message: the process encoded this many rows."""
 
     rows: int
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A message: the run fails with this error."""
+    """A message: the run must fail with this error."""
 
     error: Exception
 
 
 def _encoded(stages: Stages, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
-    """Encoded blocks. They stay in this process, so they need no envelopes."""
+    """The encoded blocks of the work. They stay in this process, so they need no envelopes."""
     encoder = stages.encoder()
     blocks = stages.read(work)
     for block in read_ahead(blocks) if is_remote(stages.reading.root) else blocks:
@@ -72,7 +72,7 @@ def _encoded(stages: Stages, work: Iterator[ShardWork]) -> Iterator[pa.Table]:
 
 
 def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same items, the next one made in a thread meanwhile: while pictures are decoded, a store answers."""
+    """The same items, with the next one fetched in a thread, so that a store answers while pictures are decoded."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -81,7 +81,7 @@ def read_ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _work(task: WorkerTask, work: Iterator[ShardWork], send: Callable[[Any], None]) -> None:
-    """Do the work and report what is done."""
+    """Do the work, and send a message for each encoded block, for each staged group, and at the end."""
     waiting: Gathering[pa.Table] = Gathering(task.interval_s)
     for block in _encoded(task.stages, work):
         waiting.add([block], block.num_rows)
@@ -94,8 +94,11 @@ def _work(task: WorkerTask, work: Iterator[ShardWork], send: Callable[[Any], Non
 
 
 def main() -> None:
-    """Do the task that is on standard input, and the work that is given on asking; the messages go to standard
-    output, and nothing else does. Until the task comes, import what the encoder of the first argument will need."""
+    """Run a worker process.
+
+    It reads its task from standard input, asks for work and does it. Only its messages go to standard output. Until the
+    task arrives, it imports what the encoder named by the first argument will need.
+    """
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     inbox: SimpleQueue[Any] = SimpleQueue()
@@ -109,7 +112,7 @@ def main() -> None:
             out.flush()
 
     def given() -> Iterator[ShardWork]:
-        """What the driver gives; it is asked when all before is done."""
+        """The work that the driver gives. Asks for the next portion when the last one is done."""
         send(Signal.MORE)
         while portion := inbox.get():
             yield from portion
@@ -122,8 +125,10 @@ def main() -> None:
 
 
 def _listen(inbox: SimpleQueue[Any]) -> None:
-    """Take in what the driver says. The pipe's other end closes when the driver has ended, however it did; nobody
-    would commit what is staged."""
+    """Receive messages of the driver. End this process when the driver's end of the pipe closes.
+
+    It closes whenever the driver ends, even if it is killed. Nothing would then commit the staged groups.
+    """
     said = os.fdopen(os.dup(0), "rb")
     while True:
         try:
@@ -133,7 +138,7 @@ def _listen(inbox: SimpleQueue[Any]) -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """The error, such that the driver can read it, with where it came from."""
+    """The error in a form that the driver can unpickle, with its traceback as a note."""
     where = "".join(traceback.format_exception(error))
     try:
         error.add_note(where)

@@ -80,7 +80,7 @@ def test_time_cost_and_size_follow_from_the_rate() -> None:
 
 def test_actors_that_do_not_fit_in_memory_are_said() -> None:
     took = estimate(10, SAMPLE, replace(MACHINE, memory_bytes=7 * 10**9), CPU_POOLS, Prices())
-    assert any("--actors 3 fit" in note for note in took.notes)
+    assert any("use --actors 3" in note for note in took.notes)
 
 
 def test_the_sample_is_spread_over_the_corpus() -> None:
@@ -122,5 +122,5 @@ def test_rows_of_tars_are_estimated_by_their_bytes(tmp_path: Path) -> None:
 
 
 def test_a_price_is_of_the_whole_or_of_its_parts() -> None:
-    with pytest.raises(ValueError, match="price_per_hour 1: is of the whole cluster"):
+    with pytest.raises(ValueError, match="price_per_hour 1: is the price of the whole cluster"):
         PlanConfig(corpus="c", table="t", encoder="e", price_per_hour=1, price_per_gpu_hour=2)
