@@ -28,16 +28,16 @@ from lance.fragment import FragmentMetadata, write_fragments
 from benchmarks.encoded import blocks_of, schema_of, shard_id
 from benchmarks.harness import Goal, report
 from pipelines.ingest.incremental import remaining, stale_shards
-from pipelines.ingest.sink.claims import Change, Claim
 from pipelines.ingest.sink.committing import Committer
-from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.staging import StagedGroup
 from pipelines.ingest.stages.reading import ShardWork
+from pipelines.ledger.claims import Change, Claim
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.rejects import REJECTS_SCHEMA
 from pipelines.sources.base import CorpusShard
 from pipelines.store.storage import TableRef
 from pipelines.tables.lease import Lease
 from pipelines.tables.opening import create_dataset, open_dataset
-from pipelines.tables.rejects import REJECTS_SCHEMA
 
 _FRAGMENTS = (0, 1_000, 4_000, 16_000, 64_000)
 _CLAIMS = (1_000, 10_000, 100_000, 1_000_000)

@@ -37,10 +37,10 @@ from pipelines.cluster import session
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.engines.streaming import StreamingSink
 from pipelines.ingest.sink.committing import Committer
-from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.queueing import FRAGMENT_ROWS, CommitQueue, SinkLimits
 from pipelines.ingest.sink.staging import NO_FILES, StagedGroup, stage_envelopes
 from pipelines.ingest.stages.reuse import index_digests
+from pipelines.ledger.ledger import Ledger
 from pipelines.rows.blocks import unwrap, wrap
 from pipelines.store.storage import TableRef
 from pipelines.tables.lease import Lease

@@ -55,9 +55,9 @@ def run(config: InfoConfig) -> InfoReport:
         FileNotFoundError: there is no such table.
         ValueError: it has no provenance, so `isthmus embed` did not make it.
     """
+    from pipelines.ledger.reading import read_rejects
     from pipelines.tables.opening import open_dataset
     from pipelines.tables.provenance import Provenance
-    from pipelines.tables.rejects import read_rejects
 
     table = config.ref(config.table)
     dataset = open_dataset(table)

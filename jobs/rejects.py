@@ -48,9 +48,9 @@ def run(config: RejectsConfig) -> RejectsReport:
         FileNotFoundError: there is no such table.
         ValueError: there is no such reason.
     """
+    from pipelines.ledger.reading import RejectsSummary, read_rejects
     from pipelines.rows.contract import Reason
     from pipelines.tables.opening import open_dataset
-    from pipelines.tables.rejects import RejectsSummary, read_rejects
 
     if config.reason is not None and config.reason not in set(Reason):
         raise ValueError(f"reason {config.reason!r}: not known; the reasons are {', '.join(Reason)}")
@@ -115,10 +115,10 @@ def retry(config: RetryConfig, progress: Callable[[int, int | None], None] | Non
     from collections import Counter
 
     from jobs.embed import EmbedConfig, run_with
+    from pipelines.ledger.reading import read_rejects
     from pipelines.rows.contract import Reason
     from pipelines.store.storage import absolute
     from pipelines.tables.jobs import remembered_jobs
-    from pipelines.tables.rejects import read_rejects
 
     if unknown := sorted(set(config.reason) - set(Reason)):
         raise ValueError(f"reason {unknown[0]!r}: not known; the reasons are {', '.join(Reason)}")

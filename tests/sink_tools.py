@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from encoders.protocol import EncoderCard, TowerCard
 from pipelines.ingest.sink.committing import Committer
-from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.staging import StagedGroup, stage_blocks
+from pipelines.ledger.ledger import Ledger
 from pipelines.rows.blocks import read_schema
 from pipelines.rows.contract import POSITION, ROW_ID, SHARD
 from pipelines.store.storage import TableRef

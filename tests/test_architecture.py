@@ -18,7 +18,7 @@ FORBIDDEN = {
     "encoders": {"pipelines", "jobs", "ray", "lance", "lancedb", "pyarrow"},
     "pipelines": {"jobs"},
 }
-GROUND_FLOOR = ("store", "rows", "cluster", "tables", "vectors", "sources", "pages")
+GROUND_FLOOR = ("store", "rows", "cluster", "tables", "ledger", "vectors", "sources", "pages")
 WINGS = ("ingest", "search", "train", "curate", "samples")
 
 

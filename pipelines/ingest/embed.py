@@ -19,11 +19,11 @@ from pipelines.ingest.incremental import Plan, check_deletions, expected_rows, m
 from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
 from pipelines.ingest.planning import plan_pools
 from pipelines.ingest.sink.committing import Committer
-from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.queueing import CommitQueue, SinkLimits
 from pipelines.ingest.sink.stale import StaleRows
 from pipelines.ingest.stages.reading import ShardWork
 from pipelines.ingest.stages.reuse import index_digests, known_vectors
+from pipelines.ledger.ledger import Ledger
 from pipelines.rows.contract import (
     CAPTION,
     IMAGE_URI,
@@ -40,6 +40,7 @@ from pipelines.sources.base import Source
 from pipelines.store.faults import fault
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
+from pipelines.tables.identity import ensure_identity, with_new_identity
 from pipelines.tables.jobs import remember_job
 from pipelines.tables.lease import Lease
 from pipelines.tables.opening import check_schema, create_dataset, open_dataset
@@ -89,12 +90,13 @@ def embed(
     # Refuse what the machine cannot do before the table is created.
     plan_pools(engine.resources(), actors=settings.actors, gpus_per_actor=settings.gpus_per_actor)
     if existing is None:
-        create_dataset(table, schema)
+        create_dataset(table, with_new_identity(schema))
     fault("before_lease")
     lease = Lease.acquire(table)
     ran = None
     try:
         fault("after_lease")
+        ensure_identity(open_dataset(table))
         now = open_dataset(table)
         ledger.record_missing(now)
         # `isthmus fuse` may have added or changed the fused column between the first look and the lease.
@@ -107,7 +109,6 @@ def embed(
         stale = StaleRows(plan.stale)
         stale.find(open_dataset(table))
         committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
-        committer.forget_unsettled_rejects()
         if settings.retry and committer.reopen(settings.retry, plan.current):
             plan = make_plan(source, ledger.coverage, description, settings)
         if plan.work:
@@ -240,7 +241,7 @@ def _report(
         encoder=description.card.name,
         rows_in=rows_in,
         written=done.written if done else 0,
-        skipped=plan.skipped_rows,
+        skipped=plan.skipped_rows + (done.redone if done else 0),
         rejected=rejected,
         overlong=done.overlong if done else 0,
         replaced=done.replaced if done else 0,

@@ -14,7 +14,7 @@ from pipelines.ingest.estimating import Estimate, Machine, Prices, ProbeSample
 from pipelines.ingest.incremental import Plan, make_plan
 from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
 from pipelines.ingest.planning import group_work, plan_pools
-from pipelines.ingest.sink.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.sources.base import Source
 from pipelines.store.storage import TableRef
 from pipelines.tables.opening import check_schema, open_dataset

@@ -15,9 +15,10 @@ from encoders.description import Description
 from encoders.digest import digest_json
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.identity import file_id, shard_id
-from pipelines.ingest.sink.claims import Coverage, file_of
 from pipelines.ingest.sink.staging import Files
 from pipelines.ingest.stages.reading import ShardWork
+from pipelines.ledger.claims import file_of
+from pipelines.ledger.coverage import Coverage
 from pipelines.sources.base import Source
 from pipelines.sources.listing import GLOB_CHARACTERS
 from pipelines.store.storage import TableRef, absolute

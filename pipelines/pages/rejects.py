@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from encoders.images.kinds import container, looks_like
+from pipelines.ledger.reading import RejectsSummary
 from pipelines.pages.cards import Card, CardSection, write_cards
 from pipelines.rows.contract import CAPTION, ROW_ID
 from pipelines.sources.locate import read_images
 from pipelines.store.storage import Storage
-from pipelines.tables.rejects import RejectsSummary
 
 _MOST_BYTES = 256 << 10
 _MIME = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WebP": "webp", "AVIF": "avif"}

@@ -30,7 +30,8 @@ POINTS = {
     "before_commit": "in the driver, right before a commit",
     "after_commit": "in the driver, after a commit, before the ledger's record of it",
     "after_record": "in the driver, after the ledger's record",
-    "before_sweep": "in the driver, after stale rejects are deleted, before stale rows are",
+    "before_sweep": "in the driver, before the remaining stale rows are removed",
+    "before_reject_sweep": "in the driver, after all commits, before rejects that do not count are deleted",
     "before_release": "in the driver, after all work, before the lease is released",
 }
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from pipelines.ingest.sink.claims import Coverage
 from pipelines.ingest.stages.reading import ShardWork
+from pipelines.ledger.coverage import Coverage
 
 # Each process gets its work in at least this many portions if there are enough rows.
 _EACH = 8

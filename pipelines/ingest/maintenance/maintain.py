@@ -28,8 +28,8 @@ from pipelines.ingest.maintenance.steps import (
     tidy,
 )
 from pipelines.ingest.maintenance.versions import Retention
-from pipelines.ingest.sink.claims import Coverage
-from pipelines.ingest.sink.ledger import Ledger
+from pipelines.ledger.coverage import Coverage
+from pipelines.ledger.ledger import Ledger
 from pipelines.rows.contract import POSITION, SHARD
 from pipelines.store.retries import retried
 from pipelines.store.storage import TableRef

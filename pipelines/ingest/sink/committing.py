@@ -14,14 +14,16 @@ from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 
 import lance
+from lance.fragment import FragmentMetadata
 
-from pipelines.ingest.sink.claims import Change, Coverage, file_of, removals_of
+from pipelines.ingest.sink.fitting import StaleGroupError, check_files, check_schema_of
 from pipelines.ingest.sink.landing import Lander, Step
-from pipelines.ingest.sink.ledger import Ledger
-from pipelines.ingest.sink.rejects import begin_retry, delete_rejects, rejected_shards, settle_rejects
+from pipelines.ingest.sink.rejects import add_rejects, attempts_so_far, rejected_records, sweep_rejects
 from pipelines.ingest.sink.staging import STAGED_LIFE_S, StagedGroup
-from pipelines.ingest.sink.stale import StaleRows, removals_for, removals_of_shards, rows_of_records
-from pipelines.rows.contract import SHARD
+from pipelines.ingest.sink.stale import StaleRow, StaleRows, removals_for, removals_of_shards, rows_of_records
+from pipelines.ledger.claims import Change, Rejecting, file_of, removals_of
+from pipelines.ledger.coverage import Coverage
+from pipelines.ledger.ledger import Ledger
 from pipelines.rows.pace import Pace
 from pipelines.store.faults import fault
 from pipelines.store.storage import TableRef
@@ -35,10 +37,6 @@ log = logging.getLogger(__name__)
 
 class TooManyRejectsError(RuntimeError):
     """The job is going wrong: too large a share of its rows is rejected."""
-
-
-class StaleGroupError(RuntimeError):
-    """A group was staged so long ago that maintenance may have removed its files."""
 
 
 class ClaimConflictError(RuntimeError):
@@ -55,7 +53,7 @@ class Committed:
         rejected: reason → rows rejected.
         overlong: captions longer than the text tower reads.
         reused: vectors that were taken over from the table or from an actor's recent work.
-        redone: rows of staged groups that were dropped because an earlier commit had settled them.
+        redone: rows, written and rejected, of staged groups that were dropped because another job had settled them.
         replaced: stale rows replaced by a successor.
         removed: stale rows removed without a successor.
         seconds: stage → seconds spent.
@@ -98,10 +96,10 @@ class Committer:
         self._table = table
         self._ledger = ledger
         self._lease = lease
-        self._lander = Lander(table, ledger)
+        self._lander = Lander(table, ledger, lease)
         self._stale = stale or StaleRows(())
         self._max_reject_rate = max_reject_rate
-        self._rejected_shards = set(rejected_shards(table))
+        self._attempts = attempts_so_far(table, ledger.coverage)
         self.done = Committed()
 
     @property
@@ -109,15 +107,10 @@ class Committer:
         """What is committed, record by record."""
         return self._ledger.coverage
 
-    def forget_unsettled_rejects(self) -> None:
-        """Delete rejects left by a run that died before their commit. Records that still fail are rejected again."""
-        coverage = self._ledger.coverage
-        delete_rejects(self._table, lambda shard: shard not in coverage)
-
     def reopen(self, reasons: Collection[str], shards: Container[str]) -> int:
         """Mark records that were rejected for certain reasons as not settled.
 
-        Their rejects stay until the records are settled anew.
+        Their rejects no longer count. They stay until the run ends, so that the records keep their count of attempts.
 
         Args:
             reasons: the reasons to retry.
@@ -131,10 +124,11 @@ class Committer:
             OSError: the store refuses.
         """
         self._lease.renew()
-        rejected = begin_retry(self._table, reasons, shards)
+        rejected = rejected_records(self._table, self._ledger.coverage, reasons)
+        rejected = {record: attempts for record, attempts in rejected.items() if record[0] in shards}
 
-        def decide(dataset: lance.LanceDataset) -> Step | None:
-            records = [record for record in rejected if self._ledger.coverage.has(*record)]
+        def decide(dataset: lance.LanceDataset, moved: bool) -> Step | None:
+            records = [record for record in sorted(rejected) if self._ledger.coverage.has(*record)]
             if not records:
                 return None
             # Some captions of a record may be written and others rejected; the whole record is repeated.
@@ -143,18 +137,19 @@ class Committer:
             return Step(change=Change(removals=tuple(removals)), leaving=leaving)
 
         _, step = self._lander.land(decide)
+        self._attempts |= {record: attempts + 1 for record, attempts in rejected.items()}
         return sum(removal.stop - removal.start for removal in step.change.removals) if step else 0
 
     def commit(self, groups: Sequence[StagedGroup]) -> int:
         """Land the groups in one version of the table; return that version.
 
-        The rejects are written first. A crash in between leaves rejects whose records are not settled, and the next run
-        merges the very same rows again.
+        The rejects are written first. A crash in between leaves rejects that do not count.
 
         Raises:
             LeaseHeldError: the lease was lost.
             ClaimConflictError: another driver settled part of a group.
-            StaleGroupError: a group waited too long for its commit.
+            StaleGroupError: a group waited too long for its commit, or its files are gone.
+            SchemaChangedError: the table has a new column that these rows cannot fill.
             TooManyRejectsError: more rows were rejected than the job allows.
             OSError: the store refuses; the table is as of its last commit.
         """
@@ -164,44 +159,49 @@ class Committer:
         self._check_reject_rate(groups)
         fresh: list[StagedGroup] = []
 
-        def decide(dataset: lance.LanceDataset) -> Step | None:
+        def decide(dataset: lance.LanceDataset, moved: bool) -> Step | None:
             fresh[:] = [group for group in groups if not self._is_settled(group)]
             if not fresh:
                 return None
-            self._merge_rejects(fresh)
-            self._look_up_again_if_moved(dataset)
+            fragments = [FragmentMetadata.from_json(text) for group in fresh for text in group.fragments]
+            check_schema_of(dataset, fragments, self._table)
+            check_files(fragments, self._table)
+            self._add_rejects(dataset, fresh)
+            self._stale.look_up_again_if_moved(dataset, surely=moved)
             leaving = self._stale.succeeded_by(row_id for group in fresh for row_id in group.successors)
-            change = Change(
-                claims=tuple(claim for group in fresh for claim in group.claims),
-                removals=tuple(removals_for(leaving)),
-                files={name: uri for group in fresh for name, uri in group.files.items()},
-            )
-            fragments = [text for group in fresh for text in group.fragments]
-            return Step(change=change, fragments=fragments, leaving=leaving)
+            return Step(change=_change_of(fresh, leaving), fragments=fragments, leaving=leaving)
 
-        version, step = self._lander.land(decide)
+        dataset, step = self._lander.land(decide)
+        for group in groups:
+            if step is None or group not in fresh:
+                self.done.redone += group.rows + group.rejects.num_rows
         if step is not None:
             self._count(fresh, time.perf_counter() - started)
-            self._stale.forget(step.leaving)
+            self._stale.left_at(step.leaving, dataset)
             self.done.replaced += len(step.leaving)
-        return version
+        return int(dataset.version)
 
     def sweep(self) -> int:
-        """Remove all remaining stale rows, and the stale shards' rejects, in one version; return that version.
+        """Remove all remaining stale rows in one version, then all rejects that do not count; return the version.
 
         Raises:
             LeaseHeldError: the lease was lost.
             OSError: the store refuses; the table is as of its last commit.
         """
         self._lease.renew()
+        version = self._sweep_stale_rows()
+        fault("before_reject_sweep")
+        self._lease.check(open_dataset(self._table))
+        sweep_rejects(self._table, self._ledger.coverage)
+        return version
+
+    def _sweep_stale_rows(self) -> int:
         if not self._stale.shards:
             return int(open_dataset(self._table).version)
+        fault("before_sweep")
 
-        def decide(dataset: lance.LanceDataset) -> Step | None:
-            # Before the commit: if the run dies in between, the next one finds the shards stale again.
-            delete_rejects(self._table, self._stale.shards.__contains__)
-            fault("before_sweep")
-            self._look_up_again_if_moved(dataset)
+        def decide(dataset: lance.LanceDataset, moved: bool) -> Step | None:
+            self._stale.look_up_again_if_moved(dataset, surely=moved)
             coverage = self._ledger.coverage
             removals = tuple(removals_of_shards(coverage, self._stale.shards))
             names = {file_of(removal.shard) for removal in removals}
@@ -209,18 +209,12 @@ class Committer:
             files = {name: coverage.files[name] for name in sorted(names) if name in coverage.files}
             return Step(change=Change(removals=removals, files=files), leaving=self._stale.all()) if removals else None
 
-        version, step = self._lander.land(decide)
+        dataset, step = self._lander.land(decide)
         if step is not None:
-            self._stale.forget(step.leaving)
+            self._stale.left_at(step.leaving, dataset)
             self.done.commits += 1
             self.done.removed += len(step.leaving)
-        return version
-
-    def _look_up_again_if_moved(self, dataset: lance.LanceDataset) -> None:
-        if not self._stale.has_rows:  # The usual case, and a table may have a hundred thousand fragments.
-            return
-        if not self._stale.are_found_in({fragment.fragment_id for fragment in dataset.get_fragments()}):
-            self._stale.find(dataset)
+        return int(dataset.version)
 
     def _check_reject_rate(self, groups: Sequence[StagedGroup]) -> None:
         """Stop a failing job before its rejects are committed.
@@ -265,7 +259,6 @@ class Committer:
         if overlap == 0:
             return False
         if overlap == sum(claim.stop - claim.start for claim in group.claims):
-            self.done.redone += group.rows
             log.warning("dropped a staged group of %d rows: the table already holds them", group.rows)
             return True
         raise ClaimConflictError(
@@ -273,12 +266,11 @@ class Committer:
             "start again: committed rows are kept, the rest will be embedded"
         )
 
-    def _merge_rejects(self, groups: Sequence[StagedGroup]) -> None:
+    def _add_rejects(self, dataset: lance.LanceDataset, groups: Sequence[StagedGroup]) -> None:
         fault("before_rejects")
         try:
             for group in groups:
-                settle_rejects(self._table, group.rejects, group.claims, self._rejected_shards)
-                self._rejected_shards |= set(group.rejects[SHARD].to_pylist())
+                add_rejects(self._table, dataset, group.rejects, self._attempts)
         except OSError as error:
             raise translate(error, self._table.sibling("rejects").uri) from error
         fault("after_rejects")
@@ -296,3 +288,18 @@ class Committer:
                 done.seconds[name] = done.seconds.get(name, 0.0) + value
             for reason in group.rejects["reason"].to_pylist():
                 done.rejected[reason] = done.rejected.get(reason, 0) + 1
+
+
+def _change_of(groups: Sequence[StagedGroup], leaving: Sequence[StaleRow]) -> Change:
+    """What a commit of these groups does."""
+    return Change(
+        claims=tuple(claim for group in groups for claim in group.claims),
+        removals=tuple(removals_for(leaving)),
+        rejecting=tuple(
+            Rejecting(shard=claim.shard, start=claim.start, stop=claim.stop, token=group.token)
+            for group in groups
+            for claim in group.claims
+            if claim.rejected
+        ),
+        files={name: uri for group in groups for name, uri in group.files.items()},
+    )

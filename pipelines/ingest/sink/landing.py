@@ -1,12 +1,9 @@
 """Landing a change: the compare-and-swap that exactly-once rests on.
 
 A commit names the version that it was decided on, and fails if the table has moved on. On failure the sink reads the
-changes of the versions in between and decides the commit anew. A store may accept a commit and lose the response, so
-each commit carries a token by which its committer recognises it.
-
-Lance has no strict append: a stale `Append` rebases and lands. Two operations are strict. An `Update` without retries
-that names the table's first fragment (see `stale.replacing_rows`); and, for a table that has no fragment yet, a
-`Merge`.
+changes of the versions in between and decides the commit anew. Each decision checks that the job still holds the lease:
+a job that takes over a lease makes a version of its own first, so no commit that was decided before can land after it.
+A store may accept a commit and lose the response, so each commit carries a token by which its committer recognises it.
 """
 
 from __future__ import annotations
@@ -16,21 +13,22 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import lance
 from lance.fragment import FragmentMetadata
 
-from pipelines.ingest.sink.claims import Change
-from pipelines.ingest.sink.ledger import Ledger, transaction_properties
-from pipelines.ingest.sink.stale import StaleRow, replacing_rows
+from pipelines.ingest.sink.stale import MovedRowsError, StaleRow, leaving_fragments
+from pipelines.ledger.claims import Change
+from pipelines.ledger.history import TOKEN_PROPERTY, commit_at
+from pipelines.ledger.ledger import Ledger
 from pipelines.store.faults import fault
-from pipelines.store.retries import DEFAULT, Fault, classify, retry
+from pipelines.store.retries import DEFAULT, Fault, classify
 from pipelines.store.storage import TableRef
+from pipelines.tables.lease import Lease
 from pipelines.tables.opening import is_conflict, open_dataset, translate
+from pipelines.tables.swap import swap, swap_operation
 
 _ATTEMPTS = 30
-_TOKEN_PROPERTY = "isthmus.commit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +37,28 @@ class Step:
 
     Attributes:
         change: the change as the ledger will record it.
-        fragments: metadata of the staged fragments to add, as JSON.
+        fragments: the staged fragments to add.
         leaving: the rows to remove.
     """
 
     change: Change
-    fragments: Sequence[str] = ()
+    fragments: Sequence[FragmentMetadata] = ()
     leaving: Sequence[StaleRow] = ()
+
+
+# Called with a version of the table, and with whether the last attempt found the leaving rows moved.
+Decide = Callable[[lance.LanceDataset, bool], Step | None]
 
 
 class Lander:
     """Lands steps on one table and records them in its ledger."""
 
-    def __init__(self, table: TableRef, ledger: Ledger) -> None:
+    def __init__(self, table: TableRef, ledger: Ledger, lease: Lease) -> None:
         self._table = table
         self._ledger = ledger
+        self._lease = lease
 
-    def land(self, decide: Callable[[lance.LanceDataset], Step | None]) -> tuple[int, Step | None]:
+    def land(self, decide: Decide) -> tuple[lance.LanceDataset, Step | None]:
         """Land the step that `decide` returns, on the version that it was decided on.
 
         Args:
@@ -63,57 +66,50 @@ class Lander:
                 is nothing to do.
 
         Returns:
-            The version, and the step that made it (None if there was nothing to do).
+            The table at the version that was made, and the step that made it (None if there was nothing to do).
 
         Raises:
+            LeaseHeldError: another job has taken over the table.
             OSError: the store refuses, or 30 commits in a row lost to other writers; the table is as of its last
                 commit.
         """
         dataset = open_dataset(self._table)
         since, token = int(dataset.version), uuid.uuid4().hex
         step: Step | None = None
+        moved = False
         for attempt in range(1, _ATTEMPTS + 1):
             self._ledger.record_missing(dataset)
-            if own := self._find_own(dataset, since, token):
-                return own, step
-            step = decide(dataset)
+            if step is not None and _has_landed(dataset, since, token):
+                return dataset, step
+            self._lease.check(dataset)
+            step = decide(dataset, moved)
             if step is None:
-                return int(dataset.version), None
-            landed = self._try(dataset, step, token, attempt)
+                return dataset, None
+            try:
+                landed = self._try(dataset, step, token, attempt)
+            except MovedRowsError:
+                moved, landed = True, None
             if landed is not None:
                 fault("after_commit")
-                self._ledger.count_in(step.change, landed)
+                self._ledger.count_in(step.change, landed, token)
                 fault("after_record")
                 return landed, step
             dataset = open_dataset(self._table)
         raise OSError(f"table {self._table}: {_ATTEMPTS} commits in a row lost to another writer; try again later")
 
-    def _find_own(self, dataset: lance.LanceDataset, since: int, token: str) -> int | None:
-        """The version after `since` that a commit with this token made; None if there is none."""
-        for version in range(since + 1, int(dataset.version) + 1):
-            try:
-                properties = retry(partial(transaction_properties, dataset, version), self._table.uri)
-            except FileNotFoundError:  # cleaned up; the ledger has its change
-                continue
-            if properties.get(_TOKEN_PROPERTY) == token:
-                return version
-        return None
-
-    def _try(self, dataset: lance.LanceDataset, step: Step, token: str, attempt: int) -> int | None:
+    def _try(self, dataset: lance.LanceDataset, step: Step, token: str, attempt: int) -> lance.LanceDataset | None:
         """The version that the commit made. None means try again: another writer came first, or the store failed.
 
         After a failure of the store the commit may or may not have landed.
+
+        Raises:
+            MovedRowsError: the leaving rows are not where they were looked up.
         """
         fault("before_commit")
         try:
-            transaction = lance.Transaction(
-                read_version=dataset.version,
-                operation=_operation(dataset, step),
-                transaction_properties={**step.change.to_properties(), _TOKEN_PROPERTY: token},
-            )
-            landed = lance.LanceDataset.commit(
-                self._table.uri, transaction, storage_options=self._table.options, max_retries=0
-            )
+            updated, removed = leaving_fragments(dataset, step.leaving)
+            operation = swap_operation(dataset, step.fragments, updated, removed)
+            return swap(self._table, dataset, operation, {**step.change.to_properties(), TOKEN_PROPERTY: token})
         except (OSError, ValueError) as error:
             if is_conflict(error):
                 time.sleep(random.uniform(0.0, 0.1))
@@ -122,9 +118,12 @@ class Lander:
                 time.sleep(random.uniform(0.0, DEFAULT.bound_s(attempt)))
                 return None
             raise translate(error, self._table.uri) from error
-        return int(landed.version)
 
 
-def _operation(dataset: lance.LanceDataset, step: Step) -> lance.LanceOperation.BaseOperation:
-    new = [FragmentMetadata.from_json(text) for text in step.fragments]
-    return replacing_rows(dataset, step.leaving, new)
+def _has_landed(dataset: lance.LanceDataset, since: int, token: str) -> bool:
+    """Whether a commit with this token made one of the versions after `since`.
+
+    If the version was cleaned up, coverage was rebuilt from the rows, and tells that the groups are settled.
+    """
+    versions = range(since + 1, int(dataset.version) + 1)
+    return any(commit is not None and commit.token == token for commit in (commit_at(dataset, v) for v in versions))

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pipelines.ingest.sink.claims import Coverage
 from pipelines.ingest.sink.committing import Committer
 from pipelines.ingest.sink.staging import StagedGroup
+from pipelines.ledger.coverage import Coverage
 
 T = TypeVar("T")
 FRAGMENT_ROWS = 16_384

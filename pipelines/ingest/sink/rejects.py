@@ -1,124 +1,108 @@
-"""Writes the rejects table `<table>_rejects`: the rejects that a commit settles, and those that are retried."""
+"""Writes the rejects table `<table>_rejects`.
+
+Rejects are added before the commit that settles their records, under the token of their staged group. Nothing is taken
+away before a commit justifies it: rejects that do not count (see `pipelines.ledger.rejects`) are deleted afterwards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.ingest.sink.claims import Claim
+from pipelines.ledger.coverage import Coverage
+from pipelines.ledger.reading import judged_rejects
+from pipelines.ledger.rejects import REJECT_ID, REJECTS_SCHEMA, TOKEN, open_rejects, rejects_schema
 from pipelines.rows.contract import POSITION, SHARD
-from pipelines.store.retries import retried, retry
+from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
-from pipelines.tables.opening import create_dataset, open_dataset
-from pipelines.tables.rejects import REJECT_ID, REJECTS_SCHEMA
+from pipelines.tables.literals import is_any_of
+from pipelines.tables.opening import append_rows, open_dataset
 
 if TYPE_CHECKING:
     import lance
 
 _ATTEMPT = "attempt"
-_SHARDS_AT_ONCE = 1_000
-_CLAIMS_AT_ONCE = 200
+_IDS_AT_ONCE = 1_000
+Record = tuple[str, int]
 
 
-def settle_rejects(table: TableRef, rejects: pa.Table, claims: Iterable[Claim], known: Container[str]) -> None:
-    """Write the rejects of some settled records, in place of earlier rejects of the same records.
-
-    A replay changes nothing. A record that is retried keeps its count of attempts.
+def add_rejects(
+    table: TableRef, dataset: lance.LanceDataset, rejects: pa.Table, attempts: Mapping[Record, int]
+) -> None:
+    """Add the rejects of a staged group. Adding the same ones again changes nothing.
 
     Args:
         table: the table that the rows were meant for.
+        dataset: that table, opened.
         rejects: rows of `REJECTS_SCHEMA`.
-        claims: the settled records, written and rejected.
-        known: shards that the rejects table may already hold rows of.
+        attempts: record (shard, position) → how often it was tried, for records that are tried again.
     """
-    ref = table.sibling("rejects")
-    again = list(_conditions(claim for claim in claims if claim.shard in known))
-    if again or rejects.num_rows:
-        retry(lambda: _settle(ref, rejects, again), ref.uri)
-
-
-def _settle(ref: TableRef, rejects: pa.Table, again: Sequence[str]) -> None:
-    dataset = _open(ref)
-    if dataset is None:
-        dataset = create_dataset(ref, REJECTS_SCHEMA)
-    staying = set(rejects[REJECT_ID].to_pylist())
-    attempts: dict[tuple[str, int], int] = {}
-    for where in again:
-        before = dataset.to_table(columns=[REJECT_ID, SHARD, POSITION, _ATTEMPT], filter=where).to_pylist()
-        attempts |= {(row[SHARD], row[POSITION]): row[_ATTEMPT] for row in before}
-        leaving = [row[REJECT_ID] for row in before if row[REJECT_ID] not in staying]
-        if leaving:
-            dataset.delete(f"{REJECT_ID} IN ({', '.join(map(repr, leaving))})")
     if rejects.num_rows:
-        merge = dataset.merge_insert(REJECT_ID)
-        merge.when_matched_update_all().when_not_matched_insert_all().execute(_with_attempts(rejects, attempts))
+        rows = _with_attempts(rejects, attempts)
+        retry(lambda: _add(table, dataset, rows), table.sibling("rejects").uri)
 
 
-def _conditions(claims: Iterable[Claim]) -> Iterator[str]:
-    """SQL filters that match the rejects of the claimed records, 200 claims per filter."""
-    found = [f"({SHARD} = '{c.shard}' AND {POSITION} >= {c.start} AND {POSITION} < {c.stop})" for c in claims]
-    for start in range(0, len(found), _CLAIMS_AT_ONCE):
-        yield " OR ".join(found[start : start + _CLAIMS_AT_ONCE])
+def _add(table: TableRef, dataset: lance.LanceDataset, rejects: pa.Table) -> None:
+    there = open_rejects(table, dataset)
+    if there is None:  # none, or those of a dropped table of this name
+        append_rows(table.sibling("rejects"), rejects.cast(rejects_schema(dataset)), overwrite=True)
+        return
+    if TOKEN not in there.schema.names:
+        there.add_columns(REJECTS_SCHEMA.field(TOKEN))
+    merge = there.merge_insert(REJECT_ID)
+    merge.when_matched_update_all().when_not_matched_insert_all().execute(rejects)
 
 
-def _with_attempts(rejects: pa.Table, attempts: dict[tuple[str, int], int]) -> pa.Table:
+def _with_attempts(rejects: pa.Table, attempts: Mapping[Record, int]) -> pa.Table:
     records = zip(rejects[SHARD].to_pylist(), rejects[POSITION].to_pylist(), strict=True)
     values = pa.array([attempts.get(record, 1) for record in records], pa.int32())
     index = rejects.schema.get_field_index(_ATTEMPT)
     return rejects.set_column(index, rejects.schema.field(index), values)
 
 
-def rejected_shards(table: TableRef) -> frozenset[str]:
-    """Shards that the rejects table holds rows of."""
+def attempts_so_far(table: TableRef, coverage: Coverage) -> dict[Record, int]:
+    """How often each record that is rejected and not settled was tried, so that it keeps its count."""
+    keys, _ = _judged(table, coverage)
+    if keys is None:
+        return {}
+    found: dict[Record, int] = {}
+    for shard, position, attempt in _rows(keys, SHARD, POSITION, _ATTEMPT):
+        if not coverage.has(shard, position):
+            found[shard, position] = max(attempt, found.get((shard, position), 0))
+    return found
+
+
+def rejected_records(table: TableRef, coverage: Coverage, reasons: Collection[str]) -> dict[Record, int]:
+    """The records with a reject that counts, for one of these reasons, and how often each was tried."""
+    keys, counts = _judged(table, coverage)
+    if keys is None:
+        return {}
+    wanted = pc.and_(counts, pc.is_in(keys["reason"], value_set=pa.array(sorted(reasons), pa.string())))
+    return {(shard, at): n for shard, at, n in _rows(keys.filter(wanted), SHARD, POSITION, _ATTEMPT)}
+
+
+def sweep_rejects(table: TableRef, coverage: Coverage) -> int:
+    """Delete the rejects that do not count; return their number. Only under the lease, after all commits."""
+    keys, counts = _judged(table, coverage)
+    if keys is None:
+        return 0
+    leaving = keys.filter(pc.invert(counts))[REJECT_ID].to_pylist()
     ref = table.sibling("rejects")
-    dataset = _open(ref)
-    if dataset is None:
-        return frozenset()
-    return frozenset(pc.unique(retry(lambda: dataset.to_table(columns=[SHARD]), ref.uri)[SHARD]).to_pylist())
+    for start in range(0, len(leaving), _IDS_AT_ONCE):
+        where = is_any_of(REJECT_ID, leaving[start : start + _IDS_AT_ONCE])
+        retry(lambda where=where: open_dataset(ref).delete(where), ref.uri)  # type: ignore[misc]
+    return len(leaving)
 
 
-@retried
-def begin_retry(table: TableRef, reasons: Collection[str], shards: Container[str]) -> list[tuple[str, int]]:
-    """Add one attempt to the records rejected for some reasons, and return these records as (shard, position).
-
-    Args:
-        table: the table that the rows were meant for.
-        reasons: reason codes to retry.
-        shards: only records of these shards are counted and returned.
-    """
-    dataset = _open(table.sibling("rejects"))
-    if dataset is None:
-        return []
-    shown = ", ".join(f"'{reason}'" for reason in sorted(reasons))
-    rows = dataset.to_table(filter=f"reason IN ({shown})")
-    rows = rows.filter(pa.array([shard in shards for shard in rows[SHARD].to_pylist()], pa.bool_()))
-    if rows.num_rows:
-        index = rows.schema.get_field_index(_ATTEMPT)
-        more = rows.set_column(index, rows.schema.field(index), pc.add(rows[_ATTEMPT], pa.scalar(1, pa.int32())))
-        dataset.merge_insert(REJECT_ID).when_matched_update_all().execute(more)
-    return sorted(set(zip(rows[SHARD].to_pylist(), rows[POSITION].to_pylist(), strict=True)))
+def _judged(table: TableRef, coverage: Coverage) -> tuple[pa.Table | None, pa.Array]:
+    rejects = open_rejects(table, open_dataset(table))
+    if rejects is None:
+        return None, pa.array([], pa.bool_())
+    return judged_rejects(table, rejects, coverage)
 
 
-@retried
-def delete_rejects(table: TableRef, is_leaving: Callable[[str], bool]) -> None:
-    """Delete the rejects of some shards.
-
-    Args:
-        table: the table that the rows were meant for.
-        is_leaving: whether a shard's rejects are deleted.
-    """
-    dataset = _open(table.sibling("rejects"))
-    if dataset is None:
-        return
-    leaving = sorted(shard for shard in rejected_shards(table) if is_leaving(shard))
-    for start in range(0, len(leaving), _SHARDS_AT_ONCE):
-        shown = ", ".join(f"'{shard}'" for shard in leaving[start : start + _SHARDS_AT_ONCE])
-        dataset.delete(f"{SHARD} IN ({shown})")
-
-
-def _open(ref: TableRef) -> lance.LanceDataset | None:
-    """The rejects dataset; None if no row was ever rejected."""
-    return open_dataset(ref, missing_ok=True)
+def _rows(keys: pa.Table, *names: str) -> Iterable[tuple[Any, ...]]:
+    return zip(*(keys[name].to_pylist() for name in names), strict=True)

@@ -7,21 +7,22 @@ The files of the lost attempt belong to no version and are never read.
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.ingest.sink.claims import Claim, claims_of_columns, file_of
-from pipelines.rows.blocks import LAST, MESSAGE, OVERLONG, READY, REASON, REUSED, STAGE, timing_columns, unwrap
+from pipelines.ledger.claims import Claim, claims_of_columns, file_of
+from pipelines.ledger.rejects import REJECT_ID, REJECTS_SCHEMA, TOKEN
+from pipelines.rows.blocks import END, LAST, MESSAGE, OVERLONG, READY, REASON, REUSED, STAGE, timing_columns, unwrap
 from pipelines.rows.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.rows.pace import BlockTime
 from pipelines.store.faults import fault, fault_is_set
 from pipelines.store.memory import freed_memory
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
-from pipelines.tables.rejects import REJECT_ID, REJECTS_SCHEMA
 from pipelines.vectors.fused import with_fused
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class StagedGroup:
 
     Attributes:
         fragments: metadata of the written fragments, as JSON.
+        token: random; its rejects carry it, and so does the commit by which they count.
         claims: the records that the group settles.
         rejects: rows of `REJECTS_SCHEMA`.
         rows: number of rows written to the fragments.
@@ -67,6 +69,7 @@ class StagedGroup:
     """
 
     fragments: tuple[str, ...]
+    token: str
     claims: tuple[Claim, ...]
     rejects: pa.Table
     rows: int
@@ -106,7 +109,8 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
 
     started, started_at = time.perf_counter(), time.time()
     fault("before_stage")
-    group = pa.concat_tables(blocks)
+    group, ends = _without_ends(pa.concat_tables(blocks))
+    token = uuid.uuid4().hex
     is_rejected = pc.is_valid(group[REASON])
     # A filter copies all vectors, and usually no row was rejected.
     kept = group.filter(pc.invert(is_rejected)) if pc.any(is_rejected).as_py() else group
@@ -115,11 +119,12 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
     seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
     seconds["stage"] = time.perf_counter() - started
     fault("after_stage")
-    names = {file_of(shard) for shard in pc.unique(group[SHARD]).to_pylist()}
+    names = {file_of(shard) for shard in [*pc.unique(group[SHARD]).to_pylist(), *(claim.shard for claim in ends)]}
     return StagedGroup(
         fragments=fragments,
-        claims=tuple(claims_of_columns(group[SHARD], *map(_numpy, (group[POSITION], group[LAST], is_rejected)))),
-        rejects=_rejects(group.filter(is_rejected)),
+        token=token,
+        claims=(*claims_of_columns(group[SHARD], *map(_numpy, (group[POSITION], group[LAST], is_rejected))), *ends),
+        rejects=_rejects(group.filter(is_rejected), token),
         rows=good.num_rows,
         blocks=len(blocks),
         seconds=seconds,
@@ -130,6 +135,19 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
         successors=tuple(group[ROW_ID].to_pylist()) if files.bring_successors else (),
         times=tuple(_block_time(block) for block in blocks if block.num_rows and READY in block.column_names),
     )
+
+
+def _without_ends(group: pa.Table) -> tuple[pa.Table, list[Claim]]:
+    """The rows, and a claim for each mark that only says where a shard ends; see `end_mark`."""
+    is_mark = pc.equal(group[STAGE], END)
+    if not pc.any(is_mark).as_py():
+        return group, []
+    marks = group.filter(pc.fill_null(is_mark, fill_value=False))
+    ends = [
+        Claim(shard=shard, start=stop, stop=stop, last=True, written=0, rejected=0)
+        for shard, stop in zip(marks[SHARD].to_pylist(), marks[POSITION].to_pylist(), strict=True)
+    ]
+    return group.filter(pc.fill_null(pc.invert(is_mark), fill_value=True)), ends
 
 
 def _block_time(block: pa.Table) -> BlockTime:
@@ -174,7 +192,7 @@ def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     return column.to_numpy()
 
 
-def _rejects(rows: pa.Table) -> pa.Table:
+def _rejects(rows: pa.Table, token: str) -> pa.Table:
     """Rejected rows in the rejects table's schema. Each caption of a record gets an id of its own."""
     shards, positions = rows[SHARD].to_pylist(), rows[POSITION].to_pylist()
     seen: dict[tuple[str, int], int] = {}
@@ -182,7 +200,7 @@ def _rejects(rows: pa.Table) -> pa.Table:
     for shard, position in zip(shards, positions, strict=True):
         n = seen.get((shard, position), 0)
         seen[shard, position] = n + 1
-        ids.append(f"{shard}:{position}:{n}")
+        ids.append(f"{token}:{shard}:{position}:{n}")
     columns = {
         REJECT_ID: ids,
         ROW_ID: rows[ROW_ID],
@@ -194,5 +212,6 @@ def _rejects(rows: pa.Table) -> pa.Table:
         CAPTION: rows[CAPTION],
         SHARD: rows[SHARD],
         POSITION: rows[POSITION],
+        TOKEN: pa.array([token] * rows.num_rows, pa.string()),
     }
     return pa.table(columns).cast(REJECTS_SCHEMA)

@@ -6,21 +6,26 @@ the table holds a row twice or lacks it. Rows without a successor leave at the e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.ingest.sink.claims import Coverage, Removal, removals_of
+from pipelines.ledger.claims import Removal, removals_of
+from pipelines.ledger.coverage import Coverage
+from pipelines.ledger.history import commit_at
 from pipelines.rows.contract import POSITION, ROW_ID, SHARD
 from pipelines.store.retries import retry
+from pipelines.tables.literals import is_any_of, quoted
 
 if TYPE_CHECKING:
     import lance
     from lance.fragment import FragmentMetadata
 
+Record = tuple[str, int]
 _ADDRESS = "_rowaddr"
 _FRAGMENT_SHIFT = 32
 
@@ -47,12 +52,15 @@ class StaleRows:
 
     def __init__(self, shards: Iterable[str]) -> None:
         self.shards = frozenset(shards)
-        self._by_record: dict[tuple[str, int], list[StaleRow]] = {}
-        self._by_row_id: dict[str, tuple[str, int]] = {}
+        self._version = 0
+        self._by_record: dict[Record, list[StaleRow]] = {}
+        # A corpus may repeat a key, so an id may stand for several records.
+        self._by_row_id: dict[str, list[Record]] = {}
 
     def find(self, dataset: lance.LanceDataset) -> None:
         """Look the rows up in one pass over three columns."""
         retry(lambda: self._find(dataset), str(dataset.uri))
+        self._version = int(dataset.version)
 
     def _find(self, dataset: lance.LanceDataset) -> None:
         self._by_record, self._by_row_id = {}, {}
@@ -68,35 +76,43 @@ class StaleRows:
             ):
                 row = StaleRow(row_id, shard, position, address >> _FRAGMENT_SHIFT)
                 self._by_record.setdefault((shard, position), []).append(row)
-                self._by_row_id[row_id] = (shard, position)
+                self._by_row_id.setdefault(row_id, []).append((shard, position))
 
     def succeeded_by(self, row_ids: Iterable[str]) -> list[StaleRow]:
-        """All rows of the stale records that have a row with one of these ids."""
-        records = {self._by_row_id[row_id] for row_id in row_ids if row_id in self._by_row_id}
+        """All rows of the stale records that rows with these ids replace, each of them one record with its id."""
+        records: dict[Record, None] = {}
+        for row_id, count in Counter(row_ids).items():
+            there = sorted(self._by_row_id.get(row_id, ()))
+            records |= dict.fromkeys(there[:count])
         return [row for record in records for row in self._by_record.get(record, [])]
 
     def all(self) -> list[StaleRow]:
         """All stale rows that are left."""
         return [row for rows in self._by_record.values() for row in rows]
 
-    def forget(self, rows: Sequence[StaleRow]) -> None:
-        """Drop rows that have left the table."""
+    def left_at(self, rows: Sequence[StaleRow], dataset: lance.LanceDataset) -> None:
+        """Drop rows that left the table in the commit that made this version."""
         for row in rows:
-            self._by_record.pop((row.shard, row.position), None)
-            self._by_row_id.pop(row.row_id, None)
+            record = (row.shard, row.position)
+            self._by_record.pop(record, None)
+            others = [one for one in self._by_row_id.get(row.row_id, ()) if one != record]
+            self._by_row_id[row.row_id] = others
+        self._version = int(dataset.version)
 
-    @property
-    def has_rows(self) -> bool:
-        """Whether any stale row is left."""
-        return bool(self._by_record)
-
-    def are_found_in(self, fragments: Container[int]) -> bool:
-        """Whether the fragments of all rows still exist; False if some were rewritten since the look-up.
+    def look_up_again_if_moved(self, dataset: lance.LanceDataset, *, surely: bool = False) -> None:
+        """Find the rows anew if another writer may have moved them.
 
         Args:
-            fragments: ids of the table's fragments.
+            dataset: the version that the next commit is decided on.
+            surely: whether a commit found them moved.
         """
-        return all(row.fragment in fragments for rows in self._by_record.values() for row in rows)
+        if surely or (self._by_record and not self._are_where_they_were(dataset)):
+            self.find(dataset)
+
+    def _are_where_they_were(self, dataset: lance.LanceDataset) -> bool:
+        """Whether every version since the look-up left the rows alone. An update by another tool moves its rows."""
+        commits = (commit_at(dataset, version) for version in range(self._version + 1, int(dataset.version) + 1))
+        return all(commit is not None and not commit.moves_rows for commit in commits)
 
 
 def rows_of_records(dataset: lance.LanceDataset, records: Collection[tuple[str, int]]) -> list[StaleRow]:
@@ -111,37 +127,38 @@ def rows_of_records(dataset: lance.LanceDataset, records: Collection[tuple[str, 
     return [row for row in rows.all() if (row.shard, row.position) in records]
 
 
-def replacing_rows(
-    dataset: lance.LanceDataset, rows: Sequence[StaleRow], new: Sequence[FragmentMetadata]
-) -> lance.LanceOperation.BaseOperation:
-    """The operation that removes these rows and adds new fragments: a compare-and-swap, as `committing` needs it.
+class MovedRowsError(RuntimeError):
+    """Another writer moved or deleted rows that were to leave, since they were looked up."""
 
-    Lance rebases an `Update` over others that touch other fragments. So each of ours names the table's first fragment,
-    changed or not, and two that were decided on the same version conflict. A `Merge` of all fragments, old and new,
-    conflicts too, but writes the fragment list three times over. It is used only while there is no first fragment yet.
+
+def leaving_fragments(
+    dataset: lance.LanceDataset, rows: Sequence[StaleRow]
+) -> tuple[list[FragmentMetadata], list[int]]:
+    """The fragments without these rows, and the ids of the fragments of which nothing is left.
 
     Raises:
+        MovedRowsError: a fragment does not hold all of its rows any more. Nothing was committed.
         OSError: the store cannot be written.
     """
-    import lance
-
     by_fragment: dict[int, list[StaleRow]] = {}
     for row in rows:
         by_fragment.setdefault(row.fragment, []).append(row)
-    fragments = dataset.get_fragments()
-    if not fragments:
-        return lance.LanceOperation.Merge(list(new), dataset.lance_schema)
-    removed, updated = [], []
-    for fragment in fragments if rows else fragments[:1]:
-        leaving = by_fragment.get(fragment.fragment_id)
-        left = fragment.delete(_predicate(leaving)) if leaving else fragment.metadata
+    updated, removed = [], []
+    fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()} if by_fragment else {}
+    for number, leaving in sorted(by_fragment.items()):
+        if number not in fragments:
+            raise MovedRowsError(f"fragment {number} is gone")
+        fragment = fragments[number]
+        before = fragment.count_rows()
+        left = fragment.delete(_predicate(leaving))
+        after = left.num_rows if left is not None else 0
+        if before - after != len(leaving):
+            raise MovedRowsError(f"fragment {number}: {before - after} rows would leave instead of {len(leaving)}")
         if left is None:
-            removed.append(fragment.fragment_id)
-        elif leaving or fragment is fragments[0]:
+            removed.append(number)
+        else:
             updated.append(left)
-    return lance.LanceOperation.Update(
-        removed_fragment_ids=removed, updated_fragments=updated, new_fragments=list(new), fields_modified=[]
-    )
+    return updated, removed
 
 
 def removals_for(rows: Sequence[StaleRow]) -> list[Removal]:
@@ -160,10 +177,12 @@ def removals_of_shards(coverage: Coverage, shards: Iterable[str]) -> list[Remova
 
 
 def _predicate(rows: Sequence[StaleRow]) -> str:
-    """SQL that matches these rows of a fragment and no row of another shard."""
-    ids, shards = ({getattr(row, name) for row in rows} for name in ("row_id", "shard"))
-    return f"{ROW_ID} IN ({_literals(ids)}) AND {SHARD} IN ({_literals(shards)})"
-
-
-def _literals(values: Iterable[str]) -> str:
-    return ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(values))
+    """SQL that matches these rows and no other: the key of the bookkeeping, shard and position, with the row's id."""
+    by_shard: dict[str, list[StaleRow]] = {}
+    for row in rows:
+        by_shard.setdefault(row.shard, []).append(row)
+    return " OR ".join(
+        f"({SHARD} = {quoted(shard)} AND {is_any_of(POSITION, {row.position for row in of_shard})}"
+        f" AND {is_any_of(ROW_ID, {row.row_id for row in of_shard})})"
+        for shard, of_shard in sorted(by_shard.items())
+    )

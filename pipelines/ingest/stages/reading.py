@@ -25,7 +25,18 @@ from pipelines.ingest.identity import (
     picture_digest,
     text_digest,
 )
-from pipelines.rows.blocks import LAST, MESSAGE, REASON, STAGE, as_binary, read_schema, shorten, views, with_seconds
+from pipelines.rows.blocks import (
+    END,
+    LAST,
+    MESSAGE,
+    REASON,
+    STAGE,
+    as_binary,
+    read_schema,
+    shorten,
+    views,
+    with_seconds,
+)
 from pipelines.rows.contract import (
     CAPTION,
     IMAGE,
@@ -152,12 +163,14 @@ class _Chunk:
         records: each record's contract fields.
         passthrough: each record's other columns, unchanged.
         ends_shard: whether the chunk's last record is the last one of the shard.
+        end: number of records of the shard, if all that can be said of it is where it ends; else None.
     """
 
     positions: list[int]
     records: list[dict[str, Any]]
     passthrough: pa.Table
     ends_shard: bool = False
+    end: int | None = None
 
 
 def _chunks(source: Source, work: ShardWork, rows: int) -> Iterator[_Chunk]:
@@ -175,6 +188,9 @@ def _chunks(source: Source, work: ShardWork, rows: int) -> Iterator[_Chunk]:
         held = _empty_shard(source.schema(), work.shard)
     if held is not None:
         held.ends_shard = bool(held.positions) and held.positions[-1] == max(position - 1, 0)
+        if not held.ends_shard and work.shard.rows is None:
+            # The last record was settled earlier by a commit that did not know, or whose record was lost.
+            held.end = position
         yield held
 
 
@@ -204,8 +220,12 @@ def _empty_shard(passthrough: pa.Schema, shard: CorpusShard) -> _Chunk:
     record: dict[str, Any] = dict.fromkeys(RECORD_FIELDS)
     message = f"{shard.uri} holds no record that could be read"
     record |= {"image_uri": shard.uri, "reason": Reason.BAD_RECORD.value, "message": message}
-    nulls = pa.table([pa.nulls(1, field.type) for field in passthrough], schema=passthrough)
-    return _Chunk(positions=[0], records=[record], passthrough=nulls)
+    return _Chunk(positions=[0], records=[record], passthrough=_nulls(passthrough))
+
+
+def _nulls(schema: pa.Schema) -> pa.Table:
+    """One row of nulls."""
+    return pa.table([pa.nulls(1, field.type) for field in schema], schema=schema)
 
 
 def _fetch(records: list[dict[str, Any]], settings: ReadSettings, storage: Storage) -> None:
@@ -289,6 +309,7 @@ class _BlockBuilder:
     """Collects rows into blocks. A record is never split, and a picture that recurs in a block is kept once."""
 
     def __init__(self, passthrough: pa.Schema, settings: ReadSettings) -> None:
+        self._passthrough = passthrough
         self._schema = read_schema(passthrough)
         self._own = {f.name: f.type for f in self._schema if f.name not in {IMAGE, *passthrough.names}}
         self._settings = settings
@@ -320,8 +341,17 @@ class _BlockBuilder:
             self._rows += rows
             self._others.append(others)
             self._bytes += others.nbytes
+        if chunk.end is not None:
+            self._add_end(chunk.end, work)
         if len(self._rows) >= self._settings.block_rows or self._bytes >= self._settings.block_bytes:
             yield from self.flush()
+
+    def _add_end(self, records: int, work: ShardWork) -> None:
+        """Add a mark that says how many records a shard has. Every stage passes it on as it does a rejected row."""
+        row = dict.fromkeys(self._own) | {SHARD: work.shard_id, POSITION: records, LAST: True, IMAGE: None}
+        row |= {STAGE: END, REASON: END}
+        self._rows.append(row)
+        self._others.append(_nulls(self._passthrough))
 
     def _keep_picture_once(self, row: dict[str, Any]) -> None:
         if row[IMAGE] is None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.ingest.engines.portions import left_of, portions
-from pipelines.ingest.sink.claims import Claim, Coverage
 from pipelines.ingest.stages.reading import ShardWork
+from pipelines.ledger.claims import Claim
+from pipelines.ledger.coverage import Coverage
 from pipelines.sources.base import CorpusShard
 
 MANY_BYTES = 1 << 40

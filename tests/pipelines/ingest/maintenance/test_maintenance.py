@@ -25,8 +25,8 @@ from jobs.plan import run as plan
 from pipelines.ingest.maintenance.maintain import dry_run, maintain
 from pipelines.ingest.maintenance.versions import Retention, StoredFile, Version, orphaned_files, removable_versions
 from pipelines.ingest.sink.committing import Committer, StaleGroupError
-from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.staging import STAGED_LIFE_S, stage_blocks
+from pipelines.ledger.ledger import Ledger
 from pipelines.rows.contract import CAPTION, ROW_ID
 from pipelines.store.storage import Storage, TableRef
 from pipelines.tables.lease import LEASE_KEY, Holder, Lease, LeaseHeldError

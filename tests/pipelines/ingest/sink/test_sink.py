@@ -16,15 +16,15 @@ from sink_tools import SCHEMA, TOWER, block, committer_of, row_ids, stage
 
 from encoders.protocol import EncoderCard
 from pipelines.ingest.sink.committing import ClaimConflictError, Committer
-from pipelines.ingest.sink.ledger import Ledger
 from pipelines.ingest.sink.staging import stage_blocks
 from pipelines.ingest.sink.stale import StaleRow, replacing_rows
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.reading import read_rejects
 from pipelines.rows.contract import ROW_ID
 from pipelines.store.storage import TableRef
 from pipelines.tables.lease import LEASE_KEY, Holder, Lease, LeaseHeldError
 from pipelines.tables.opening import check_schema, create_dataset, is_conflict, open_dataset
 from pipelines.tables.provenance import EncoderMismatchError, Provenance
-from pipelines.tables.rejects import read_rejects
 
 
 @pytest.fixture

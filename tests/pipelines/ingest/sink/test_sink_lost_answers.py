@@ -10,10 +10,10 @@ from faulty_store import FaultyStore, faulty
 from sink_tools import SCHEMA, block, committer_of, row_ids, stage
 from stores import BUCKET, moto, options
 
-from pipelines.ingest.sink.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.reading import read_rejects
 from pipelines.store.storage import Storage, TableRef
 from pipelines.tables.opening import create_dataset, open_dataset
-from pipelines.tables.rejects import read_rejects
 
 TIMEOUTS = {"request_timeout": "2s", "connect_timeout": "1s"}
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.ingest.sink.queueing import CommitQueue, SinkLimits
-from pipelines.tables.rejects import REJECTS_SCHEMA
+from pipelines.ledger.rejects import REJECTS_SCHEMA
 
 
 class Recorder:

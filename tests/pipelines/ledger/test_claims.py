@@ -8,7 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ingest.sink.claims import Change, Claim, Coverage, Removal, claims_of, merge_claims, removals_of
+from pipelines.ledger.claims import Change, Claim, Removal, claims_of, merge_claims, removals_of
+from pipelines.ledger.coverage import Coverage
 
 _SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)).map(lambda t: (t[0], t[0] + t[1])), max_size=25)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 _CLAIMS_PROPERTY = "isthmus.claims"
 _REMOVALS_PROPERTY = "isthmus.removals"
+_REJECTING_PROPERTY = "isthmus.rejecting"
 _FILES_PROPERTY = "isthmus.files"
 
 
@@ -64,6 +64,26 @@ class Removal:
     rows: int
 
 
+@dataclass(frozen=True, kw_only=True, order=True)
+class Rejecting:
+    """The rejects that count for records `start` to `stop` (exclusive) of a shard are those with this token.
+
+    Rejects are written before the commit that settles their records, so other attempts may have left rejects of the
+    same records. They do not count, and a later run deletes them.
+
+    Attributes:
+        shard: the shard's id.
+        start: first record position.
+        stop: one past the last record position.
+        token: the token of the staged group; empty for rejects of tables that were made before there were tokens.
+    """
+
+    shard: str
+    start: int
+    stop: int
+    token: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """What a commit did, as recorded in its transaction. Removals apply before claims.
@@ -71,11 +91,13 @@ class Change:
     Attributes:
         claims: the records that it settled.
         removals: the records whose rows it removed.
+        rejecting: which rejects count, for the claims that hold rejects.
         files: file id (the first half of a shard's id) → uri, for the shards named.
     """
 
     claims: tuple[Claim, ...] = ()
     removals: tuple[Removal, ...] = ()
+    rejecting: tuple[Rejecting, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 
     def to_properties(self) -> dict[str, str]:
@@ -83,6 +105,7 @@ class Change:
         parts: dict[str, Any] = {
             _CLAIMS_PROPERTY: [[c.shard, c.start, c.stop, int(c.last), c.written, c.rejected] for c in self.claims],
             _REMOVALS_PROPERTY: [[r.shard, r.start, r.stop, r.rows] for r in self.removals],
+            _REJECTING_PROPERTY: [[r.shard, r.start, r.stop, r.token] for r in self.rejecting],
             _FILES_PROPERTY: self.files,
         }
         return {name: _encode(data) for name, data in parts.items() if data}
@@ -90,14 +113,18 @@ class Change:
     @classmethod
     def from_properties(cls, properties: dict[str, str]) -> Change:
         """The inverse of `to_properties`; other properties are ignored."""
-        claims = _decode(properties.get(_CLAIMS_PROPERTY), [])
+        claims = tuple(
+            Claim(shard=shard, start=start, stop=stop, last=bool(last), written=written, rejected=rejected)
+            for shard, start, stop, last, written, rejected in _decode(properties.get(_CLAIMS_PROPERTY), [])
+        )
         removals = _decode(properties.get(_REMOVALS_PROPERTY), [])
+        rejecting = _decode(properties.get(_REJECTING_PROPERTY), None)
+        if rejecting is None:  # a commit from before there were tokens
+            rejecting = [[c.shard, c.start, c.stop, ""] for c in claims if c.rejected]
         return cls(
-            claims=tuple(
-                Claim(shard=shard, start=start, stop=stop, last=bool(last), written=written, rejected=rejected)
-                for shard, start, stop, last, written, rejected in claims
-            ),
+            claims=claims,
             removals=tuple(Removal(shard=s, start=a, stop=b, rows=n) for s, a, b, n in removals),
+            rejecting=tuple(Rejecting(shard=s, start=a, stop=b, token=t) for s, a, b, t in rejecting),
             files=_decode(properties.get(_FILES_PROPERTY), {}),
         )
 
@@ -205,120 +232,3 @@ def merge_claims(claims: Iterable[Claim]) -> list[Claim]:
             rejected=previous.rejected + claim.rejected,
         )
     return merged
-
-
-@dataclass
-class _Ranges:
-    """Disjoint, sorted, merged ranges of one shard."""
-
-    starts: list[int] = field(default_factory=list)
-    stops: list[int] = field(default_factory=list)
-    total: int | None = None
-    rows: int = 0
-
-    def add(self, start: int, stop: int) -> None:
-        lo = bisect_right(self.stops, start - 1) if start else 0
-        hi = bisect_right(self.starts, stop)
-        if lo < hi:
-            start, stop = min(start, self.starts[lo]), max(stop, self.stops[hi - 1])
-        self.starts[lo:hi], self.stops[lo:hi] = [start], [stop]
-
-    def remove(self, start: int, stop: int) -> None:
-        pieces = []
-        for a, b in zip(self.starts, self.stops, strict=True):
-            pieces += [(x, y) for x, y in ((a, min(b, start)), (max(a, stop), b)) if x < y]
-        self.starts, self.stops = [a for a, _ in pieces], [b for _, b in pieces]
-
-    def count(self, start: int, stop: int) -> int:
-        """How many positions of [start, stop) are covered."""
-        first = bisect_right(self.stops, start)
-        total = 0
-        for a, b in zip(self.starts[first:], self.stops[first:], strict=True):
-            if a >= stop:
-                break
-            total += min(b, stop) - max(a, start)
-        return total
-
-
-class Coverage:
-    """The union of claims, less removals: what is settled.
-
-    Attributes:
-        files: file id → uri, for the files that the commits named.
-    """
-
-    def __init__(self, claims: Iterable[Claim] = ()) -> None:
-        self.files: dict[str, str] = {}
-        self._shards: dict[str, _Ranges] = {}
-        for claim in claims:
-            self.add(claim)
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shards)
-
-    def __contains__(self, shard: str) -> bool:
-        return shard in self._shards
-
-    def add(self, claim: Claim) -> None:
-        """Count a claim in."""
-        ranges = self._shards.setdefault(claim.shard, _Ranges())
-        # The ledger may hold a claim twice, if a store accepted a write and lost the response.
-        if self.overlap(claim) < claim.stop - claim.start:
-            ranges.rows += claim.written + claim.rejected
-        ranges.add(claim.start, claim.stop)
-        if claim.last:
-            ranges.total = claim.stop
-
-    def remove(self, removal: Removal) -> None:
-        """Count a removal out. A shard with nothing left is forgotten."""
-        ranges = self._shards.get(removal.shard)
-        if ranges is None:
-            return
-        ranges.remove(removal.start, removal.stop)
-        ranges.rows -= removal.rows
-        if not ranges.starts:
-            del self._shards[removal.shard]
-
-    def apply(self, change: Change) -> None:
-        """Count a commit's removals out and its claims in."""
-        for removal in change.removals:
-            self.remove(removal)
-        for claim in change.claims:
-            self.add(claim)
-        self.files.update(change.files)
-
-    def overlap(self, claim: Claim) -> int:
-        """How many of the claim's positions are settled already: 0 for none, `stop - start` for all."""
-        ranges = self._shards.get(claim.shard)
-        return ranges.count(claim.start, claim.stop) if ranges else 0
-
-    def has(self, shard: str, position: int) -> bool:
-        """Whether a record is settled."""
-        ranges = self._shards.get(shard)
-        return ranges is not None and ranges.count(position, position + 1) == 1
-
-    def rows(self, shard: str) -> int:
-        """How many rows, written and rejected, the settled records of a shard gave."""
-        ranges = self._shards.get(shard)
-        return ranges.rows if ranges else 0
-
-    def ranges(self, shard: str) -> list[tuple[int, int]]:
-        """The settled ranges of a shard as (start, stop), sorted and merged."""
-        ranges = self._shards.get(shard)
-        return list(zip(ranges.starts, ranges.stops, strict=True)) if ranges else []
-
-    def is_complete(self, shard: str, rows: int | None) -> bool:
-        """Whether every record of a shard is settled.
-
-        Args:
-            shard: the shard's id.
-            rows: the number of its records; None if the listing does not know it.
-        """
-        ranges = self._shards.get(shard)
-        total = rows if rows is not None or ranges is None else ranges.total
-        if total == 0:
-            return True
-        return ranges is not None and total is not None and ranges.count(0, total) == total

@@ -1,0 +1,1 @@
+"""The bookkeeping of a table: what its commits settled, and which rejects count."""
