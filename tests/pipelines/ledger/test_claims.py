@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ledger.claims import Change, Claim, Removal, claims_of, merge_claims, removals_of
+from pipelines.ledger.claims import Change, Claim, Rejecting, Removal, claims_of, merge_claims, removals_of
 from pipelines.ledger.coverage import Coverage
 
 _SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)).map(lambda t: (t[0], t[0] + t[1])), max_size=25)
@@ -101,7 +101,13 @@ def test_claims_of_rows_cover_each_record_once_and_count_each_row(records, capti
     assert sorted(settled) == sorted(set(records))
     assert sum(c.written + c.rejected for c in claims) == len(rows)
     assert sum(c.rejected for c in claims) == sum(rejected for *_, rejected in rows)
-    change = Change(claims=tuple(claims), removals=tuple(removals_of(records)), files={"a": "/corpus/ä b.parquet"})
+    tokens = tuple(Rejecting(shard=c.shard, start=c.start, stop=c.stop, token="t") for c in claims if c.rejected)
+    change = Change(
+        claims=tuple(claims),
+        removals=tuple(removals_of(records)),
+        rejecting=tokens,
+        files={"a": "/corpus/ä b.parquet"},
+    )
     properties = change.to_properties()
     assert all(value.isascii() for value in properties.values())
     assert Change.from_properties({"lance": "other", **properties}) == change

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import lance
@@ -131,8 +131,9 @@ def test_tags_and_promotions_outlive_it(table: TableRef) -> None:
 
 
 def test_a_job_that_holds_the_lease_is_named_and_nothing_changes(table: TableRef) -> None:
-    other = replace(Holder.this_process("other"), host="elsewhere", pid=4242)
-    open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(other))})
+    mine = Holder.this_process("other")
+    other = replace(mine, process=replace(mine.process, host="elsewhere", pid=4242, boot="another boot"))
+    open_dataset(table).update_config({LEASE_KEY: other.to_json()})
     files = sorted(Path(table.uri).rglob("*"))
     with pytest.raises(LeaseHeldError, match="process 4242 on elsewhere"):
         maintain(table, NEWEST_ONLY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sink_tools import SCHEMA, TOWER, block, committer_of, row_ids, stage
 from encoders.protocol import EncoderCard
 from pipelines.ingest.sink.committing import ClaimConflictError, Committer
 from pipelines.ingest.sink.staging import stage_blocks
-from pipelines.ingest.sink.stale import StaleRow, replacing_rows
+from pipelines.ingest.sink.stale import StaleRow, leaving_fragments
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.reading import read_rejects
 from pipelines.rows.contract import ROW_ID
@@ -25,6 +25,7 @@ from pipelines.store.storage import TableRef
 from pipelines.tables.lease import LEASE_KEY, Holder, Lease, LeaseHeldError
 from pipelines.tables.opening import check_schema, create_dataset, is_conflict, open_dataset
 from pipelines.tables.provenance import EncoderMismatchError, Provenance
+from pipelines.tables.swap import swap_operation
 
 
 @pytest.fixture
@@ -98,16 +99,52 @@ def test_the_ledger_is_rebuilt_from_the_rows_when_it_and_the_history_are_gone(ta
 
 def test_a_zombie_with_a_stale_view_cannot_commit_a_record_twice(table: TableRef) -> None:
     """The zombie reconciled, slept through its lease, and wakes to commit what its successor has committed."""
-    zombie = Committer(table, Ledger.reconcile(table), Lease(table, Holder.this_process("zombie")))
+    zombie = committer_of(table)
     group = stage(table, block("a", 0, 10))
+    expire(table)
     committer_of(table).commit([stage(table, block("a", 0, 10))])
-    zombie.commit([group])
+    with pytest.raises(LeaseHeldError, match="another job took it over"):
+        zombie.commit([group])
     assert len(row_ids(table)) == 10
 
-    overlapping = stage(table, block("a", 5, 15))
+
+def test_a_group_of_which_another_driver_settled_a_part_is_refused(table: TableRef) -> None:
+    committer = committer_of(table)
+    committer.commit([stage(table, block("a", 0, 10))])
     with pytest.raises(ClaimConflictError, match="start again"):
-        zombie.commit([overlapping])
+        committer.commit([stage(table, block("a", 5, 15))])
     assert len(row_ids(table)) == 10
+
+
+@pytest.mark.parametrize("has_rows", [False, True])
+def test_a_commit_that_was_decided_before_a_takeover_cannot_land_after_it(
+    table: TableRef, monkeypatch: pytest.MonkeyPatch, *, has_rows: bool
+) -> None:
+    """Suspended between its decision and its commit, the first driver would settle records whose rejects are gone."""
+    first = committer_of(table)
+    if has_rows:
+        first.commit([stage(table, block("z", 0, 3, end=3))])
+    attempt = first._lander._try
+    taken: list[Lease] = []
+
+    def suspended(*arguments: Any) -> Any:
+        if not taken:
+            expire(table)
+            taken.append(Lease.acquire(table))
+        return attempt(*arguments)
+
+    monkeypatch.setattr(first._lander, "_try", suspended)
+    with pytest.raises(LeaseHeldError, match="another job took it over"):
+        first.commit([stage(table, block("a", 0, 5, rejected=frozenset({1}), end=5))])
+    assert row_ids(table) == (["z-0", "z-1", "z-2"] if has_rows else [])
+    assert read_rejects(table).by_reason == {}
+
+
+def expire(table: TableRef) -> None:
+    """Let the lease run out."""
+    dataset = open_dataset(table)
+    holder = Holder.from_json(dataset.config()[LEASE_KEY])
+    dataset.update_config({LEASE_KEY: replace(holder, expires=time.time() - 1).to_json()})
 
 
 def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +153,7 @@ def test_a_commit_that_meets_another_writer_is_decided_again(table: TableRef, mo
     attempt = committer._lander._try
     raced: list[int] = []
 
-    def racing(dataset: lance.LanceDataset, *rest: Any) -> int | None:
+    def racing(dataset: lance.LanceDataset, *rest: Any) -> Any:
         if not raced:
             raced.append(rival.commit([stage(table, block("b", 0, 5))]))
         return attempt(dataset, *rest)
@@ -133,14 +170,14 @@ def operation(dataset: lance.LanceDataset, kind: str) -> lance.LanceOperation.Ba
     versions of this software used.
     """
     uri = str(dataset.uri)
-    leaving = {"first": [("a-0", 0)], "third": [("c-0", 2)], "all of the first": [(f"a-{i}", 0) for i in range(3)]}
-    stale = [StaleRow(row_id, row_id[0], 0, fragment) for row_id, fragment in leaving.get(kind, [])]
+    leaving = {"first": [("a", 0, 0)], "third": [("c", 0, 2)], "all of the first": [("a", i, 0) for i in range(3)]}
+    stale = [StaleRow(f"{shard}-{at}", shard, at, fragment) for shard, at, fragment in leaving.get(kind, [])]
     rows = dataset.to_table().slice(0, 1)
     new = [] if kind == "nothing" else list(write_fragments(rows, uri, mode="append"))
     if kind == "merge":
         old = [fragment.metadata for fragment in dataset.get_fragments()]
         return lance.LanceOperation.Merge(old + new, dataset.lance_schema)
-    return replacing_rows(dataset, stale, new)
+    return swap_operation(dataset, new, *leaving_fragments(dataset, stale))
 
 
 _KINDS = ("adds", "first", "third", "all of the first", "nothing", "merge")
@@ -164,9 +201,7 @@ def test_of_two_commits_that_were_decided_on_one_version_one_lands(table: TableR
 def test_of_two_first_commits_one_lands(table: TableRef) -> None:
     dataset = open_dataset(table)
     new = [FragmentMetadata.from_json(text) for text in stage(table, block("a", 0, 3)).fragments]
-    both = [
-        lance.Transaction(read_version=dataset.version, operation=replacing_rows(dataset, [], new)) for _ in range(2)
-    ]
+    both = [lance.Transaction(read_version=dataset.version, operation=swap_operation(dataset, new)) for _ in range(2)]
     lance.LanceDataset.commit(table.uri, both[0], max_retries=0)
     with pytest.raises(Exception, match="conflict"):
         lance.LanceDataset.commit(table.uri, both[1], max_retries=0)
@@ -204,21 +239,55 @@ def test_a_second_driver_is_told_who_holds_the_lease(table: TableRef) -> None:
     Lease.acquire(table).release()
 
 
+def hold(table: TableRef, **process: Any) -> Holder:
+    """A lease of some other process, unexpired."""
+    mine = Holder.this_process("other")
+    other = replace(mine, process=replace(mine.process, **process))
+    open_dataset(table).update_config({LEASE_KEY: other.to_json()})
+    return other
+
+
 def test_the_lease_of_a_dead_process_is_taken_over_at_once(table: TableRef) -> None:
-    dead = replace(Holder.this_process("dead"), started=time.time() - 1e6)
-    open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(dead))})
+    hold(table, started=1.0)
     lease = Lease.acquire(table)
-    assert json.loads(open_dataset(table).config()[LEASE_KEY])["job"] != "dead"
+    assert json.loads(open_dataset(table).config()[LEASE_KEY])["job"] != "other"
     lease.release()
 
 
-def test_the_lease_of_another_host_is_waited_for_until_it_expires(table: TableRef) -> None:
-    other = replace(Holder.this_process("other"), host="elsewhere")
-    open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(other))})
-    with pytest.raises(LeaseHeldError, match="elsewhere"):
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"host": "elsewhere", "boot": "another boot"},
+        {"namespace": "pid:[1]", "pid": 1},
+        {"boot": "", "namespace": ""},
+    ],
+    ids=["another host", "another container of the same host name", "a lease of an older version"],
+)
+def test_a_lease_whose_holder_may_live_is_waited_for_until_it_expires(table: TableRef, process: dict[str, Any]) -> None:
+    """In two containers both drivers may be process 1: neither may take the other for dead."""
+    other = hold(table, **process)
+    with pytest.raises(LeaseHeldError, match=other.process.host):
         Lease.acquire(table)
-    open_dataset(table).update_config({LEASE_KEY: json.dumps(asdict(replace(other, expires=time.time() - 1)))})
+    expire(table)
     Lease.acquire(table).release()
+
+
+def test_a_lease_that_came_back_with_an_old_version_stops_nobody(table: TableRef) -> None:
+    lease = Lease.acquire(table)
+    held = open_dataset(table).version
+    lease.release()
+    open_dataset(table).checkout_version(held).restore()
+    Lease.acquire(table).release()
+
+
+@pytest.mark.parametrize("shift_s", [-3600.0, 11 * 60.0])
+def test_a_clock_that_is_wrong_costs_no_row(table: TableRef, monkeypatch: pytest.MonkeyPatch, shift_s: float) -> None:
+    committer = committer_of(table)
+    committer.commit([stage(table, block("a", 0, 5))])
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + shift_s)
+    committer.commit([stage(table, block("a", 5, 10, end=10))])
+    assert len(row_ids(table)) == 10
 
 
 def test_a_table_of_another_encoder_is_refused_by_name(table: TableRef) -> None:
