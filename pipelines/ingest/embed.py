@@ -44,7 +44,7 @@ from pipelines.tables.jobs import remember_job
 from pipelines.tables.lease import Lease
 from pipelines.tables.opening import create_dataset, open_dataset
 from pipelines.tables.provenance import Provenance, library_versions
-from pipelines.tables.retyping import check_table, fit_table
+from pipelines.tables.retyping import check_table, fit_table, settled_types
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
@@ -79,7 +79,7 @@ def embed(
     started = time.perf_counter()
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
-        source = adopt_types(source, existing.schema)
+        source = adopt_types(source, settled_types(existing, source.schema()))
     schema = table_schema(source, description, settings)
     check_table(table, existing, schema, settings.corpus)
     ledger = Ledger.reconcile(table)

@@ -18,7 +18,7 @@ from pipelines.ingest.sink.ledger import Ledger
 from pipelines.sources.base import Source, adopt_types
 from pipelines.store.storage import TableRef
 from pipelines.tables.opening import open_dataset
-from pipelines.tables.retyping import check_table
+from pipelines.tables.retyping import check_table, settled_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def forecast(
     resources = Resources(cpus=machine.cpus, gpus=machine.gpus)
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
-        source = adopt_types(source, existing.schema)
+        source = adopt_types(source, settled_types(existing, source.schema()))
     schema = table_schema(source, description, settings)
     check_table(table, existing, schema, settings.corpus)
     todo = make_plan(source, Ledger.reconcile(table).coverage, description, replace(settings, delete_gone=True))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipelines.rows.contract import RETYPED_PREFIX
+from pipelines.rows.types import is_text
 from pipelines.store.retries import retried, retry
 from pipelines.store.storage import TableRef
 from pipelines.tables.opening import open_dataset
@@ -44,6 +45,19 @@ def check_table(
         check_storable(wanted, corpus)
         return {}
     return check_schema(existing.schema, wanted, table, corpus, partial(_is_empty, existing))
+
+
+def settled_types(existing: lance.LanceDataset, guessed: pa.Schema) -> pa.Schema:
+    """The table's columns, without text columns that hold no value: their type may still become that of the corpus.
+
+    Args:
+        existing: the table.
+        guessed: the pass-through fields of the corpus.
+    """
+    others = {f.name for f in guessed if not is_text(f.type) and not pa.types.is_null(f.type)}
+    return pa.schema(
+        f for f in existing.schema if not (f.name in others and is_text(f.type) and _is_empty(existing, f.name))
+    )
 
 
 def fit_table(table: TableRef, wanted: pa.Schema, corpus: str) -> lance.LanceDataset:
