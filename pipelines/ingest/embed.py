@@ -36,15 +36,16 @@ from pipelines.rows.contract import (
     vector_type,
 )
 from pipelines.rows.pace import Pace
-from pipelines.sources.base import Source
+from pipelines.sources.base import Source, adopt_types
 from pipelines.store.faults import fault
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
 from pipelines.tables.identity import ensure_identity, with_new_identity
 from pipelines.tables.jobs import remember_job
 from pipelines.tables.lease import Lease
-from pipelines.tables.opening import check_schema, create_dataset, open_dataset
+from pipelines.tables.opening import create_dataset, open_dataset
 from pipelines.tables.provenance import Provenance, library_versions
+from pipelines.tables.retyping import check_table, fit_table, settled_types
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
@@ -77,14 +78,14 @@ def embed(
         OSError: a store fails; the table is as of its last commit, and the next run continues from there.
     """
     started = time.perf_counter()
-    schema = table_schema(source, description, settings)
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
-        check_schema(existing.schema, schema, table)
-        schema = existing.schema
+        source = adopt_types(source, settled_types(existing, source.schema()))
+    schema = table_schema(source, description, settings)
+    check_table(table, existing, schema, settings.corpus)
     ledger = Ledger.reconcile(table)
     plan = make_plan(source, ledger.coverage, description, settings)
-    if plan.is_empty and not settings.retry and existing is not None:
+    if plan.is_empty and not settings.retry and existing is not None and not ledger.rebuilt:
         return _report(plan, description, table, started, version=int(existing.version))
     engine = _choose_engine(settings, reserve)
     # Refuse what the machine cannot do before the table is created.
@@ -97,7 +98,7 @@ def embed(
     try:
         fault("after_lease")
         ensure_identity(open_dataset(table))
-        now = open_dataset(table)
+        now = fit_table(table, schema, settings.corpus)
         ledger.record_missing(now)
         # `isthmus fuse` may have added or changed the fused column between the first look and the lease.
         schema = now.schema

@@ -15,9 +15,10 @@ from pipelines.ingest.incremental import Plan, make_plan
 from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
 from pipelines.ingest.planning import group_work, plan_pools
 from pipelines.ledger.ledger import Ledger
-from pipelines.sources.base import Source
+from pipelines.sources.base import Source, adopt_types
 from pipelines.store.storage import TableRef
-from pipelines.tables.opening import check_schema, open_dataset
+from pipelines.tables.opening import open_dataset
+from pipelines.tables.retyping import check_table, settled_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +88,11 @@ def forecast(
         OSError: a store cannot be read.
     """
     resources = Resources(cpus=machine.cpus, gpus=machine.gpus)
-    schema = table_schema(source, description, settings)
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
-        check_schema(existing.schema, schema, table)
+        source = adopt_types(source, settled_types(existing, source.schema()))
+    schema = table_schema(source, description, settings)
+    check_table(table, existing, schema, settings.corpus)
     todo = make_plan(source, Ledger.reconcile(table).coverage, description, replace(settings, delete_gone=True))
     job = EmbedJob(source=source, description=description, settings=settings, table=table, schema=schema)
     engine = ProbeEngine(settings, resources, rows=rows, seconds=seconds)

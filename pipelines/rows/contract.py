@@ -30,6 +30,10 @@ SHARD = "isthmus_shard"
 POSITION = "isthmus_position"
 
 INTERNAL = (PICTURE, TEXT, SHARD, POSITION)
+# No column of a corpus may begin so.
+OWN_PREFIX = "isthmus_"
+# A column of a table while its type changes; see `pipelines.tables.retyping`.
+RETYPED_PREFIX = "isthmus_retyped_"
 VECTORS = (IMAGE_VECTOR, TEXT_VECTOR, FUSED_VECTOR)
 RESERVED = frozenset({ROW_ID, ITEM_ID, CAPTION, IMAGE_URI, *VECTORS, THUMBNAIL, *INTERNAL})
 VECTOR_COLUMNS = {"image": IMAGE_VECTOR, "text": TEXT_VECTOR}

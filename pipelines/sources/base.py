@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -61,3 +61,17 @@ class Source(Protocol):
         `image_uri` is absolute.
         """
         ...
+
+
+@runtime_checkable
+class LooselyTyped(Source, Protocol):
+    """A source whose files state no types, such as JSON and CSV: it guesses them from the values of each run."""
+
+    def adopting(self, table: pa.Schema) -> Source:
+        """The same corpus with a table's types in place of its own guesses, where these keep every value."""
+        ...
+
+
+def adopt_types(source: Source, table: pa.Schema) -> Source:
+    """The source with a table's types if it guesses its types; else the source itself."""
+    return source.adopting(table) if isinstance(source, LooselyTyped) else source

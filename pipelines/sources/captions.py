@@ -11,7 +11,7 @@ import io
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import pyarrow as pa
@@ -48,6 +48,10 @@ class CaptionsSource:
     def schema(self) -> pa.Schema:
         """The fields that pass through to the table."""
         return self.layout.passthrough
+
+    def adopting(self, table: pa.Schema) -> CaptionsSource:
+        """The same corpus with a table's types; see `adopted`."""
+        return replace(self, layout=self.layout.adopting(table))
 
     def modalities(self) -> frozenset[str]:
         """The modalities that have a column."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.rows.contract import Columns, Reason
 from pipelines.sources.base import CorpusShard
+from pipelines.sources.file_names import bad_name_message, has_bad_name
 from pipelines.sources.listing import FileInfo, relative_to
 from pipelines.sources.picture_names import PICTURE_SUFFIXES
 from pipelines.sources.records import as_key, bad_record, records_table
@@ -64,7 +65,9 @@ class FolderSource:
             "item": as_key(names.get(self.columns.item or "")),
             "image_uri": as_key(shard.uri) if shard.start != _TEXT_ALONE else None,
         }
-        if shard.start != _PICTURE_ALONE:
+        if has_bad_name(shard.version):
+            record |= bad_record(bad_name_message(shard.uri), shard.uri)
+        elif shard.start != _PICTURE_ALONE:
             record |= self._text(shard)
         yield records_table([record], pa.table({"path": [as_key(relative)]}, schema=_SCHEMA))
 

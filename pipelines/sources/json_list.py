@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.rows.contract import Columns
 from pipelines.sources.base import CorpusShard
 from pipelines.sources.listing import FileInfo, open_shard
-from pipelines.sources.records import check_roles
+from pipelines.sources.records import check_encodable, check_roles
 from pipelines.sources.row_layout import Row, RowLayout, find_root, make_row_layout
 from pipelines.sources.values import TypeTally
 from pipelines.store.storage import Storage
@@ -45,6 +45,10 @@ class JsonListSource:
     def schema(self) -> pa.Schema:
         """The fields that pass through to the table."""
         return self.layout.passthrough
+
+    def adopting(self, table: pa.Schema) -> JsonListSource:
+        """The same corpus with a table's types; see `adopted`."""
+        return replace(self, layout=self.layout.adopting(table))
 
     def modalities(self) -> frozenset[str]:
         """Pictures and texts."""
@@ -97,6 +101,7 @@ def open_json_list(
     tally = TypeTally()
     for record in records:
         tally.add(record)
+    check_encodable(tally.names(), corpus)
     _check_roles(columns, tally.names(), corpus)
     item = columns.item or ("id" if "id" in tally.names() else None)
     roles = Columns(key=columns.key, item=item, uri=URI, caption=CAPTIONS)

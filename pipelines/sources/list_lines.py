@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import IO
 
+from pipelines.sources.file_names import is_utf8
 from pipelines.sources.listing import FileInfo
 from pipelines.sources.row_layout import Row
 
@@ -78,7 +79,7 @@ def _cell_rows(lines: Lines, info: FileInfo, names: tuple[str, ...]) -> Iterator
         elif len(cells) != len(names) and cells:
             yield Row(fields={}, error=f"has {len(cells)} cells where there are {len(names)} columns: {cells!r:.80}")
         elif cells:
-            bad = next((cell for cell in cells if not _is_utf8(cell)), None)
+            bad = next((cell for cell in cells if not is_utf8(cell)), None)
             yield Row(fields=dict(zip(names, cells, strict=True)) if bad is None else {}, error=_not_utf8(bad))
 
 
@@ -93,14 +94,10 @@ def read_header(handle: IO[bytes], info: FileInfo) -> tuple[tuple[str, ...], int
         if isinstance(cells, str) or not cells:
             continue
         names = tuple(name.removeprefix("\ufeff").strip() for name in cells)
-        if len(set(names)) < len(names) or not all(map(_is_utf8, names)):
+        if len(set(names)) < len(names) or not all(map(is_utf8, names)):
             raise ValueError(f"corpus {info.uri}: the first line must name each column once, in UTF-8; it is {names}")
         return names, lines.taken
     return (), 0
-
-
-def _is_utf8(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _not_utf8(cell: str | None) -> str | None:

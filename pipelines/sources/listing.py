@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from pipelines.sources.base import CorpusShard
+from pipelines.sources.file_names import NOT_UTF8, bad_name_message, has_bad_name, is_utf8, readable
 from pipelines.store.retries import CONTACT, has_ended, retry
 from pipelines.store.storage import Storage, absolute, is_remote
 
@@ -48,12 +49,17 @@ def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
     Names that begin with `.` are left out unless the user named them. On disk, symbolic links are followed. A broken
     link is listed, so that its record is rejected and not lost.
 
+    A file whose name is not UTF-8 is listed under a readable name; see `file_names`.
+
     Raises:
         FileNotFoundError: nothing is there.
+        ValueError: the corpus' own path is not UTF-8.
         PermissionError: the store refuses the credentials.
         OSError: the store cannot be reached.
     """
     root = absolute(corpus)
+    if not is_utf8(root):
+        raise ValueError(f"corpus {bad_name_message(readable(root))}, or name it by a link")
     try:
         found = retry(lambda: {info.uri: info for info in _find(root, storage)}, root, CONTACT)
     except FileNotFoundError:
@@ -96,6 +102,19 @@ def without_underscored(files: Iterable[FileInfo], root: str) -> list[FileInfo]:
     return [info for info in files if not _has_part(info.uri, root, "_")]
 
 
+def well_named(files: Iterable[FileInfo], corpus: str) -> list[FileInfo]:
+    """The files whose names are UTF-8: only their content is read.
+
+    Raises:
+        ValueError: there is none; names a file and the remedy.
+    """
+    files = list(files)
+    found = [info for info in files if not has_bad_name(info.version)]
+    if not found:
+        raise ValueError(f"corpus {corpus}: {bad_name_message(files[0].uri)}")
+    return found
+
+
 def relative_to(uri: str, root: str) -> str:
     """The part of `uri` below `root`; the whole uri if it is not below."""
     return uri.removeprefix(root.rstrip("/") + "/")
@@ -113,8 +132,11 @@ def open_shard(
         block_size: number of bytes read ahead at once.
 
     Raises:
+        ValueError: the file's name is not UTF-8.
         OSError: the file changed after it was listed, so its records would not be those of the shard.
     """
+    if has_bad_name(shard.version):
+        raise ValueError(bad_name_message(shard.uri))
     if not is_remote(shard.uri):
         version = _stat(shard.uri).version
         handle: Any = open(shard.uri, "rb")  # noqa: PTH123, SIM115  (the caller closes it)
@@ -161,6 +183,8 @@ def _is_above(link: str, folder: str) -> bool:
 
 
 def _stat(path: str) -> FileInfo:
+    if not is_utf8(path):
+        return FileInfo(uri=readable(path), size=0, version=NOT_UTF8)
     try:
         stat = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:

@@ -6,6 +6,7 @@ Besides paths and `s3://` URIs there are two locators for pictures inside other 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,13 +35,21 @@ def range_locator(uri: str, offset: int, size: int) -> str:
 
 def file_of(image_uri: str) -> str:
     """The file that is the picture, or contains it."""
-    match = _ROW.fullmatch(image_uri) or _RANGE.fullmatch(image_uri)
+    match = _match(_ROW, image_uri) or _match(_RANGE, image_uri)
     return match[1] if match else image_uri
+
+
+def _match(locator: re.Pattern[str], image_uri: str) -> re.Match[str] | None:
+    """The parts of a locator; None for other URIs, and for a file on disk whose own name looks like a locator."""
+    match = locator.fullmatch(image_uri)
+    if match is None or (not is_remote(image_uri) and os.path.lexists(image_uri)):
+        return None
+    return match
 
 
 def range_end(image_uri: str) -> int | None:
     """The offset in its file at which the picture of a `range_locator` ends; None for other URIs."""
-    match = _RANGE.fullmatch(image_uri)
+    match = _match(_RANGE, image_uri)
     return int(match[2]) + int(match[3]) if match else None
 
 
@@ -58,11 +67,15 @@ def read_image(image_uri: str, storage: Storage) -> bytes:
 
 
 def _read_once(image_uri: str, storage: Storage) -> bytes:
-    if row := _ROW.fullmatch(image_uri):
-        return _read_row(row[1], int(row[2]), unquote(row[3]), storage)
-    if part := _RANGE.fullmatch(image_uri):
+    if row := _match(_ROW, image_uri):
+        try:
+            return _read_row(row[1], int(row[2]), unquote(row[3]), storage)
+        except FileNotFoundError:
+            if not (is_remote(image_uri) and storage.filesystem(image_uri).exists(image_uri)):
+                raise  # else it is an object whose own name looks like a locator
+    if part := _match(_RANGE, image_uri):
         return _read_range(part[1], int(part[2]), int(part[3]), storage)
-    if "://" in image_uri and not image_uri.startswith("s3://"):
+    if "://" in image_uri and not image_uri.startswith(("s3://", "/")):
         raise ValueError(f"scheme {image_uri.split('://')[0]!r} is not fetched; download the pictures first")
     # Without the limit s3fs asks for the size first: two requests per picture.
     more = {"max_concurrency": 1} if is_remote(image_uri) else {}

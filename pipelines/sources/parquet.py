@@ -12,11 +12,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.rows.contract import Columns
+from pipelines.rows.types import holds, is_list_view
 from pipelines.sources.base import CorpusShard
-from pipelines.sources.listing import FileInfo, open_shard, relative_to
+from pipelines.sources.file_names import has_bad_name
+from pipelines.sources.listing import FileInfo, open_shard, relative_to, well_named
 from pipelines.sources.locate import row_locator
 from pipelines.sources.parquet_layout import Layout, make_layout, partition_schema, partition_values, unify
-from pipelines.sources.records import as_captions, as_key, bad_records, is_corrupt, picture_fields, records_table
+from pipelines.sources.records import (
+    as_captions,
+    as_key,
+    bad_records,
+    badly_named,
+    is_corrupt,
+    picture_fields,
+    records_table,
+)
 from pipelines.sources.row_groups import cut_shards
 from pipelines.store.retries import retry
 from pipelines.store.storage import Storage
@@ -44,9 +54,10 @@ class ParquetSource:
     layout: Layout
     storage: Storage
     _footers: tuple[_Footer, ...] = field(default=(), repr=False, compare=False)
+    _badly_named: tuple[FileInfo, ...] = field(default=(), repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_footers": ()}
+        return self.__dict__ | {"_footers": (), "_badly_named": ()}
 
     def schema(self) -> pa.Schema:
         """The fields that pass through to the table."""
@@ -59,8 +70,10 @@ class ParquetSource:
         return frozenset(name for name, column in found.items() if column is not None)
 
     def shards(self) -> list[CorpusShard]:
-        """Ranges of row groups, cut by the file alone."""
-        return [shard for footer in self._footers for shard in cut_shards(footer.info, footer.groups)]
+        """Ranges of row groups, cut by the file alone. A file whose name is not UTF-8 is one record, a reject."""
+        ranges = [shard for footer in self._footers for shard in cut_shards(footer.info, footer.groups)]
+        unread = [CorpusShard(uri=info.uri, version=info.version, rows=1) for info in self._badly_named]
+        return sorted([*ranges, *unread], key=lambda shard: (shard.uri, shard.start))
 
     def read(self, shard: CorpusShard) -> Iterator[pa.Table]:
         """The records of a range of row groups. The unreadable part of a row group becomes rejects.
@@ -68,6 +81,9 @@ class ParquetSource:
         Raises:
             OSError: the file cannot be opened, changed after it was listed, or the store fails.
         """
+        if has_bad_name(shard.version):
+            yield badly_named(shard, self.schema())
+            return
         with open_shard(shard, self.storage) as handle:
             file = pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
             first = shard.first_row
@@ -159,12 +175,14 @@ def open_parquet(corpus: str, files: list[FileInfo], root: str, columns: Columns
     Raises:
         ValueError: a footer is corrupt, the files do not agree, or a named column is missing.
     """
+    unread = tuple(info for info in files if has_bad_name(info.version))
+    files = well_named(files, corpus)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = tuple(pool.map(lambda info: retry(lambda: _read_footer(info, storage), info.uri), files))
     schema = unify((footer.info.uri, footer.schema) for footer in footers)
     partitions = partition_schema(relative_to(info.uri, root) for info in files)
     layout = make_layout(schema, partitions, columns, corpus)
-    return ParquetSource(root=root, layout=layout, storage=storage, _footers=footers)
+    return ParquetSource(root=root, layout=layout, storage=storage, _footers=footers, _badly_named=unread)
 
 
 def _batches(file: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
@@ -210,6 +228,8 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _cast_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
     if column.type == kind:
         return column
+    if holds(column.type, is_list_view):  # Arrow's own cast loses their items
+        return pa.array(column.to_pylist(), kind)
     try:
         return column.cast(kind)
     except pa.ArrowNotImplementedError:  # an extension, or a dictionary, inside a nested type

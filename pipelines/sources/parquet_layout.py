@@ -9,8 +9,10 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipelines.rows.contract import IMAGE, IMAGE_URI, RESERVED, Columns
-from pipelines.sources.records import IMAGE_PATH, check_passthrough, check_roles
+from pipelines.rows.contract import IMAGE_URI, RESERVED, Columns
+from pipelines.rows.types import is_list, is_of_fixed_size
+from pipelines.sources.records import IMAGE_PATH, check_passthrough, check_roles, name_problem
+from pipelines.sources.values import without_null_types
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "picture")
 _URI_NAMES = ("image_path", "path", "image_uri", "uri", "url", "filepath", "file_name", "filename", "image")
@@ -59,6 +61,7 @@ def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corp
         ValueError: a named column is missing or of the wrong type, or a column's name is reserved.
     """
     folders = pa.schema([field for field in partitions if field.name not in schema.names])
+    untyped, schema = schema, without_null_types(schema)
     everything = pa.schema([*schema, *folders])
     check_roles(columns, everything.names, corpus)
     image, uri = _picture_columns(everything, columns, corpus)
@@ -71,11 +74,13 @@ def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corp
         )
     kept = {columns.key, columns.item} - RESERVED
     hidden = {caption, image, uri} | ({columns.key, columns.item} & RESERVED)
-    passthrough = [field for field in everything if field.name not in hidden - kept]
+    roles = {image, uri, caption, columns.key, columns.item}
+    types = pa.schema([new if new.name in roles else old for old, new in zip(untyped, schema, strict=True)])
+    passthrough = [field for field in (*types, *folders) if field.name not in hidden - kept]
     names = [field.name for field in passthrough]
     check_passthrough(names, corpus)
     has_path = uri is not None or (image is not None and _has_path(schema.field(image).type))
-    path_as = next((n for n in (IMAGE_PATH, uri) if n and n not in {*names, IMAGE, *RESERVED}), None)
+    path_as = next((n for n in (IMAGE_PATH, uri) if n and n not in names and not name_problem(n)), None)
     if has_path and path_as is not None:
         passthrough.append(pa.field(path_as, pa.string()))
     return Layout(
@@ -85,7 +90,7 @@ def make_layout(schema: pa.Schema, partitions: pa.Schema, columns: Columns, corp
         key=columns.key,
         item=columns.item,
         path_as=path_as if has_path else None,
-        types=schema,
+        types=types,
         partitions=folders,
         passthrough=pa.schema(passthrough),
     )
@@ -119,7 +124,7 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
                     f"column {new.name!r} is {plain.type} in {uri}, but {old.type} in {origin}; make the files agree"
                 ) from error
             fields[new.name] = merged.field(0)
-    return pa.schema([pa.field(f.name, pa.string()) if pa.types.is_null(f.type) else f for f in fields.values()])
+    return pa.schema(list(fields.values()))
 
 
 def partition_values(relative: str) -> dict[str, str | None]:
@@ -146,8 +151,9 @@ def partition_schema(relatives: Iterable[str]) -> pa.Schema:
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type in which a table stores this type.
 
-    Dictionaries are decoded, extensions become their storage type, views and large strings become ordinary ones, also
-    within lists and structs.
+    Dictionaries are decoded, extensions become their storage type, views and large strings become ordinary ones, small
+    decimals become decimal128, also within lists, structs and maps. Lists of a fixed size keep it if their items have a
+    fixed size too; others become ordinary lists, because Lance cannot read them back.
     """
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
@@ -155,10 +161,15 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.storage_type)
     if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
         return pa.string()
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if is_list(kind):
+        inner, size = plain_type(kind.value_type), getattr(kind, "list_size", 0)
+        return pa.list_(inner, size) if size > 0 and is_of_fixed_size(inner) else pa.list_(inner)
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(kind.field(i).name, plain_type(kind.field(i).type)) for i in range(kind.num_fields)])
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return pa.decimal128(kind.precision, kind.scale)
     return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.rows import blocks
-from pipelines.rows.contract import IMAGE, RECORD_FIELDS, RECORD_PREFIX, RECORD_SCHEMA, RESERVED, Columns, Reason
+from pipelines.rows.contract import (
+    IMAGE,
+    OWN_PREFIX,
+    RECORD_FIELDS,
+    RECORD_PREFIX,
+    RECORD_SCHEMA,
+    RESERVED,
+    Columns,
+    Reason,
+)
+from pipelines.sources.base import CorpusShard
+from pipelines.sources.file_names import bad_name_message, is_utf8
 from pipelines.sources.values import as_text
+from pipelines.store.storage import is_remote
 
 IMAGE_PATH = "image_path"
-# Names that the blocks between the stages, or Lance itself, use beside the corpus columns.
+# Names that the blocks between the stages use beside the corpus columns.
 _INTERNAL = {
-    *(IMAGE, blocks.LAST, blocks.STAGE, blocks.REASON, blocks.MESSAGE),
+    *(IMAGE, blocks.LAST, blocks.STAGE, blocks.REASON, blocks.MESSAGE, blocks.READY),
     *(blocks.PIXELS, blocks.HEIGHT, blocks.WIDTH, blocks.OVERLONG, blocks.REUSED),
-    *("_rowid", "_rowaddr", "_distance", "_score", "_relevance_score"),
 }
+_PREFIXES = (RECORD_PREFIX, OWN_PREFIX, blocks.KNOWN_PREFIX, blocks.SECONDS_PREFIX)
+# Columns that Lance adds to what it reads, and those in which LanceDB returns scores.
+_OF_LANCE = {
+    *("_rowid", "_rowaddr", "_rowoffset", "_row_created_at_version", "_row_last_updated_at_version"),
+    *("_distance", "_score", "_relevance_score"),
+}
+# Lance takes a dot for a field of a struct, and a backtick for a quoted name; the rest it cannot find again.
+_FORBIDDEN = {".": "a dot", "`": "a backtick", "\0": "a NUL character"}
 
 
 def records_table(records: Sequence[dict[str, Any]], passthrough: pa.Table, images: pa.Array | None = None) -> pa.Table:
@@ -60,18 +80,48 @@ def is_corrupt(error: BaseException) -> bool:
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
+def badly_named(shard: CorpusShard, passthrough: pa.Schema) -> pa.Table:
+    """The one reject of a file whose name is not UTF-8."""
+    return bad_records(1, bad_name_message(shard.uri), shard.uri, passthrough)
+
+
+def name_problem(name: str) -> str | None:
+    """Why no table can have a column of this name; None if one can.
+
+    >>> name_problem("price.eur")
+    'has a dot in its name'
+    """
+    if name in RESERVED or name in _INTERNAL or name.startswith(_PREFIXES):
+        return "has a name that isthmus reserves"
+    if name in _OF_LANCE:
+        return "has a name that Lance reserves"
+    if not name:
+        return "has no name"
+    if not is_utf8(name):
+        return "has a name that is not UTF-8"
+    return next((f"has {what} in its name" for sign, what in _FORBIDDEN.items() if sign in name), None)
+
+
 def check_passthrough(names: Sequence[str], corpus: str) -> None:
-    """Reject columns whose names have another meaning in a table.
+    """Reject columns whose names have another meaning in a table, or that Lance refuses.
 
     Raises:
         ValueError: names the column and the remedy.
     """
     for name in names:
-        if name in RESERVED or name in _INTERNAL or name.startswith((RECORD_PREFIX, blocks.SECONDS_PREFIX)):
+        if problem := name_problem(name):
             raise ValueError(
-                f"corpus {corpus}: column {name!r} has a name that isthmus reserves; rename it, or give it "
-                "a role with --columns.ROLE"
+                f"corpus {corpus}: column {name!r} {problem}; rename it, or give it a role with --columns.ROLE"
             )
+
+
+def check_encodable(names: Sequence[str], corpus: str) -> None:
+    """Reject field names that Arrow cannot hold: JSON may escape half of a surrogate pair.
+
+    Raises:
+        ValueError: names the field and the remedy.
+    """
+    check_passthrough([name for name in names if not is_utf8(name)], corpus)
 
 
 def check_roles(columns: Columns, names: Sequence[str], corpus: str, roles: Sequence[str] = ()) -> None:
@@ -127,13 +177,13 @@ def resolve_picture(path: str, root: str) -> str:
     """The absolute URI of a picture named in a corpus.
 
     Args:
-        path: absolute, `scheme://…`, or relative to `root`.
+        path: absolute, `scheme://…`, or relative to `root`. A file on disk may have a name that looks like a URI.
         root: the folder that relative paths start from and may not leave.
 
     Raises:
         ValueError: a relative path leads out of the corpus.
     """
-    if "://" in path or path.startswith("/"):
+    if path.startswith("/") or ("://" in path and not _is_file_below(root, path)):
         return path
     parts: list[str] = []
     for part in path.replace("\\", "/").split("/"):
@@ -144,3 +194,7 @@ def resolve_picture(path: str, root: str) -> str:
         elif part not in ("", "."):
             parts.append(part)
     return "/".join([root.rstrip("/"), *parts])
+
+
+def _is_file_below(root: str, path: str) -> bool:
+    return not is_remote(root) and os.path.isfile(f"{root}/{path}")  # noqa: PTH113  (a Path costs more than its stat)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.rows.contract import IMAGE, RESERVED, Columns
+from pipelines.rows.contract import RESERVED, Columns
 from pipelines.sources.records import (
     IMAGE_PATH,
     as_captions,
     as_key,
     bad_record,
+    check_encodable,
     check_passthrough,
     check_roles,
+    name_problem,
     picture_fields,
     records_table,
 )
-from pipelines.sources.values import fit_table
+from pipelines.sources.values import adopted, fit_table
 from pipelines.store.storage import Storage
 
 _URI_NAMES = (
@@ -71,6 +73,10 @@ class RowLayout:
         found = {"image": self.uri, "text": self.caption}
         return frozenset(name for name, field in found.items() if field is not None)
 
+    def adopting(self, table: pa.Schema) -> RowLayout:
+        """The layout with a table's types for the pass-through fields; see `adopted`."""
+        return replace(self, passthrough=adopted(self.passthrough, table))
+
     def table(self, rows: Sequence[Row], uri: str) -> pa.Table:
         """Rows as records and pass-through columns.
 
@@ -100,8 +106,10 @@ def choose_roles(names: Sequence[str], columns: Columns, corpus: str) -> Columns
     """The roles of a list's fields: the roles that the user named, and the usual names for the others.
 
     Raises:
-        ValueError: a named field is missing, or there are neither pictures nor captions.
+        ValueError: a named field is missing or has a name that is not UTF-8, or there are neither pictures nor
+            captions.
     """
+    check_encodable(names, corpus)
     check_roles(columns, names, corpus)
     uri = columns.uri or columns.image or next((n for n in _URI_NAMES if n in names and n != columns.caption), None)
     caption = columns.caption or next((n for n in _CAPTION_NAMES if n in names and n != uri), None)
@@ -130,7 +138,7 @@ def make_row_layout(types: pa.Schema, roles: Columns, root: str, corpus: str) ->
     passthrough = [field for field in types if field.name not in hidden]
     names = [field.name for field in passthrough]
     check_passthrough(names, corpus)
-    path_as = next((n for n in (IMAGE_PATH, roles.uri) if n and n not in {*names, IMAGE, *RESERVED}), None)
+    path_as = next((n for n in (IMAGE_PATH, roles.uri) if n and n not in names and not name_problem(n)), None)
     path_as = path_as if roles.uri is not None else None
     if path_as is not None:
         passthrough.append(pa.field(path_as, pa.string()))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from pipelines.rows.contract import Columns
+from pipelines.sources.file_names import readable
 from pipelines.sources.locate import range_locator
 from pipelines.sources.picture_names import PICTURE_SUFFIXES
 from pipelines.sources.records import is_corrupt
@@ -71,7 +72,7 @@ class TarReader:
             with tarfile.open(fileobj=handle, mode="r|*" if self._is_compressed() else "r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # otherwise every header stays in memory
-                    key, suffix = split_name(member.name)
+                    key, suffix = split_name(readable(member.name))
                     if not member.isfile() or posixpath.basename(key) == "":
                         continue
                     if pending is not None and pending.key != key:

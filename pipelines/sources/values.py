@@ -37,6 +37,8 @@ class TypeTally:
     def schema(self, without: Iterable[str] = ()) -> pa.Schema:
         """The narrowest types that hold the values seen so far; strings (JSON if necessary) for mixtures.
 
+        The type of a field without any value is null, and that of lists without any item `list<null>`.
+
         Args:
             without: fields to leave out.
         """
@@ -46,7 +48,7 @@ class TypeTally:
 
 def fit(value: Any, kind: pa.DataType) -> Any:
     """The value converted to its column's type: JSON if the column is text, None if it does not fit."""
-    if value is None:
+    if value is None or pa.types.is_null(kind):
         return None
     if pa.types.is_string(kind):
         return as_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
@@ -86,11 +88,58 @@ def _kinds_of(value: Any) -> set[str]:
     return {type(value).__name__}
 
 
+def adopted(guessed: pa.Schema, table: pa.Schema) -> pa.Schema:
+    """The fields with a table's types, where these keep every value: text, or any type if no value was seen.
+
+    Args:
+        guessed: fields whose types were guessed from the values of this corpus.
+        table: the schema of the table that the values go to.
+    """
+    known = {field.name: field.type for field in table}
+    return pa.schema([(field.name, _adopted(field.type, known.get(field.name))) for field in guessed])
+
+
+def _adopted(guessed: pa.DataType, known: pa.DataType | None) -> pa.DataType:
+    loose = None if known is None else _loose(known)
+    if loose is None:
+        return guessed
+    if pa.types.is_list(guessed) and pa.types.is_list(loose):
+        return pa.list_(_adopted(guessed.value_type, loose.value_type))
+    return loose if pa.types.is_string(loose) or pa.types.is_null(guessed) else guessed
+
+
+def _loose(known: pa.DataType) -> pa.DataType | None:
+    """The type of loosely typed values that comes nearest to a table's type; None if none does."""
+    if pa.types.is_list(known) or pa.types.is_large_list(known):
+        inner = _loose(known.value_type)
+        return None if inner is None else pa.list_(inner)
+    if pa.types.is_string(known) or pa.types.is_large_string(known):
+        return pa.string()
+    if pa.types.is_integer(known):
+        return pa.int64()
+    if pa.types.is_floating(known):
+        return pa.float64()
+    return known if pa.types.is_boolean(known) else None
+
+
+def without_null_types(schema: pa.Schema) -> pa.Schema:
+    """The fields with text in place of unknown types: text holds whatever values may come."""
+    return pa.schema([(field.name, _known(field.type)) for field in schema])
+
+
+def _known(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_known(kind.value_type))
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
 def _type_of(kinds: set[str]) -> pa.DataType:
-    if kinds and all(kind.startswith(_LIST) for kind in kinds):
+    if not kinds:
+        return pa.null()
+    if all(kind.startswith(_LIST) for kind in kinds):
         return pa.list_(_type_of({kind.removeprefix(_LIST) for kind in kinds} - {""}))
     if kinds == {"bool"}:
         return pa.bool_()
     if kinds == {"int"}:
         return pa.int64()
-    return pa.float64() if kinds and kinds <= {"int", "float"} else pa.string()
+    return pa.float64() if kinds <= {"int", "float"} else pa.string()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -13,10 +13,20 @@ import pyarrow as pa
 
 from pipelines.rows.contract import RESERVED, Columns
 from pipelines.sources.base import CorpusShard
-from pipelines.sources.listing import FileInfo, open_shard
-from pipelines.sources.records import as_captions, as_key, bad_record, check_passthrough, check_roles, records_table
+from pipelines.sources.file_names import has_bad_name
+from pipelines.sources.listing import FileInfo, open_shard, well_named
+from pipelines.sources.records import (
+    as_captions,
+    as_key,
+    bad_record,
+    badly_named,
+    check_encodable,
+    check_passthrough,
+    check_roles,
+    records_table,
+)
 from pipelines.sources.tar_samples import TarReader, TarSample
-from pipelines.sources.values import TypeTally, fit_table
+from pipelines.sources.values import TypeTally, adopted, fit_table, without_null_types
 from pipelines.store.storage import Storage
 
 _KEY = "__key__"
@@ -32,10 +42,18 @@ class WebDatasetSource:
     """A corpus of tars. A sample of the first tars decides the types of the JSON fields once.
 
     A JSON field that is not in the sample is dropped. A value that does not fit its column becomes null.
+
+    Attributes:
+        columns: the roles that the user named.
+        passthrough: the fields that go to the table. A field without a value in the sample is text.
+        guessed: the same fields as the sample shows them; the type is null where it holds no value.
+        has: the modalities that the sampled records hold.
+        storage: how to reach the tars.
     """
 
     columns: Columns
     passthrough: pa.Schema
+    guessed: pa.Schema
     has: frozenset[str]
     storage: Storage
     _files: tuple[FileInfo, ...] = field(default=(), repr=False, compare=False)
@@ -46,6 +64,13 @@ class WebDatasetSource:
     def schema(self) -> pa.Schema:
         """The fields that pass through to the table."""
         return self.passthrough
+
+    def adopting(self, table: pa.Schema) -> WebDatasetSource:
+        """The same corpus with a table's types; see `adopted`. A sample of whole numbers may be one of floats."""
+        floats = {f.name for f in table if pa.types.is_floating(f.type)}
+        known = adopted(self.guessed, table)
+        wide = [f.with_type(pa.float64()) if f.name in floats and pa.types.is_integer(f.type) else f for f in known]
+        return replace(self, passthrough=without_null_types(pa.schema(wide)))
 
     def modalities(self) -> frozenset[str]:
         """The modalities that the sampled records hold."""
@@ -61,6 +86,9 @@ class WebDatasetSource:
         Raises:
             OSError: the tar cannot be opened, changed after it was listed, or the store fails.
         """
+        if has_bad_name(shard.version):
+            yield badly_named(shard, self.schema())
+            return
         batch: list[TarSample] = []
         size = 0
         for sample in _samples(shard, TarReader(uri=shard.uri, columns=self.columns), self.storage):
@@ -99,24 +127,26 @@ def open_webdataset(corpus: str, files: list[FileInfo], columns: Columns, storag
     Raises:
         ValueError: a named field is in no sampled record, a field's name is reserved, or no record can be read.
     """
-    sampled = _sample(files, columns, storage)
+    sampled = _sample(well_named(files, corpus), columns, storage)
     whole = [sample for sample in sampled if sample.error is None]
     if sampled and not whole:
         raise ValueError(f"corpus {corpus}: no record can be read; {sampled[0].error}")
     tally = TypeTally()
     for sample in whole:
         tally.add(sample.meta)
+    check_encodable(tally.names(), corpus)
     _check(corpus, columns, tally.names(), {suffix[1:] for sample in whole for suffix in sample.suffixes})
     ids = {name for name in (columns.key, columns.item) if name in RESERVED}
-    passthrough = tally.schema(without={columns.caption or "caption"} | ids)
-    check_passthrough(passthrough.names, corpus)
+    guessed = tally.schema(without={columns.caption or "caption"} | ids)
+    check_passthrough(guessed.names, corpus)
     has = {
         "image": any(sample.has_picture for sample in whole),
         "text": any(sample.text or sample.meta.get(columns.caption or "caption") for sample in whole),
     }
     return WebDatasetSource(
         columns=columns,
-        passthrough=passthrough,
+        passthrough=without_null_types(guessed),
+        guessed=guessed,
         has=frozenset(name for name, there in has.items() if there),
         storage=storage,
         _files=tuple(files),

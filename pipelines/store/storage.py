@@ -47,7 +47,7 @@ def absolute(uri: str) -> str:
     """
     if is_remote(uri):
         return uri.rstrip("/")
-    if "://" in uri:
+    if "://" in uri and not os.path.lexists(uri):  # a folder may be named `a:`
         scheme = uri.split("://", 1)[0]
         raise ValueError(f"{uri!r}: scheme {scheme!r} is not supported; give a local path or s3://bucket/…")
     return str(Path(os.path.abspath(Path(uri).expanduser())))  # noqa: PTH100  (resolve() would follow links)

@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import pyarrow as pa
 
-from pipelines.rows.contract import PICTURE, TEXT
 from pipelines.store.retries import CONTACT, has_ended, is_of_the_store, retry
 from pipelines.store.storage import TableRef, is_remote
-from pipelines.tables.provenance import Provenance
 
 if TYPE_CHECKING:
     import lance
-
-# Columns that a table may lack: older tables do. Without them, updating the table is only slower.
-OPTIONAL = frozenset({PICTURE, TEXT})
 
 
 @overload
@@ -144,28 +139,6 @@ def append_rows(ref: TableRef, rows: pa.Table, *, overwrite: bool = False) -> No
     if open_dataset(ref, missing_ok=True) is None:
         create_dataset(ref, rows.schema)
     lance.write_dataset(rows, ref.uri, mode="overwrite" if overwrite else "append", storage_options=ref.options)
-
-
-def check_schema(existing: pa.Schema, wanted: pa.Schema, table: TableRef) -> None:
-    """Reject rows that do not fit the existing table.
-
-    Raises:
-        EncoderMismatchError: another encoder made the table's vectors.
-        ValueError: a column is missing from the table, or has another type there.
-    """
-    there, new = Provenance.from_schema(existing, str(table)), Provenance.from_schema(wanted)
-    there.check_same_encoder(new.encoder, str(table))
-    for column in wanted:
-        if existing.get_field_index(column.name) < 0:
-            if column.name in OPTIONAL:
-                continue
-            raise ValueError(
-                f"table {table}: has no column {column.name!r} ({column.type}) of this corpus; "
-                "embed into a new table, or drop the column from the corpus"
-            )
-        found = existing.field(column.name).type
-        if found != column.type:
-            raise ValueError(f"table {table}: column {column.name!r} is {found}, but the corpus has {column.type}")
 
 
 def translate(error: Exception, uri: str) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import pairs, picture
+from corpora import pairs, picture, write_parquet
 from engines import on_engine
 from PIL import Image
 
@@ -120,3 +121,34 @@ def test_members_that_leave_their_tar_are_names_and_write_nothing(tmp_path: Path
     assert all(str(row["image_uri"]).startswith(str(tmp_path / "tars" / "0.tar")) for row in rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "db"])
     assert not Path("/tmp/isthmus-evil.jpg").exists()
+
+
+def _rejects(table: Path) -> list[dict[str, object]]:
+    return lance.dataset(f"{table}_rejects.lance").to_table().to_pylist()
+
+
+def test_a_file_name_that_is_not_utf8_is_one_reject_and_the_rest_goes_on(tmp_path: Path) -> None:
+    folder, table = tmp_path / "c", tmp_path / "db" / "t"
+    folder.mkdir()
+    for pair in pairs(3):
+        (folder / f"{pair.key}.jpg").write_bytes(pair.image)
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(picture(7))
+    (folder / "x#row=1&column=a.jpg").write_bytes(picture(8))
+    options = {"corpus": str(folder), "table": str(table), "encoder": "fake", **on_engine()}
+    report = embed(EmbedConfig(**options))
+    assert (report.rows_in, report.written, report.rejected) == (5, 4, {"bad_record": 1})
+    (reject,) = _rejects(table)
+    assert reject["source"] == f"{folder}/caf\\xe9.jpg"
+    assert "the name is not UTF-8" in str(reject["message"])
+    assert embed(EmbedConfig(**options)).rows_in == 0, "it is settled"
+    (folder / os.fsdecode(b"caf\xe9.jpg")).rename(folder / "café.jpg")
+    assert embed(EmbedConfig(**options)).written == 1
+
+
+def test_a_parquet_file_whose_name_is_not_utf8_is_one_reject(tmp_path: Path) -> None:
+    folder, table = tmp_path / "c", tmp_path / "db" / "t"
+    write_parquet(folder / "a.parquet", pairs(3))
+    write_parquet(folder / "b.parquet", pairs(3, seed=1)).rename(folder / os.fsdecode(b"\xff.parquet"))
+    report = embed(EmbedConfig(corpus=str(folder), table=str(table), encoder="fake", **on_engine()))
+    assert (report.written, report.rejected) == (3, {"bad_record": 1})
+    assert [row["source"] for row in _rejects(table)] == [f"{folder}/\\xff.parquet"]

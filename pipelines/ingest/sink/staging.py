@@ -16,13 +16,27 @@ import pyarrow.compute as pc
 
 from pipelines.ledger.claims import Claim, claims_of_columns, file_of
 from pipelines.ledger.rejects import REJECT_ID, REJECTS_SCHEMA, TOKEN
-from pipelines.rows.blocks import END, LAST, MESSAGE, OVERLONG, READY, REASON, REUSED, STAGE, timing_columns, unwrap
+from pipelines.rows.blocks import (
+    END,
+    LAST,
+    MESSAGE,
+    OVERLONG,
+    READY,
+    REASON,
+    REUSED,
+    STAGE,
+    shorten,
+    timing_columns,
+    unwrap,
+)
 from pipelines.rows.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
 from pipelines.rows.pace import BlockTime
+from pipelines.rows.types import cast, first_misfit
 from pipelines.store.faults import fault, fault_is_set
 from pipelines.store.memory import freed_memory
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
+from pipelines.tables.schemas import remedy
 from pipelines.vectors.fused import with_fused
 
 if TYPE_CHECKING:
@@ -102,6 +116,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
         files: the files of the corpus.
 
     Raises:
+        ValueError: a value does not fit the table's type of its column.
         OSError: the store cannot be written.
         RuntimeError: Lance wrote another number of rows than it was given.
     """
@@ -114,7 +129,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
     is_rejected = pc.is_valid(group[REASON])
     # A filter copies all vectors, and usually no row was rejected.
     kept = group.filter(pc.invert(is_rejected)) if pc.any(is_rejected).as_py() else group
-    good = _conform(kept, schema)
+    good = _conform(kept, schema, table, files)
     fragments = _write(table, good)
     seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
     seconds["stage"] = time.perf_counter() - started
@@ -159,11 +174,32 @@ def _block_time(block: pa.Table) -> BlockTime:
     return BlockTime(ready=ready, rows=block.num_rows, decode_s=decode_s, encode_s=encode_s)
 
 
-def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+def _conform(rows: pa.Table, schema: pa.Schema, table: TableRef, files: Files) -> pa.Table:
     columns = [
-        rows[field.name] if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type) for field in schema
+        _fitted(rows, field, table, files) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+        for field in schema
     ]
     return with_fused(pa.table(columns, names=schema.names).cast(schema), schema)
+
+
+def _fitted(rows: pa.Table, field: pa.Field, table: TableRef, files: Files) -> pa.ChunkedArray:
+    """A column in the table's type.
+
+    Raises:
+        ValueError: a value does not fit; names its file and record, the column, both types and the remedy.
+    """
+    column = rows[field.name]
+    try:
+        return column if column.type == field.type else cast(column, field.type)
+    except pa.ArrowInvalid:
+        row = first_misfit(column, field.type)
+    shard, position, value = rows[SHARD][row].as_py(), rows[POSITION][row].as_py(), column[row].as_py()
+    file = files.uris.get(file_of(shard)) or rows[IMAGE_URI][row].as_py() or shard
+    raise ValueError(
+        f"{file}: column {field.name!r} is {column.type}, but {field.type} in table {table}, which cannot hold "
+        f"{shorten(repr(value))} (record {position} of its shard); {remedy(field.name, column.type, field.type)}. "
+        "The table is as of its last commit"
+    )
 
 
 def _write(table: TableRef, rows: pa.Table) -> tuple[str, ...]:

@@ -291,9 +291,10 @@ def _verdict(record: dict[str, Any], captions: list[str], settings: ReadSettings
     if settings.keyed and record["key"] is None:
         return Reason.MISSING_KEY.value, "the key column is null in this row"
     has_image = record["image"] is not None or (not settings.fetch and record["image_uri"])
-    if not has_image and ("image" in settings.needs or not captions):
+    has_neither = not has_image and not captions
+    if not has_image and ("image" in settings.needs or (has_neither and settings.fetch)):
         return Reason.MISSING_IMAGE.value, "the row has no picture"
-    if not captions and "text" in settings.needs:
+    if not captions and ("text" in settings.needs or has_neither):
         return Reason.MISSING_CAPTION.value, "the row has no caption"
     return None, None
 

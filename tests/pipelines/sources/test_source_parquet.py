@@ -65,7 +65,7 @@ def test_a_pandas_index_is_a_column_like_any_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["image", "_reason", "@key", "_rowid"])
 def test_names_of_the_blocks_between_the_stages_are_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "c.parquet", {"jpg": [b"x"], "caption": ["c"], name: [1]})
-    with pytest.raises(ValueError, match="isthmus reserves"):
+    with pytest.raises(ValueError, match=r"(isthmus|Lance) reserves"):
         opened(path, image="jpg")
 
 

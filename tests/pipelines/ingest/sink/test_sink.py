@@ -23,8 +23,9 @@ from pipelines.ledger.reading import read_rejects
 from pipelines.rows.contract import ROW_ID
 from pipelines.store.storage import TableRef
 from pipelines.tables.lease import LEASE_KEY, Holder, Lease, LeaseHeldError
-from pipelines.tables.opening import check_schema, create_dataset, is_conflict, open_dataset
+from pipelines.tables.opening import create_dataset, is_conflict, open_dataset
 from pipelines.tables.provenance import EncoderMismatchError, Provenance
+from pipelines.tables.schemas import check_schema
 from pipelines.tables.swap import swap_operation
 
 
