@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for the servers 
 from faulty_store import TRANSIENT, FaultyStore, faulty
 from stores import BUCKET, OTHER_BUCKET, client, options, other_options, seaweedfs
 
+from pipelines.ledger.rejects import REJECT_ID, TOKEN
 from pipelines.store.faults import ONCE_VARIABLE, POINTS, VARIABLE
 
 _ROUND_LIMIT_S = 240.0
@@ -280,11 +281,14 @@ def disturb(way: str, place: Place, log: Path, rng: random.Random, marker: Path)
     return kills
 
 
+_ORDER = [(name, "ascending") for name in ("row_id", "source", "caption")]
+
+
 def contents(place: Place, table: str) -> tuple[pa.Table, list[dict[str, Any]]]:
     """Rows and rejects, sorted. The column of attempts is left out, because a retry changes it."""
     rows, rejects = place.dataset(f"{table}.lance"), place.dataset(f"{table}_rejects.lance")
     assert rows is not None
-    lost = rejects.to_table().drop_columns(["attempt"]).sort_by("reject_id").to_pylist() if rejects else []
+    lost = rejects.to_table().drop_columns(["attempt", REJECT_ID, TOKEN]).sort_by(_ORDER).to_pylist() if rejects else []
     return rows.to_table().sort_by("row_id"), lost
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from corpora import pairs, write_parquet
+from stored import stored_rejects
 
 ROWS, COMMIT_ROWS = 3_000, 64
 _KEPT = ["row_id", "item_id", "caption", "year", "image_vector", "text_vector"]
@@ -47,7 +48,7 @@ def rows(table: Path) -> pa.Table:
 
 
 def rejects(table: Path) -> pa.Table:
-    return lance.dataset(f"{table}_rejects.lance").to_table().sort_by("reject_id")
+    return stored_rejects(str(table))
 
 
 def settled(table: Path) -> int:

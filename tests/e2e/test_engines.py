@@ -22,6 +22,7 @@ from commands import isthmus_process as isthmus
 from corpora import Pair, pairs, write_parquet
 from killing import is_worker
 from pydantic import ValidationError
+from stored import stored_rejects
 
 from jobs.embed import EmbedConfig, prepare, run
 from pipelines.cluster import machine
@@ -48,7 +49,7 @@ def embed(corpus: Path, table: Path, **more: Any) -> Any:
 
 def contents(table: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
     path = Path(f"{table}_rejects.lance")
-    rejects = lance.dataset(str(path)).to_table().sort_by("reject_id").to_pylist() if path.exists() else []
+    rejects = stored_rejects(str(table)).to_pylist() if path.exists() else []
     return lance.dataset(f"{table}.lance").to_table().sort_by("row_id"), rejects
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from corpora import Pair, pairs, write_parquet
+from stored import stored_rejects
 from stores import BUCKET, options, seaweedfs
 
 from pipelines.store.faults import ONCE_VARIABLE, POINTS, VARIABLE
@@ -58,8 +59,7 @@ def no_suspects() -> None:
 def contents(table: str, storage: dict[str, str] | None = None) -> tuple[pa.Table, list[Any]]:
     """The table's rows and its rejects, sorted."""
     rows = lance.dataset(f"{table}.lance", storage_options=storage).to_table().sort_by("row_id")
-    rejects = lance.dataset(f"{table}_rejects.lance", storage_options=storage).to_table().sort_by("reject_id")
-    return rows, rejects.to_pylist()
+    return rows, stored_rejects(table, storage).to_pylist()
 
 
 def assert_equal(found: tuple[pa.Table, list[Any]], wanted: tuple[pa.Table, list[Any]]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from blake3 import blake3
 from corpora import Pair, pairs, picture, write_folder, write_parquet
 from engines import on_engine
+from stored import stored_rejects
 
 from jobs.embed import EmbedConfig
 from jobs.embed import run as embed
@@ -61,7 +62,7 @@ def rows_of(table: Path, version: int | None = None) -> pa.Table:
 
 def rejects_of(table: Path) -> pa.Table | None:
     path = Path(f"{table}_rejects.lance")
-    found = lance.dataset(str(path)).to_table().sort_by("reject_id") if path.exists() else None
+    found = stored_rejects(str(table)) if path.exists() else None
     return found if found is not None and found.num_rows else None
 
 
