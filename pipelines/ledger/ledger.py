@@ -47,6 +47,7 @@ class Ledger:
         self._token: str | None = None
         self._recorded_version = 0
         self._must_rebuild: str | None = None
+        self._is_lost = False
         self.coverage = Coverage()
         self.version = 0
         self.rebuilt: str | None = None
@@ -64,6 +65,7 @@ class Ledger:
             return ledger
         ledger._load(dataset)
         ledger.catch_up(dataset)
+        ledger._is_lost = False
         return ledger
 
     @classmethod
@@ -116,6 +118,7 @@ class Ledger:
     def _load(self, dataset: lance.LanceDataset) -> None:
         stored = self._stored.load()
         if stored is None:
+            self._is_lost = True
             return
         self.coverage = stored.coverage
         if stored.anchor.table != identity_of(dataset.schema):
@@ -150,7 +153,7 @@ class Ledger:
     def _rebuild(self, dataset: lance.LanceDataset, why: str) -> None:
         log.warning("table %s: what is settled is rebuilt from its rows: %s", self._table, why)
         self.rebuilt, self._must_rebuild = why, None
-        change = rebuilt_from_rows(self._table, dataset, self.coverage)
+        change = rebuilt_from_rows(self._table, dataset, self.coverage, ledger_is_lost=self._is_lost)
         fresh = Coverage()
         fresh.remember(self.coverage)
         fresh.apply(change)

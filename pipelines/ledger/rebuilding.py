@@ -27,17 +27,18 @@ if TYPE_CHECKING:
 Record = tuple[str, int]
 
 
-def rebuilt_from_rows(table: TableRef, dataset: lance.LanceDataset, known: Coverage) -> Change:
+def rebuilt_from_rows(table: TableRef, dataset: lance.LanceDataset, known: Coverage, *, ledger_is_lost: bool) -> Change:
     """What is settled by the rows and the rejects, as one change.
 
     Args:
         table: the table.
         dataset: the version whose rows are read.
         known: an untrusted coverage. Ends of shards, files and tokens of landed commits are taken from it.
+        ledger_is_lost: whether there was no ledger to take them from.
     """
     rows = retry(lambda: _row_claims(dataset), table.uri)
     settled = Coverage(merge_claims(rows))
-    rejects = _rejects_that_count(table, dataset, settled, known)
+    rejects = _rejects_that_count(table, dataset, settled, known, ledger_is_lost=ledger_is_lost)
     claims = merge_claims([*rows, *claims_of((*record, False, True) for record, _, n in rejects for _ in range(n))])
     shards = {claim.shard for claim in claims}
     ends = [_end(shard, stop) for shard, stop in sorted(known.ends.items()) if shard in shards]
@@ -60,12 +61,12 @@ def _row_claims(dataset: lance.LanceDataset) -> list[Claim]:
 
 
 def _rejects_that_count(
-    table: TableRef, dataset: lance.LanceDataset, settled: Coverage, known: Coverage
+    table: TableRef, dataset: lance.LanceDataset, settled: Coverage, known: Coverage, *, ledger_is_lost: bool
 ) -> list[tuple[Record, str, int]]:
     """Each rejected record with the token whose rejects count, and the number of these rejects.
 
-    A reject is true of its record, whether or not its commit landed. But a record that has rows keeps only rejects that
-    are known to have landed with them: others are of an earlier attempt.
+    Those count that are known to have landed; the records of others are read again. If the ledger is lost, nothing is
+    known. Then all rejects count, because each is true of its record, except those of records that have rows.
     """
     rejects = open_rejects(table, dataset)
     if rejects is None:
@@ -78,7 +79,7 @@ def _rejects_that_count(
     chosen = []
     for record, tokens in sorted(found.items()):
         token = max(tokens, key=lambda token: (token in landed, max(tokens[token])))
-        if not settled.has(*record) or token in landed or not landed:
+        if token in landed or (ledger_is_lost and not settled.has(*record)):
             chosen.append((record, token, len(tokens[token])))
     return chosen
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import lance
 from lance.fragment import FragmentMetadata
 
-from pipelines.ingest.sink.fitting import StaleGroupError, check_files, check_schema_of
+from pipelines.ingest.sink.fitting import StaleGroupError, check_schema_of
 from pipelines.ingest.sink.landing import Lander, Step
 from pipelines.ingest.sink.rejects import add_rejects, attempts_so_far, rejected_records, sweep_rejects
 from pipelines.ingest.sink.staging import STAGED_LIFE_S, StagedGroup
@@ -165,7 +165,6 @@ class Committer:
                 return None
             fragments = [FragmentMetadata.from_json(text) for group in fresh for text in group.fragments]
             check_schema_of(dataset, fragments, self._table)
-            check_files(fragments, self._table)
             self._add_rejects(dataset, fresh)
             self._stale.look_up_again_if_moved(dataset, surely=moved)
             leaving = self._stale.succeeded_by(row_id for group in fresh for row_id in group.successors)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import lance
 from lance.fragment import FragmentMetadata
 
+from pipelines.ingest.sink.fitting import check_files
 from pipelines.ingest.sink.stale import MovedRowsError, StaleRow, leaving_fragments
 from pipelines.ledger.claims import Change
 from pipelines.ledger.history import TOKEN_PROPERTY, commit_at
@@ -104,11 +105,13 @@ class Lander:
 
         Raises:
             MovedRowsError: the leaving rows are not where they were looked up.
+            StaleGroupError: staged files are gone.
         """
         fault("before_commit")
         try:
             updated, removed = leaving_fragments(dataset, step.leaving)
             operation = swap_operation(dataset, step.fragments, updated, removed)
+            check_files(step.fragments, self._table)
             return swap(self._table, dataset, operation, {**step.change.to_properties(), TOKEN_PROPERTY: token})
         except (OSError, ValueError) as error:
             if is_conflict(error):

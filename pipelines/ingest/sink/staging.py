@@ -131,7 +131,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
     kept = group.filter(pc.invert(is_rejected)) if pc.any(is_rejected).as_py() else group
     good = _conform(kept, schema, table, files)
     fragments = _write(table, good)
-    seconds = {stage: pc.sum(group[name]).as_py() for stage, name in timing_columns(group.schema).items()}
+    seconds = {stage: pc.sum(group[name]).as_py() or 0.0 for stage, name in timing_columns(group.schema).items()}
     seconds["stage"] = time.perf_counter() - started
     fault("after_stage")
     names = {file_of(shard) for shard in [*pc.unique(group[SHARD]).to_pylist(), *(claim.shard for claim in ends)]}
