@@ -83,6 +83,7 @@ def embed(
         source = adopt_types(source, settled_types(existing, source.schema()))
     schema = table_schema(source, description, settings)
     check_table(table, existing, schema, settings.corpus)
+    Ledger.check_place(table)
     ledger = Ledger.reconcile(table)
     plan = make_plan(source, ledger.coverage, description, settings)
     if plan.is_empty and not settings.retry and existing is not None and not ledger.rebuilt:

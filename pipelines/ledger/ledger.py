@@ -18,6 +18,7 @@ from pipelines.ledger.claims import Change
 from pipelines.ledger.coverage import Coverage
 from pipelines.ledger.history import commit_at
 from pipelines.ledger.rebuilding import rebuilt_from_rows
+from pipelines.ledger.rejects import check_rejects
 from pipelines.ledger.stored import Anchor, Stored, StoredLedger
 from pipelines.store.storage import TableRef
 from pipelines.tables.identity import identity_of
@@ -73,6 +74,16 @@ class Ledger:
         """The newest version of `table` that the stored ledger accounts for; 0 if there is none."""
         stored = StoredLedger(table).load()
         return stored.anchor.version if stored else 0
+
+    @staticmethod
+    def check_place(table: TableRef) -> None:
+        """Check, before anything is written, that the ledger and the rejects would not replace somebody's table.
+
+        Raises:
+            ValueError: names the table that is in the way, and the remedy.
+        """
+        StoredLedger(table).check()
+        check_rejects(table)
 
     def catch_up(self, dataset: lance.LanceDataset) -> None:
         """Apply the table's changes after `version`, up to the version of `dataset`."""

@@ -12,13 +12,16 @@ import pyarrow as pa
 
 from pipelines.rows.contract import CAPTION, POSITION, ROW_ID, SHARD
 from pipelines.store.storage import TableRef
+from pipelines.tables.identity import identity_of
 from pipelines.tables.opening import open_dataset
+from pipelines.tables.siblings import check_ours, is_of, marked
 
 if TYPE_CHECKING:
     import lance
 
 REJECT_ID = "reject_id"
 TOKEN = "token"
+_ROLE = "rejects"
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -46,7 +49,26 @@ def open_rejects(table: TableRef, dataset: lance.LanceDataset) -> lance.LanceDat
         table: the table.
         dataset: the table, opened.
     """
-    return open_dataset(table.sibling("rejects"), missing_ok=True)
+    found = open_dataset(table.sibling("rejects"), missing_ok=True)
+    if found is None or not _is_rejects(found.schema) or not is_of(found.schema, dataset):
+        return None
+    return found
+
+
+def check_rejects(table: TableRef) -> None:
+    """Check that the place of a table's rejects is free or ours.
+
+    Raises:
+        ValueError: another table of this name is there.
+    """
+    ref = table.sibling("rejects")
+    found = open_dataset(ref, missing_ok=True)
+    if found is not None:
+        check_ours(ref, found.schema, _ROLE, OLD_REJECTS_SCHEMA)
+
+
+def _is_rejects(schema: pa.Schema) -> bool:
+    return set(OLD_REJECTS_SCHEMA.names) <= set(schema.names)
 
 
 def rejects_schema(dataset: lance.LanceDataset) -> pa.Schema:
@@ -55,7 +77,7 @@ def rejects_schema(dataset: lance.LanceDataset) -> pa.Schema:
     Args:
         dataset: the table, opened.
     """
-    return REJECTS_SCHEMA
+    return marked(REJECTS_SCHEMA, _ROLE, identity_of(dataset.schema))
 
 
 def token_of(row: dict[str, Any]) -> str:

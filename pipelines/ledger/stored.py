@@ -16,6 +16,7 @@ from pipelines.ledger.coverage import Coverage
 from pipelines.store.retries import is_of_the_store, retry
 from pipelines.store.storage import TableRef
 from pipelines.tables.opening import append_rows, open_dataset
+from pipelines.tables.siblings import check_ours, marked
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -36,6 +37,7 @@ LEDGER_SCHEMA = pa.schema(
 )
 _NEW_COLUMNS = ("table", "commit", "token")
 OLD_LEDGER_SCHEMA = pa.schema([field for field in LEDGER_SCHEMA if field.name not in _NEW_COLUMNS])
+_ROLE = "ledger"
 _COMPACT_ABOVE_FRAGMENTS = 64
 # Rows converted to Python objects at a time; a ledger may hold millions.
 _ROWS_AT_ONCE = 65_536
@@ -110,6 +112,22 @@ class StoredLedger:
             self._is_damaged = True
             return None
 
+    def check(self) -> None:
+        """Check that the place of the ledger is free or ours. A ledger that cannot be read passes for ours.
+
+        Raises:
+            ValueError: another table of this name is there.
+            OSError: the store cannot be read.
+        """
+        try:
+            found = open_dataset(self._ref, missing_ok=True)
+        except Exception as error:
+            if is_of_the_store(error):
+                raise
+            return
+        if found is not None:
+            check_ours(self._ref, found.schema, _ROLE, OLD_LEDGER_SCHEMA)
+
     def start_anew(self) -> None:
         """The next write replaces what is stored."""
         self._start_anew, self._carried = True, LEDGER_SCHEMA.empty_table()
@@ -125,6 +143,7 @@ class StoredLedger:
         rows = [{**row, **common, "table_version": at} for at, change in changes for row in _rows(change)]
         rows.append({**common, "kind": _NOTHING, "table_version": anchor.version, "commit": anchor.commit})
         data = pa.concat_tables([self._carried, pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)])
+        data = data.cast(marked(LEDGER_SCHEMA, _ROLE, anchor.table))
         if self._is_damaged:
             self._ref.storage.filesystem(self._ref.uri).rm(self._ref.uri, recursive=True)
             self._is_damaged = False

@@ -310,6 +310,26 @@ def test_a_driver_that_finds_its_work_done_says_so(
     assert (again.rows_in, again.skipped) == (0, 60)
 
 
+# A table that somebody else made is nobody's sibling.
+
+
+@pytest.mark.parametrize("role", ["ledger", "rejects"])
+def test_a_users_own_table_of_a_siblings_name_is_left_alone(place: Path, tmp_path: Path, role: str) -> None:
+    corpus = write(tmp_path / "a.parquet", range(20), bad=lambda i: i == 3)
+    mine = pa.table({"note": ["mine", "too"]})
+    database(place).create_table(f"t_{role}", mine)
+    with pytest.raises(ValueError, match=rf"t_{role}: was not made by isthmus.*Rename 't_{role}'"):
+        run(corpus, place)
+    assert not Path(f"{place}.lance").exists()
+    run(corpus, place.with_name("u"))
+    shutil.rmtree(f"{place.with_name('u')}_{role}.lance")
+    database(place).create_table(f"u_{role}", mine)
+    with pytest.raises(ValueError, match=f"u_{role}: was not made by isthmus"):
+        maintain(MaintainConfig(table=str(place.with_name("u"))))
+    for name in ("t", "u"):
+        assert database(place).open_table(f"{name}_{role}").to_arrow().equals(mine)
+
+
 # The commit covers the schema and the files.
 
 

@@ -87,6 +87,8 @@ def maintain(table: TableRef, retention: Retention, *, wait_s: float = 0.0) -> l
         RuntimeError: a check failed before anything was removed.
         OSError: the store fails; the table is whole.
     """
+    open_dataset(table)
+    Ledger.check_place(table)
     lease = _acquire(table, wait_s)
     try:
         return _maintain(table, retention, lease)
