@@ -17,6 +17,7 @@ from pipelines.ingest.engines.protocol import Engine, Ran, WorkersDiedError
 from pipelines.ingest.identity import PICTURE_DIGEST, PICTURE_DIGEST_KEY
 from pipelines.ingest.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
 from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
+from pipelines.ingest.placing import registered_corpora
 from pipelines.ingest.planning import plan_pools
 from pipelines.ingest.sink.committing import Committer
 from pipelines.ingest.sink.ledger import Ledger
@@ -36,10 +37,12 @@ from pipelines.rows.contract import (
     vector_type,
 )
 from pipelines.rows.pace import Pace
+from pipelines.sources import Corpus
 from pipelines.sources.base import Source
 from pipelines.store.faults import fault
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
+from pipelines.tables.corpora import remember_corpora
 from pipelines.tables.jobs import remember_job
 from pipelines.tables.lease import Lease
 from pipelines.tables.opening import check_schema, create_dataset, open_dataset
@@ -50,7 +53,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def embed(
-    source: Source,
+    source: Corpus,
     description: Description,
     table: TableRef,
     settings: EmbedSettings,
@@ -82,7 +85,8 @@ def embed(
         check_schema(existing.schema, schema, table)
         schema = existing.schema
     ledger = Ledger.reconcile(table)
-    plan = make_plan(source, ledger.coverage, description, settings)
+    corpora = registered_corpora(existing, ledger.coverage)
+    plan = make_plan(source, ledger.coverage, description, settings, corpora)
     if plan.is_empty and not settings.retry and existing is not None:
         return _report(plan, description, table, started, version=int(existing.version))
     engine = _choose_engine(settings, reserve)
@@ -100,8 +104,9 @@ def embed(
         # `isthmus fuse` may have added or changed the fused column between the first look and the lease.
         schema = now.schema
         # Another driver may have committed between the plan and the lease.
-        plan = make_plan(source, ledger.coverage, description, settings)
+        plan = make_plan(source, ledger.coverage, description, settings, registered_corpora(now, ledger.coverage))
         check_deletions(plan, ledger.coverage, settings, table)
+        remember_corpora(table, plan.corpora)
         if settings.job is not None:
             remember_job(table, settings.corpus, settings.job)
         stale = StaleRows(plan.stale)
@@ -109,7 +114,7 @@ def embed(
         committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
         committer.forget_unsettled_rejects()
         if settings.retry and committer.reopen(settings.retry, plan.current):
-            plan = make_plan(source, ledger.coverage, description, settings)
+            plan = make_plan(source, ledger.coverage, description, settings, plan.corpora)
         if plan.work:
             job = EmbedJob(
                 source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
@@ -158,8 +163,7 @@ def _work_off(job: EmbedJob, work: list[ShardWork], committer: Committer, engine
 
     def run_on(engine: Engine, left: list[ShardWork]) -> Ran:
         plan = engine.plan(left, block_rows)
-        uris = (item.shard.uri for item in left)
-        stages = build_stages(job, uris, plan.pools, plan.block_rows, known)
+        stages = build_stages(job, plan.pools, plan.block_rows, known)
         return engine.run(stages, left, queue, lambda rows: progress(rows, expected))
 
     try:

@@ -13,9 +13,10 @@ from pipelines.ingest.engines.probe import ProbeEngine
 from pipelines.ingest.estimating import Estimate, Machine, Prices, ProbeSample
 from pipelines.ingest.incremental import Plan, make_plan
 from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
+from pipelines.ingest.placing import registered_corpora
 from pipelines.ingest.planning import group_work, plan_pools
 from pipelines.ingest.sink.ledger import Ledger
-from pipelines.sources.base import Source
+from pipelines.sources import Corpus
 from pipelines.store.storage import TableRef
 from pipelines.tables.opening import check_schema, open_dataset
 
@@ -60,7 +61,7 @@ class Forecast:
 
 
 def forecast(
-    source: Source,
+    source: Corpus,
     description: Description,
     table: TableRef,
     settings: EmbedSettings,
@@ -91,7 +92,9 @@ def forecast(
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
         check_schema(existing.schema, schema, table)
-    todo = make_plan(source, Ledger.reconcile(table).coverage, description, replace(settings, delete_gone=True))
+    coverage = Ledger.reconcile(table).coverage
+    corpora = registered_corpora(existing, coverage)
+    todo = make_plan(source, coverage, description, replace(settings, delete_gone=True), corpora)
     job = EmbedJob(source=source, description=description, settings=settings, table=table, schema=schema)
     engine = ProbeEngine(settings, resources, rows=rows, seconds=seconds)
     block_rows = rows_of_a_block(description, settings, resources.gpus)
@@ -123,6 +126,6 @@ def _sample(job: EmbedJob, engine: ProbeEngine, todo: Plan, block_rows: int) -> 
     if not todo.work:
         return None
     plan = engine.plan(todo.work, block_rows)
-    stages = build_stages(job, (item.shard.uri for item in todo.work), plan.pools, plan.block_rows)
+    stages = build_stages(job, plan.pools, plan.block_rows)
     engine.run(stages, todo.work, None, lambda done: None)
     return engine.sample

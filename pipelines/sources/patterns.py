@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 GLOB_CHARACTERS = "*?["
 _ANY_FOLDERS = "**"
@@ -66,6 +66,9 @@ class Pattern:
             segments.append("*")
         return cls("/".join(parts[:wild]) or "/", tuple(segments))
 
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "segments": self.segments, "literal": self.literal}
+
     @property
     def start(self) -> Matched:
         """What is matched at the root itself."""
@@ -73,20 +76,21 @@ class Pattern:
 
     def step(self, matched: Matched, name: str) -> Matched:
         """What is matched one name further down; empty if nothing below this name is in the corpus."""
-        if matched == self._whole:  # The usual case: a folder of a hundred thousand files.
-            return NOTHING if name.startswith(".") or not name else matched
         if not name:  # The object `folder/` in a store stands for a folder.
             return NOTHING
-        staying = () if name.startswith(".") else (i for i in matched if self._stays(i))
-        return self._skipping({*staying, *self.advance(matched, name)})
+        staying = NOTHING if name[0] == "." else self._rules(matched)[0]
+        return staying | self.advance(matched, name)
 
     def advance(self, matched: Matched, name: str) -> Matched:
         """What is matched by segments of their own, and not by `**` or because a folder above is named.
 
         A link to a folder above itself is followed only so far; otherwise its files would have names without end.
         """
-        end = len(self.segments)
-        return self._skipping({i + 1 for i in matched if i < end and not self._stays(i) and self._is(i, name)})
+        found = NOTHING
+        for matches, then in self._rules(matched)[1]:
+            if matches(name):
+                found |= then
+        return found
 
     def named(self, matched: Matched) -> bool:
         """Whether a file that was matched so far is in the corpus."""
@@ -119,20 +123,28 @@ class Pattern:
             matched = self.step(matched, name)
         return self.named(matched)
 
+    def _rules(self, matched: Matched) -> tuple[Matched, list[tuple[Callable[[str], object], Matched]]]:
+        """What stays matched by any name that is not hidden, and the tests of a name with what they lead to."""
+        found = self._known_rules.get(matched)
+        if found is None:  # Once for each set, and not for each of a hundred thousand files.
+            staying = {i for i in matched if self._stays(i)}
+            tests = [(self._test(self.segments[i]), self._skipping({i + 1})) for i in sorted(matched - staying)]
+            found = self._known_rules[matched] = self._skipping(staying), tests
+        return found
+
     @cached_property
-    def _whole(self) -> Matched:
-        return frozenset({len(self.segments)})
+    def _known_rules(self) -> dict[Matched, tuple[Matched, list[tuple[Callable[[str], object], Matched]]]]:
+        return {}
 
     def _stays(self, i: int) -> bool:
         return i == len(self.segments) or (self.segments[i] == _ANY_FOLDERS and not self.literal)
 
-    def _is(self, i: int, name: str) -> bool:
-        segment = self.segments[i]
+    def _test(self, segment: str) -> Callable[[str], object]:
+        """Whether a name fits a segment."""
         if self.literal or not is_pattern(segment):
-            return name == segment
-        if name.startswith(".") and not segment.startswith("."):
-            return False
-        return _regex(segment).match(name) is not None
+            return segment.__eq__
+        hides = "" if segment.startswith(".") else r"(?!\.)"
+        return re.compile(hides + fnmatch.translate(segment)).match
 
     def _skipping(self, matched: set[int]) -> Matched:
         """With the segments after each `**`, which may match no folder at all."""
@@ -142,11 +154,6 @@ class Pattern:
                 i += 1
                 found.add(i)
         return frozenset(found)
-
-
-@lru_cache(maxsize=256)
-def _regex(segment: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(segment))
 
 
 def parts_below(uri: str, folder: str) -> Sequence[str]:

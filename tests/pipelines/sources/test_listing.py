@@ -46,12 +46,12 @@ def listed(corpus: str, storage: Storage | None = None) -> set[str]:
 def by_glob(root: str, pattern: str) -> set[str]:
     """What Python's own glob finds, with everything below the folders that it names."""
     found = set()
-    for path in glob.glob(f"{glob.escape(root)}/{pattern}", recursive=True):
-        if os.path.lexists(path) and not os.path.isdir(path):  # It names `missing/` for `missing/**`.
+    for path in glob.glob(f"{glob.escape(root)}/{pattern}", recursive=True):  # noqa: PTH207  (the oracle)
+        if os.path.lexists(path) and not Path(path).is_dir():  # It names `missing/` for `missing/**`.
             found.add(os.path.relpath(path, root))
         for folder, folders, names in os.walk(path):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found |= {os.path.relpath(os.path.join(folder, n), root) for n in names if not n.startswith(".")}
+            found |= {os.path.relpath(Path(folder, n), root) for n in names if not n.startswith(".")}
     return found
 
 
@@ -94,7 +94,7 @@ def test_the_listing_after_a_change_is_what_the_pattern_covers(
 
 
 def _below(root: str) -> set[str]:
-    return {os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names}
+    return {os.path.relpath(Path(folder, name), root) for folder, _, names in os.walk(root) for name in names}
 
 
 @pytest.fixture(scope="module")
