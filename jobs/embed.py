@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipelines.ingest.embed_report import EmbedReport
     from pipelines.ingest.embed_settings import EmbedSettings
     from pipelines.ingest.engines.early import Reserve
-    from pipelines.sources.base import Source
+    from pipelines.sources import Corpus
     from pipelines.store.storage import TableRef
 
 Embed = Literal["auto", "image", "text", "both", "any"]
@@ -129,6 +129,11 @@ class EmbedConfig(CorpusStoreConfig):
         le=1,
         description="Stop when more than this share of the rows is rejected; the table stays as of the last commit.",
     )
+    corpus_name: str | None = Field(
+        default=None,
+        description="A name for the corpus within the table. Wherever a corpus of this name lies, its files are the "
+        "same if they have the same paths below its folder. Default: the corpus is known by its folder.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -200,7 +205,7 @@ def _reserve(config: EmbedConfig) -> Reserve:
     return Reserve(config.encoder, min(cores(), _EARLY) if here and fresh else 0)
 
 
-def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSettings]:
+def prepare(config: EmbedConfig) -> tuple[Corpus, Description, TableRef, EmbedSettings]:
     """The parts that a config names: the opened corpus, the encoder's description, the table, and the settings.
 
     Raises:
@@ -248,6 +253,7 @@ def prepare(config: EmbedConfig) -> tuple[Source, Description, TableRef, EmbedSe
         gpus_per_actor=0.0 if config.device == "cpu" else config.num_gpus,
         block_rows=config.block_rows,
         max_reject_rate=config.max_reject_rate,
+        corpus_name=config.corpus_name,
         job=_without_secrets(config),
     )
     return source, description, table, settings

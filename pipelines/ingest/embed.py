@@ -17,6 +17,7 @@ from pipelines.ingest.engines.protocol import Engine, Ran, WorkersDiedError
 from pipelines.ingest.identity import PICTURE_DIGEST, PICTURE_DIGEST_KEY
 from pipelines.ingest.incremental import Plan, check_deletions, expected_rows, make_plan, remaining
 from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
+from pipelines.ingest.placing import registered_corpora
 from pipelines.ingest.planning import plan_pools
 from pipelines.ingest.sink.committing import Committer
 from pipelines.ingest.sink.queueing import CommitQueue, SinkLimits
@@ -36,10 +37,12 @@ from pipelines.rows.contract import (
     vector_type,
 )
 from pipelines.rows.pace import Pace
-from pipelines.sources.base import Source, adopt_types
+from pipelines.sources import Corpus
+from pipelines.sources.base import Source
 from pipelines.store.faults import fault
 from pipelines.store.retries import retry
 from pipelines.store.storage import TableRef
+from pipelines.tables.corpora import remember_corpora
 from pipelines.tables.identity import ensure_identity, with_new_identity
 from pipelines.tables.jobs import remember_job
 from pipelines.tables.lease import Lease
@@ -52,7 +55,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def embed(
-    source: Source,
+    source: Corpus,
     description: Description,
     table: TableRef,
     settings: EmbedSettings,
@@ -80,12 +83,13 @@ def embed(
     started = time.perf_counter()
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
-        source = adopt_types(source, settled_types(existing, source.schema()))
+        source = source.adopting(settled_types(existing, source.schema()))
     schema = table_schema(source, description, settings)
     check_table(table, existing, schema, settings.corpus)
     Ledger.check_place(table)
     ledger = Ledger.reconcile(table)
-    plan = make_plan(source, ledger.coverage, description, settings)
+    corpora = registered_corpora(existing, ledger.coverage)
+    plan = make_plan(source, ledger.coverage, description, settings, corpora)
     if plan.is_empty and not settings.retry and existing is not None and not ledger.rebuilt:
         return _report(plan, description, table, started, version=int(existing.version))
     engine = _choose_engine(settings, reserve)
@@ -104,15 +108,16 @@ def embed(
         # `isthmus fuse` may have added or changed the fused column between the first look and the lease.
         schema = now.schema
         # Another driver may have committed between the plan and the lease.
-        plan = make_plan(source, ledger.coverage, description, settings)
+        plan = make_plan(source, ledger.coverage, description, settings, registered_corpora(now, ledger.coverage))
         check_deletions(plan, ledger.coverage, settings, table)
+        remember_corpora(table, plan.corpora)
         if settings.job is not None:
             remember_job(table, settings.corpus, settings.job)
         stale = StaleRows(plan.stale)
         stale.find(open_dataset(table))
         committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
         if settings.retry and committer.reopen(settings.retry, plan.current):
-            plan = make_plan(source, ledger.coverage, description, settings)
+            plan = make_plan(source, ledger.coverage, description, settings, plan.corpora)
         if plan.work:
             job = EmbedJob(
                 source=source, description=description, settings=settings, table=table, schema=schema, files=plan.files
@@ -161,8 +166,7 @@ def _work_off(job: EmbedJob, work: list[ShardWork], committer: Committer, engine
 
     def run_on(engine: Engine, left: list[ShardWork]) -> Ran:
         plan = engine.plan(left, block_rows)
-        uris = (item.shard.uri for item in left)
-        stages = build_stages(job, uris, plan.pools, plan.block_rows, known)
+        stages = build_stages(job, plan.pools, plan.block_rows, known)
         return engine.run(stages, left, queue, lambda rows: progress(rows, expected))
 
     try:

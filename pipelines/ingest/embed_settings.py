@@ -26,6 +26,7 @@ class EmbedSettings:
         retry: reasons whose rejects are tried again.
         delete_gone: whether to remove the rows of files that were deleted from the corpus.
         max_delete_rate: the largest share of the table's rows that may be removed for deleted files.
+        corpus_name: the corpus' name within the table; None: known by its folder.
         job: the user's own options, without secrets. The table stores them, so that a retry uses the same.
     """
 
@@ -51,4 +52,5 @@ class EmbedSettings:
     max_reject_rate: float = 1.0
     delete_gone: bool = False
     max_delete_rate: float = 0.5
+    corpus_name: str | None = None
     job: Mapping[str, Any] | None = None

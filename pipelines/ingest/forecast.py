@@ -13,9 +13,10 @@ from pipelines.ingest.engines.probe import ProbeEngine
 from pipelines.ingest.estimating import Estimate, Machine, Prices, ProbeSample
 from pipelines.ingest.incremental import Plan, make_plan
 from pipelines.ingest.job import EmbedJob, build_stages, rows_of_a_block
+from pipelines.ingest.placing import registered_corpora
 from pipelines.ingest.planning import group_work, plan_pools
 from pipelines.ledger.ledger import Ledger
-from pipelines.sources.base import Source, adopt_types
+from pipelines.sources import Corpus
 from pipelines.store.storage import TableRef
 from pipelines.tables.opening import open_dataset
 from pipelines.tables.retyping import check_table, settled_types
@@ -61,7 +62,7 @@ class Forecast:
 
 
 def forecast(
-    source: Source,
+    source: Corpus,
     description: Description,
     table: TableRef,
     settings: EmbedSettings,
@@ -90,10 +91,12 @@ def forecast(
     resources = Resources(cpus=machine.cpus, gpus=machine.gpus)
     existing = open_dataset(table, missing_ok=True)
     if existing is not None:
-        source = adopt_types(source, settled_types(existing, source.schema()))
+        source = source.adopting(settled_types(existing, source.schema()))
     schema = table_schema(source, description, settings)
     check_table(table, existing, schema, settings.corpus)
-    todo = make_plan(source, Ledger.reconcile(table).coverage, description, replace(settings, delete_gone=True))
+    coverage = Ledger.reconcile(table).coverage
+    corpora = registered_corpora(existing, coverage)
+    todo = make_plan(source, coverage, description, replace(settings, delete_gone=True), corpora)
     job = EmbedJob(source=source, description=description, settings=settings, table=table, schema=schema)
     engine = ProbeEngine(settings, resources, rows=rows, seconds=seconds)
     block_rows = rows_of_a_block(description, settings, resources.gpus)
@@ -125,6 +128,6 @@ def _sample(job: EmbedJob, engine: ProbeEngine, todo: Plan, block_rows: int) -> 
     if not todo.work:
         return None
     plan = engine.plan(todo.work, block_rows)
-    stages = build_stages(job, (item.shard.uri for item in todo.work), plan.pools, plan.block_rows)
+    stages = build_stages(job, plan.pools, plan.block_rows)
     engine.run(stages, todo.work, None, lambda done: None)
     return engine.sample

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 import pyarrow as pa
 
 from encoders.digest import digest_bytes, digest_json, digest_large
 from pipelines.sources.base import CorpusShard
-from pipelines.store.storage import absolute
 from pipelines.tables.provenance import Provenance
 
-_GLOB = "*?["
 # 128 bits: with digests of 64 bits, two of a billion pictures, captions or rows could well collide.
 _CONTENT_BYTES = 16
 PictureDigest = Literal["blake2b", "blake3"]
@@ -20,41 +17,31 @@ PICTURE_DIGEST: PictureDigest = "blake3"
 PICTURE_DIGEST_KEY = "picture_digest"
 
 
-def corpus_root(corpus: str, uris: Iterable[str]) -> str:
-    """The folder to which the names of the corpus' files are relative, so that a moved corpus keeps its row ids.
-
-    Args:
-        corpus: the corpus, as the user named it.
-        uris: files of the corpus. If one of them is the corpus itself, its folder is the root.
-
-    >>> corpus_root("s3://bucket/data/*.parquet", ["s3://bucket/data/a.parquet"])
-    's3://bucket/data'
-    >>> corpus_root("s3://bucket/v1.2", ["s3://bucket/v1.2/a.parquet"])
-    's3://bucket/v1.2'
-    """
-    root = absolute(corpus)
-    parts = root.split("/")
-    fixed = next((i for i, part in enumerate(parts) if any(c in part for c in _GLOB)), None)
-    if root in set(uris):
-        return "/".join(parts[:-1])
-    return root if fixed is None else "/".join(parts[:fixed])
-
-
-def shard_id(shard: CorpusShard, job_digest: str) -> str:
+def shard_id(shard: CorpusShard, file: str) -> str:
     """Identity of a shard. Its first half names the file and the job, its second half the file's version and the part.
 
-    The two halves distinguish a new file from a changed one.
+    The two halves distinguish a new file from a changed one, and a renamed file from both.
 
     Args:
         shard: a part of a file of the corpus.
+        file: the `file_id` of the file.
+    """
+    return f"{file}-{part_id(shard)}"
+
+
+def file_id(identity: str, job_digest: str) -> str:
+    """The first half of a shard's id, which identifies its file within a job.
+
+    Args:
+        identity: the file's identity: that of its corpus, and its path below the corpus' root.
         job_digest: digest of the encoder's fingerprint, the column roles and the modalities.
     """
-    return f"{file_id(shard, job_digest)}-{digest_json([shard.version, shard.start, shard.stop])}"
+    return digest_json([identity, job_digest])
 
 
-def file_id(shard: CorpusShard, job_digest: str) -> str:
-    """The first half of a shard's id, which identifies its file within a job."""
-    return digest_json([shard.uri, job_digest])
+def part_id(shard: CorpusShard) -> str:
+    """The second half of a shard's id. It does not depend on the file's name."""
+    return digest_json([shard.version, shard.start, shard.stop])
 
 
 def picture_digest(data: bytes | memoryview, how: PictureDigest = PICTURE_DIGEST) -> str:
@@ -93,7 +80,7 @@ def derived_row_id(relative_uri: str, index: int, picture: str | None, caption: 
     """A row id made from content and position, for a corpus without a key column.
 
     Args:
-        relative_uri: the record's file, relative to the corpus' root.
+        relative_uri: the path of the record's file below the root of its corpus.
         index: the record's index within the file.
         picture: the picture's digest; None without a picture.
         caption: the caption; None without one.

@@ -2,26 +2,25 @@
 
 A shard's id identifies its file, the job and the version of the file. Records settled under the same id are skipped.
 Shards of the corpus' files that are settled under other ids are stale: they are of an older version of a file, of a
-deleted file, or of the same file read with other options.
+renamed or deleted file, of a caption whose picture has come, or of the same file read with other options.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from encoders.description import Description
 from encoders.digest import digest_json
 from pipelines.ingest.embed_settings import EmbedSettings
-from pipelines.ingest.identity import file_id, shard_id
+from pipelines.ingest.naming import Fate, name_shards, part_of
 from pipelines.ingest.sink.staging import Files
 from pipelines.ingest.stages.reading import ShardWork
 from pipelines.ledger.claims import file_of
 from pipelines.ledger.coverage import Coverage
-from pipelines.sources.base import Source
-from pipelines.sources.listing import GLOB_CHARACTERS
-from pipelines.store.storage import TableRef, absolute
+from pipelines.sources import Corpus
+from pipelines.store.storage import TableRef
+from pipelines.tables.corpora import Corpora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +32,14 @@ class Plan:
         work: the shards that are not complete.
         skipped_rows: rows that are already settled.
         stale: ids of the shards whose rows must be removed.
-        changed: URIs of the files of stale shards that are still in the corpus.
-        gone: URIs of the files of stale shards that were deleted from the corpus.
+        changed: identities of the files of stale shards that are still in the corpus, perhaps under another name.
+        gone: identities of the files of stale shards that were deleted from the corpus.
         changed_rows: settled rows of the changed files, including rejected ones.
         gone_rows: settled rows of the deleted files, including rejected ones.
         files: the corpus' files, by which staging finds the rows that new ones replace.
         current: ids of all shards of the corpus.
+        corpora: the corpora of the table, this one included.
+        registers: whether the table does not know them yet.
     """
 
     shards: int
@@ -51,45 +52,55 @@ class Plan:
     gone_rows: int = 0
     files: Files = field(default_factory=Files)
     current: frozenset[str] = frozenset()
+    corpora: Corpora = field(default_factory=Corpora)
+    registers: bool = False
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to embed and nothing to remove."""
-        return not self.work and not self.stale
+        """Whether there is nothing to embed, to remove and to register."""
+        return not self.work and not self.stale and not self.registers
 
 
-def make_plan(source: Source, coverage: Coverage, description: Description, settings: EmbedSettings) -> Plan:
+def make_plan(
+    corpus: Corpus, coverage: Coverage, description: Description, settings: EmbedSettings, registered: Corpora
+) -> Plan:
     """Find the shards and records that are still to read, and the stale shards whose rows must be removed.
 
+    Args:
+        corpus: the opened corpus.
+        coverage: the settled records.
+        description: the encoder.
+        settings: the settings of the run.
+        registered: the corpora of the table.
+
     Raises:
-        ValueError: the corpus is empty.
+        ValueError: the corpus is empty, or it is a copy of one that filled the table.
     """
-    shards = source.shards()
-    if not shards:
-        raise ValueError(f"corpus {settings.corpus}: holds no rows")
     digest = digest_json(
         [description.card.fingerprint, vars(settings.columns), list(settings.modalities), sorted(settings.needs)]
     )
-    ids = [shard_id(shard, digest) for shard in shards]
-    uris = {file_id(shard, digest): shard.uri for shard in shards}
-    changed, gone = stale_shards(coverage, frozenset(ids), uris, settings.corpus)
+    named = name_shards(corpus, coverage, settings, digest, registered)
+    changed, gone = stale_shards(coverage, named.ids, named.files, named.fate)
+    if not changed and all(shard.rows == 0 for shard in named.shards):
+        raise ValueError(f"corpus {settings.corpus}: holds no rows")
     if not settings.delete_gone:
         gone = {}
-    both = zip(shards, ids, strict=True)
-    work = remaining((ShardWork(shard=shard, shard_id=identity) for shard, identity in both), coverage)
+    work = remaining(named.work(), coverage)
     stale = frozenset(changed) | frozenset(gone)
-    names = {file_of(item.shard_id) for item in work}
+    read = {file_of(item.shard_id) for item in work}
     return Plan(
-        shards=len(shards),
+        shards=len(named.shards),
         work=work,
-        skipped_rows=sum(coverage.rows(identity) for identity in ids),
+        skipped_rows=sum(map(coverage.rows, named.ids)),
         stale=stale,
         changed=frozenset(changed.values()),
         gone=frozenset(gone.values()),
         changed_rows=sum(map(coverage.rows, changed)),
         gone_rows=sum(map(coverage.rows, gone)),
-        files=Files(uris={name: uris[name] for name in names}, bring_successors=bool(stale)),
-        current=frozenset(ids),
+        files=Files(uris={name: named.files[name] for name in read}, bring_successors=bool(stale)),
+        current=frozenset(named.ids),
+        corpora=named.corpora,
+        registers=named.corpora != registered,
     )
 
 
@@ -103,41 +114,36 @@ def remaining(work: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
 
 
 def stale_shards(
-    coverage: Coverage, current: frozenset[str], uris: dict[str, str], corpus: str
+    coverage: Coverage, current: Iterable[str], files: Mapping[str, str], fate: Callable[[str], Fate]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Settled shards that no longer belong to the corpus.
+
+    A file that is gone, while the corpus has the same version of the same part under another name, was renamed: its
+    rows come again under that name.
 
     Args:
         coverage: the settled records.
         current: ids of the corpus' shards.
-        uris: file id → URI of the corpus' files.
-        corpus: the corpus, as the user named it.
+        files: file id → identity of the corpus' files.
+        fate: what became of a file, given its identity.
 
     Returns:
-        Two maps, shard id → URI: the shards of changed files and the shards of deleted files. Shards of other corpora
-        in the same table are in neither, nor are shards whose file was not recorded.
+        Two maps, shard id → the file's identity: the shards of changed and renamed files, and those of deleted files.
+        Shards of other corpora in the same table are in neither, nor are shards whose file was not recorded.
     """
-    listed = set(uris.values())
-    root = absolute(corpus)
+    ids = frozenset(current)
+    parts = {part_of(shard) for shard in ids}
     changed: dict[str, str] = {}
     gone: dict[str, str] = {}
     for shard in coverage:
-        if shard in current:
+        if shard in ids:
             continue
         name = file_of(shard)
-        uri = uris.get(name) or coverage.files.get(name)
-        if uri in listed:
-            changed[shard] = uri
-        elif uri is not None and _is_inside(uri, root):
-            gone[shard] = uri
+        identity = files.get(name) or coverage.files.get(name)
+        became = fate(identity) if identity is not None else Fate.KEPT
+        if identity is not None and became is not Fate.KEPT:
+            (changed if became is Fate.CHANGED or part_of(shard) in parts else gone)[shard] = identity
     return changed, gone
-
-
-def _is_inside(uri: str, root: str) -> bool:
-    """Whether a file of this URI would belong to the corpus."""
-    if uri == root or uri.startswith(root + "/"):
-        return True
-    return any(c in root for c in GLOB_CHARACTERS) and fnmatch.fnmatchcase(uri, root)
 
 
 def check_deletions(plan: Plan, coverage: Coverage, settings: EmbedSettings, table: TableRef) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from encoders.description import Description
 from pipelines.ingest.embed_settings import EmbedSettings
-from pipelines.ingest.identity import corpus_root, picture_digest_of
+from pipelines.ingest.identity import picture_digest_of
 from pipelines.ingest.planning import block_rows
 from pipelines.ingest.sink.queueing import COMMIT_ROWS
 from pipelines.ingest.sink.staging import NO_FILES, Files
@@ -19,7 +18,7 @@ from pipelines.ingest.stages.pipeline import Stages
 from pipelines.ingest.stages.pools import PoolPlan
 from pipelines.ingest.stages.reading import ReadSettings
 from pipelines.ingest.stages.reuse import KnownVectors
-from pipelines.sources.base import Source
+from pipelines.sources import Corpus
 from pipelines.store.storage import TableRef
 
 
@@ -54,7 +53,7 @@ class EmbedJob:
         files: the corpus' files, by which staging finds the rows that new ones replace.
     """
 
-    source: Source
+    source: Corpus
     description: Description
     settings: EmbedSettings
     table: TableRef
@@ -62,14 +61,11 @@ class EmbedJob:
     files: Files = NO_FILES
 
 
-def build_stages(
-    job: EmbedJob, uris: Iterable[str], pools: PoolPlan, block_rows: int, known: KnownVectors | None = None
-) -> Stages:
+def build_stages(job: EmbedJob, pools: PoolPlan, block_rows: int, known: KnownVectors | None = None) -> Stages:
     """Build the stages of a run.
 
     Args:
         job: the run.
-        uris: URIs of the corpus' files that the run reads.
         pools: number and resources of the worker processes or actors.
         block_rows: number of rows in a block.
         known: vectors that the table already holds and the run can reuse; None reuses none.
@@ -80,7 +76,7 @@ def build_stages(
         storage=settings.corpus_storage,
         known=known,
         reading=ReadSettings(
-            root=corpus_root(settings.corpus, uris),
+            root=job.source.listing.root,
             keyed=settings.columns.key is not None,
             needs=settings.needs,
             fetch=_has_pictures(job.description, settings),

@@ -8,16 +8,17 @@ from pipelines.rows.contract import Columns
 from pipelines.sources.base import CorpusShard, Source
 from pipelines.sources.captions import open_captions
 from pipelines.sources.coco import open_coco
+from pipelines.sources.corpus import Corpus
 from pipelines.sources.detect import LISTS, PARQUET, TARS, choose_list, detect_format, with_suffix
 from pipelines.sources.folder import open_folder
 from pipelines.sources.karpathy import open_karpathy
-from pipelines.sources.listing import FileInfo, corpus_root, list_files, without_underscored
+from pipelines.sources.listing import FileInfo, list_corpus, without_underscored
 from pipelines.sources.parquet import open_parquet
 from pipelines.sources.webdataset import open_webdataset
 from pipelines.store.retries import retry
 from pipelines.store.storage import Storage, absolute
 
-__all__ = ["FORMATS", "CorpusShard", "Source", "open_source"]
+__all__ = ["FORMATS", "Corpus", "CorpusShard", "Source", "open_source"]
 
 _Opener = Callable[[str, list[FileInfo], str, Columns, Storage], Source]
 
@@ -55,8 +56,8 @@ _OPENERS: dict[str, _Opener] = {
 FORMATS = ("auto", *_OPENERS)
 
 
-def open_source(corpus: str, *, columns: Columns, storage: Storage, format: str = "auto") -> Source:
-    """The source of a corpus.
+def open_source(corpus: str, *, columns: Columns, storage: Storage, format: str = "auto") -> Corpus:
+    """Open a corpus.
 
     Args:
         corpus: a file, a folder, a glob, or an `s3://` prefix.
@@ -71,11 +72,12 @@ def open_source(corpus: str, *, columns: Columns, storage: Storage, format: str 
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: not known; formats are {', '.join(FORMATS)}")
-    files = list_files(corpus, storage)
-    root = corpus_root(corpus, files)
+    listing = list_corpus(corpus, storage)
+    files, root = list(listing.files), listing.root
     if format == "auto":
         format = retry(lambda: detect_format(corpus, files, root, storage), root)
-    return retry(lambda: _OPENERS[format](corpus, files, root, columns, storage), root)
+    source = retry(lambda: _OPENERS[format](corpus, files, root, columns, storage), root)
+    return Corpus(source=source, listing=listing)
 
 
 def _only(corpus: str, files: list[FileInfo], suffixes: tuple[str, ...], format: str) -> list[FileInfo]:

@@ -22,6 +22,8 @@ class CorpusShard:
         first_row: index within the file of the shard's first record.
         rows: number of records if it is known without reading; else None.
         size_bytes: estimated number of bytes to read.
+        consumes: other files that belong to its records, absolute: the caption beside a picture. They are no records of
+            their own any more.
     """
 
     uri: str
@@ -31,6 +33,7 @@ class CorpusShard:
     first_row: int = 0
     rows: int | None = None
     size_bytes: int = 0
+    consumes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

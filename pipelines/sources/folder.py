@@ -135,11 +135,11 @@ def _picture_shard(picture: FileInfo, text: FileInfo | None) -> CorpusShard:
     if text is None:
         return _shard(picture, picture.version, _PICTURE_ALONE)
     suffix = posixpath.splitext(text.name)[1]
-    return _shard(picture, f"{picture.version}+{text.version}+{suffix}", _PICTURE_AND_TEXT)
+    return _shard(picture, f"{picture.version}+{text.version}+{suffix}", _PICTURE_AND_TEXT, consumes=(text.uri,))
 
 
-def _shard(info: FileInfo, version: str, kind: int) -> CorpusShard:
-    return CorpusShard(uri=info.uri, version=version, start=kind, rows=1, size_bytes=info.size)
+def _shard(info: FileInfo, version: str, kind: int, consumes: tuple[str, ...] = ()) -> CorpusShard:
+    return CorpusShard(uri=info.uri, version=version, start=kind, rows=1, size_bytes=info.size, consumes=consumes)
 
 
 def _stem(uri: str) -> str:

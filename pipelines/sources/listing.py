@@ -1,21 +1,21 @@
-"""Lists the files of a corpus with sizes and versions, in one call, in the same way on disk and on S3."""
+"""Lists the files of a corpus with sizes and versions, in one pass, in the same way on disk and on S3."""
 
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any
 
 from pipelines.sources.base import CorpusShard
 from pipelines.sources.file_names import NOT_UTF8, bad_name_message, has_bad_name, is_utf8, readable
+from pipelines.sources.patterns import Pattern, is_pattern
+from pipelines.sources.walking import named_in_store, named_on_disk, uri_of
 from pipelines.store.retries import CONTACT, has_ended, retry
 from pipelines.store.storage import Storage, absolute, is_remote
-
-GLOB_CHARACTERS = "*?["
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,34 @@ class FileInfo:
         return posixpath.splitext(self.name)[1].lower()
 
 
-def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
-    """The files of a file path, a folder (recursively), a glob, or an `s3://` prefix, sorted by uri.
+@dataclass(frozen=True)
+class Listing:
+    """The files of a corpus, and the pattern that named them.
+
+    Attributes:
+        pattern: what the corpus names.
+        files: the files that are there, sorted by uri.
+    """
+
+    pattern: Pattern
+    files: tuple[FileInfo, ...]
+
+    @property
+    def root(self) -> str:
+        """The folder that relative names start from."""
+        return self.pattern.root
+
+    def misses(self, path: str) -> bool:
+        """Whether the corpus would name a file of this path, relative to the root, and it is not there."""
+        return path not in self._paths and self.pattern.covers(path)
+
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        return frozenset(relative_to(info.uri, self.root) for info in self.files)
+
+
+def list_corpus(corpus: str, storage: Storage) -> Listing:
+    """The files of a file path, a folder (recursively), a glob, or an `s3://` prefix.
 
     Names that begin with `.` are left out unless the user named them. On disk, symbolic links are followed. A broken
     link is listed, so that its record is rejected and not lost.
@@ -57,13 +83,13 @@ def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
         PermissionError: the store refuses the credentials.
         OSError: the store cannot be reached.
     """
-    root = absolute(corpus)
-    if not is_utf8(root):
-        raise ValueError(f"corpus {bad_name_message(readable(root))}, or name it by a link")
+    uri = absolute(corpus)
+    if not is_utf8(uri):
+        raise ValueError(f"corpus {bad_name_message(readable(uri))}, or name it by a link")
     try:
-        found = retry(lambda: {info.uri: info for info in _find(root, storage)}, root, CONTACT)
+        listing = retry(lambda: _list(uri, storage), uri, CONTACT)
     except FileNotFoundError:
-        found = {}
+        listing = Listing(Pattern.folder(uri), ())
     except (PermissionError, ConnectionError) as error:
         if has_ended(error):
             raise type(error)(f"corpus {error}") from None
@@ -74,24 +100,14 @@ def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
         if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
             raise OSError(f"corpus {corpus}: cannot be listed: {error}; check the endpoint and the network") from error
         raise
-    base = corpus_root(corpus, found.values())
-    shown = [info for info in found.values() if not _has_part(info.uri, base, ".")]
-    if not shown:
+    if not listing.files:
         raise FileNotFoundError(f"corpus {corpus}: nothing is there; give a file, a folder, a glob or an s3:// prefix")
-    return sorted(shown, key=lambda info: info.uri)
+    return listing
 
 
-def corpus_root(corpus: str, files: Iterable[FileInfo]) -> str:
-    """The folder that relative names start from: a file's folder, or the part of a glob before its first wildcard."""
-    uri = absolute(corpus)
-    uris = [info.uri for info in files]
-    if uri in uris:
-        return posixpath.dirname(uri)
-    if all(found.startswith(uri.rstrip("/") + "/") for found in uris):
-        return uri
-    parts = uri.split("/")
-    wild = next((i for i, part in enumerate(parts) if any(c in part for c in GLOB_CHARACTERS)), len(parts))
-    return "/".join(parts[:wild])
+def list_files(corpus: str, storage: Storage) -> list[FileInfo]:
+    """The files of `list_corpus`."""
+    return list(list_corpus(corpus, storage).files)
 
 
 def without_underscored(files: Iterable[FileInfo], root: str) -> list[FileInfo]:
@@ -138,7 +154,8 @@ def open_shard(
     if has_bad_name(shard.version):
         raise ValueError(bad_name_message(shard.uri))
     if not is_remote(shard.uri):
-        version = _stat(shard.uri).version
+        info = _stat(shard.uri)
+        version = info.version if info else None
         handle: Any = open(shard.uri, "rb")  # noqa: PTH123, SIM115  (the caller closes it)
     else:
         files = storage.filesystem(shard.uri)
@@ -150,65 +167,49 @@ def open_shard(
     return handle
 
 
-def _find(root: str, storage: Storage) -> Iterator[FileInfo]:
-    return _find_remote(root, storage) if is_remote(root) else _find_local(root)
+def _list(uri: str, storage: Storage) -> Listing:
+    pattern, found = (_list_remote if is_remote(uri) else _list_local)(uri, storage)
+    return Listing(pattern, tuple(sorted(found, key=lambda info: info.uri)))
 
 
-def _find_local(root: str) -> Iterator[FileInfo]:
-    if os.path.lexists(root) or not any(c in root for c in GLOB_CHARACTERS):
-        paths = [root]
+def _list_local(uri: str, storage: Storage) -> tuple[Pattern, list[FileInfo]]:
+    if os.path.isdir(uri):  # noqa: PTH112  (strings: a Path costs more than its stat)
+        pattern = Pattern.folder(uri)
+    elif os.path.lexists(uri) or not is_pattern(uri):
+        pattern = Pattern.file(uri)
     else:
-        paths = glob.glob(root, recursive=True)  # noqa: PTH207  (strings: a Path costs more than its stat)
-    for path in paths:
-        if os.path.isdir(path):  # noqa: PTH112
-            yield from _walk(path)
-        elif os.path.lexists(path):
-            yield _stat(path)
+        pattern = Pattern.glob(uri)
+    return pattern, [info for path in named_on_disk(pattern) if (info := _stat(path))]
 
 
-def _walk(folder: str) -> Iterator[FileInfo]:
-    """Files below a folder. fsspec's `find` would leave out symbolic links."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield _stat(entry.path)
-            elif not (entry.is_symlink() and _is_above(entry.path, folder)):
-                yield from _walk(entry.path)
-
-
-def _is_above(link: str, folder: str) -> bool:
-    """Whether a link leads to a folder that contains it. Following it would never end."""
-    target = os.path.realpath(link).rstrip("/") + "/"
-    return (os.path.realpath(folder) + "/").startswith(target)
-
-
-def _stat(path: str) -> FileInfo:
+def _stat(path: str) -> FileInfo | None:
+    """The entry of a file; None if it has just vanished."""
     if not is_utf8(path):
         return FileInfo(uri=readable(path), size=0, version=NOT_UTF8)
     try:
         stat = os.stat(path)  # noqa: PTH116
-    except FileNotFoundError:
-        if not os.path.islink(path):  # noqa: PTH114
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
             raise
-        return FileInfo(uri=path, size=0, version="broken link")
+        return FileInfo(uri=path, size=0, version="broken link") if os.path.islink(path) else None  # noqa: PTH114
     return FileInfo(uri=path, size=stat.st_size, version=f"{stat.st_size}-{stat.st_mtime_ns}")
 
 
-def _find_remote(root: str, storage: Storage) -> Iterator[FileInfo]:
-    files = storage.filesystem(root)
-    if any(c in root for c in GLOB_CHARACTERS):
-        entries = list(files.glob(root, detail=True).values())
-        folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
-        entries += [entry for folder in folders for entry in files.find(folder, detail=True).values()]
-    else:
-        entries = list(files.find(root, detail=True).values())
-    return (_from_entry(entry) for entry in entries if entry["type"] == "file")
+def _list_remote(uri: str, storage: Storage) -> tuple[Pattern, list[FileInfo]]:
+    files = storage.filesystem(uri)
+    pattern = Pattern.folder(uri)
+    # A key may have the characters of wildcards.
+    found = list(named_in_store(files, pattern))
+    if not found and is_pattern(uri):
+        pattern = Pattern.glob(uri)
+        found = list(named_in_store(files, pattern))
+    infos = [_from_entry(entry) for entry in found]
+    return (Pattern.file(uri) if [info.uri for info in infos] == [uri] else pattern), infos
 
 
 def _from_entry(entry: dict[str, Any]) -> FileInfo:
-    name, size = str(entry["name"]), int(entry["size"])
-    etag = str(entry.get("ETag") or "").strip('"')
-    return FileInfo(uri=name if is_remote(name) else f"s3://{name}", size=size, version=etag or f"{size}")
+    size, etag = int(entry["size"]), str(entry.get("ETag") or "").strip('"')
+    return FileInfo(uri=uri_of(entry), size=size, version=etag or f"{size}")
 
 
 def _has_part(uri: str, root: str, prefix: str) -> bool:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 import pyarrow.parquet as pq
 
 from pipelines.store.retries import retry
-from pipelines.store.storage import Storage, is_remote
+from pipelines.store.storage import Storage, is_remote, relocated
 
 # Matched only at the end: file names may contain a `#` too.
 _ROW = re.compile(r"(?s)(.+)#row=(\d+)&column=([^#&]*)")
@@ -54,7 +54,7 @@ def range_end(image_uri: str) -> int | None:
 
 
 def read_image(image_uri: str, storage: Storage) -> bytes:
-    """The bytes of a picture. A request to a store is retried if it fails.
+    """The bytes of a picture, also if its corpus has moved. A request to a store is retried if it fails.
 
     Raises:
         FileNotFoundError: the file, or the picture in it, is missing.
@@ -63,7 +63,8 @@ def read_image(image_uri: str, storage: Storage) -> bytes:
         ConnectionError: the store failed as often as the retry policy allows.
         OSError: the disk cannot be read.
     """
-    return retry(lambda: _read_once(image_uri, storage), image_uri)
+    uri = relocated(image_uri, storage.moves)
+    return retry(lambda: _read_once(uri, storage), uri)
 
 
 def _read_once(image_uri: str, storage: Storage) -> bytes:

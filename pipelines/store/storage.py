@@ -9,7 +9,8 @@ variables of the process that creates the object (the driver), so workers need n
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,33 @@ def absolute(uri: str) -> str:
     return str(Path(os.path.abspath(Path(uri).expanduser())))  # noqa: PTH100  (resolve() would follow links)
 
 
+def relocated(uri: str, moves: Sequence[tuple[str, str]]) -> str:
+    """Where a file is now.
+
+    Args:
+        uri: where it was when it was recorded.
+        moves: folders, and where their files are now; the longest folders first.
+
+    >>> relocated("/old/a.jpg", [("/old", "/new")])
+    '/new/a.jpg'
+    """
+    for folder, now in moves:
+        if uri == folder or uri.startswith(folder.rstrip("/") + "/"):
+            return now + uri[len(folder) :]
+    return uri
+
+
 @dataclass(frozen=True)
 class Storage:
-    """How to reach a store. Equality and hash depend on the options alone; safe to print and to pickle."""
+    """How to reach a store. Equality and hash depend on the options alone; safe to print and to pickle.
+
+    Attributes:
+        options: names and values of the store's options.
+        moves: folders that a table's rows name, and where their files are now; the longest folders first.
+    """
 
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    moves: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def from_options(cls, options: dict[str, str] | None = None) -> Storage:
@@ -81,6 +104,10 @@ class Storage:
         for name in _TIMEOUTS:
             _seconds(name, merged[name] or _TIMEOUTS[name])
         return cls(tuple(sorted((name, value) for name, value in merged.items() if value)))
+
+    def with_moves(self, moves: tuple[tuple[str, str], ...]) -> Storage:
+        """The same store, for the pictures of a table whose corpora may have moved; see `moves`."""
+        return replace(self, moves=moves)
 
     def lance_options(self, uri: str) -> dict[str, str] | None:
         """`storage_options` for Lance and LanceDB; None for a local path."""

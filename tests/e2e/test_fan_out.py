@@ -92,7 +92,7 @@ def test_a_dataset_has_a_block_for_each_piece_of_the_corpus_and_a_stage_of_its_o
     )
 
     def dataset_for(resources: Resources) -> Dataset:
-        return build_dataset(build_stages(job, [str(corpus)], plan_pools(resources), 4), groups)
+        return build_dataset(build_stages(job, plan_pools(resources), 4), groups)
 
     materialised = dataset_for(Resources(cpus=4, gpus=0)).materialize()
     assert len(groups) == 16

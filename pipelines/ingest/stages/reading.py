@@ -68,11 +68,13 @@ class ShardWork:
     Attributes:
         shard: the shard.
         shard_id: its id in the table.
+        path: the path of its file below the root of its corpus, from which row ids are derived; None: its URI.
         done: settled ranges of record positions as (start, stop), stop exclusive.
     """
 
     shard: CorpusShard
     shard_id: str
+    path: str | None = None
     done: tuple[tuple[int, int], ...] = ()
 
     def is_done(self, position: int) -> bool:
@@ -85,7 +87,7 @@ class ReadSettings:
     """Settings of the read stage: plain data, pickled to the workers.
 
     Attributes:
-        root: the corpus root; row ids are derived from paths relative to it.
+        root: the corpus' folder, absolute.
         keyed: whether a key column was named (a null key is then a reject).
         needs: modalities that every row must have.
         fetch: whether pictures are read at all.
@@ -259,11 +261,11 @@ def _rows(record: dict[str, Any], position: int, work: ShardWork, settings: Read
     captions = [text for text in record["captions"] or [] if text and text.strip()]
     picture = picture_digest(image, settings.picture_digest) if image is not None else None
     reason, message = _verdict(record, captions, settings)
-    relative = work.shard.uri.removeprefix(settings.root + "/")
+    path = work.shard.uri if work.path is None else work.path
     key, index = record["key"], work.shard.first_row + position
     rows = []
     for n, caption in enumerate(captions or [None]):
-        derived = derived_row_id(relative, index, picture, caption) if key is None else nth_row_id(key, n)
+        derived = derived_row_id(path, index, picture, caption) if key is None else nth_row_id(key, n)
         rows.append(
             {
                 ROW_ID: derived,

@@ -1,0 +1,130 @@
+"""The shards of a run with their identities in a table, and what became of files that the table knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
+
+from pipelines.ingest.embed_settings import EmbedSettings
+from pipelines.ingest.identity import file_id, part_id
+from pipelines.ingest.placing import Listed, Placed, place
+from pipelines.ingest.stages.reading import ShardWork
+from pipelines.ingest.world import Folders
+from pipelines.ledger.claims import file_of
+from pipelines.ledger.coverage import Coverage
+from pipelines.sources import Corpus
+from pipelines.sources.base import CorpusShard
+from pipelines.store.storage import is_remote
+from pipelines.tables.corpora import Corpora, FileName, contains
+
+
+class Fate(Enum):
+    """What became of a file that the table knows."""
+
+    KEPT = auto()
+    CHANGED = auto()
+    GONE = auto()
+
+
+@dataclass(frozen=True)
+class NamedShards:
+    """The shards of a corpus, and the names of their files within a table.
+
+    Attributes:
+        corpus: the opened corpus.
+        shards: its shards.
+        corpora: the corpora of the table, this one included.
+        folder: the corpus' folder, as the registered roots name it.
+        job_digest: digest of the encoder, the column roles and the modalities.
+    """
+
+    corpus: Corpus
+    shards: Sequence[CorpusShard]
+    corpora: Corpora
+    folder: str
+    job_digest: str
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of each shard."""
+        files = {uri: file_id(name.identity, self.job_digest) for uri, name in self._names.items()}
+        return [f"{files[shard.uri]}-{part_id(shard)}" for shard in self.shards]
+
+    def work(self) -> list[ShardWork]:
+        """All shards, as work that is still to do."""
+        return [
+            ShardWork(shard=shard, shard_id=identity, path=self._names[shard.uri].path)
+            for shard, identity in zip(self.shards, self.ids, strict=True)
+        ]
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """File id → identity of the files that the shards read."""
+        return {file_id(name.identity, self.job_digest): name.identity for name in self._known.values()}
+
+    def fate(self, identity: str) -> Fate:
+        """What became of a file, given its identity. A file of another corpus is kept."""
+        if identity in self._identities:
+            return Fate.CHANGED
+        location = self.corpora.location(identity)
+        if not contains(self.folder, location):
+            return Fate.KEPT
+        path = location[len(self.folder.rstrip("/")) + 1 :]
+        if path in self._known:  # It belongs to another corpus now, by whose name it is known.
+            return Fate.CHANGED
+        return Fate.GONE if self.corpus.listing.misses(path) else Fate.KEPT
+
+    @cached_property
+    def _names(self) -> dict[str, FileName]:
+        """URI → name of each file that gives records."""
+        name = self.corpora.namer(self.folder)
+        return {uri: name(self.corpus.path_of(uri)) for uri in dict.fromkeys(shard.uri for shard in self.shards)}
+
+    @cached_property
+    def _known(self) -> dict[str, FileName]:
+        """Path in the corpus → name of each file that gives records or is consumed by those of another."""
+        name = self.corpora.namer(self.folder)
+        consumed = (uri for shard in self.shards for uri in shard.consumes)
+        paths = (self.corpus.path_of(uri) for uri in (*self._names, *consumed))
+        return {path: name(path) for path in paths}
+
+    @cached_property
+    def _identities(self) -> frozenset[str]:
+        return frozenset(name.identity for name in self._known.values())
+
+
+def name_shards(
+    corpus: Corpus, coverage: Coverage, settings: EmbedSettings, job_digest: str, registered: Corpora
+) -> NamedShards:
+    """Find the corpus of a table that the run's files belong to, and name its shards.
+
+    Raises:
+        ValueError: the files are a copy of a corpus that filled the table, or its name does not fit.
+    """
+    shards = corpus.shards()
+    folder = corpus.listing.root
+    listed = Listed(
+        folder=folder,
+        real=folder if is_remote(folder) else os.path.realpath(folder),
+        parts=[(corpus.path_of(shard.uri), part_id(shard)) for shard in shards],
+    )
+    placed: Placed = place(
+        registered,
+        listed,
+        settings.corpus_name,
+        lambda: {(uri, part_of(shard)) for shard in coverage if (uri := coverage.files.get(file_of(shard)))},
+        Folders(settings.corpus_storage),
+    )
+    return NamedShards(corpus, shards, placed.corpora, placed.folder, job_digest)
+
+
+def part_of(shard: str) -> str:
+    """The second half of a shard's id: the file's version and the part. It does not depend on the file's name.
+
+    >>> part_of("f00d-beef")
+    'beef'
+    """
+    return shard.partition("-")[2]

@@ -1,0 +1,170 @@
+"""The corpora that filled a table, recorded in its config: where each one was first, and where it is now.
+
+A file is known by the identity of its corpus and its path below the corpus' root. So a corpus that is moved, or named
+by another path, keeps its files, shards and row ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from encoders.digest import digest_json
+from pipelines.store.retries import retried
+from pipelines.store.storage import TableRef, relocated
+from pipelines.tables.opening import open_dataset
+
+if TYPE_CHECKING:
+    import lance
+
+_PREFIX = "isthmus.corpus."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredCorpus:
+    """A corpus of a table.
+
+    Attributes:
+        name: the name that the user gave it, or else its first root.
+        identity_root: what the identities of its files begin with. It never changes.
+        root: the folder that it is in now, without links.
+        aliases: other paths of that folder, and folders that it was in before. Rows may name pictures by them.
+    """
+
+    name: str
+    identity_root: str
+    root: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def has_own_name(self) -> bool:
+        """Whether the user named it."""
+        return "/" not in self.name
+
+    def moved(self, root: str, *aliases: str) -> RegisteredCorpus:
+        """The corpus in another folder, or with other paths that lead to it."""
+        known = dict.fromkeys([*self.aliases, self.root, *aliases])
+        return replace(self, root=root, aliases=tuple(alias for alias in known if alias != root))
+
+
+@dataclass(frozen=True)
+class FileName:
+    """What a file of a corpus is known by.
+
+    Attributes:
+        identity: its identity within a table.
+        path: its path below the root of its corpus; row ids are derived from it.
+    """
+
+    identity: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The corpora of a table. A file belongs to the one with the longest root that contains it."""
+
+    entries: tuple[RegisteredCorpus, ...] = ()
+
+    def named(self, name: str) -> RegisteredCorpus | None:
+        """The corpus of this name."""
+        return next((entry for entry in self.entries if entry.name == name), None)
+
+    def with_entry(self, entry: RegisteredCorpus, instead_of: RegisteredCorpus | None = None) -> Corpora:
+        """With one more corpus, or with one in place of another."""
+        others = [other for other in self.entries if other is not instead_of]
+        return Corpora(tuple(sorted([*others, entry], key=lambda entry: entry.name)))
+
+    def namer(self, folder: str) -> Callable[[str], FileName]:
+        """A function that names the files of a folder, given their paths below it.
+
+        Args:
+            folder: the folder, as registered roots name it. A corpus contains it.
+        """
+        near = [entry for entry in self._by_root if contains(entry.root, folder) or contains(folder, entry.root)]
+        homes = [(entry, entry.root.rstrip("/") + "/") for entry in near]
+        start = folder.rstrip("/") + "/"
+
+        def name(path: str) -> FileName:
+            location = start + path
+            for entry, root in homes:
+                if location.startswith(root):
+                    return self._name(entry, location[len(root) :])
+            return FileName(location, path)
+
+        return name
+
+    def location(self, identity: str) -> str:
+        """Where the file of an identity is now, or would be if it were there."""
+        for entry in self._by_identity:
+            if contains(entry.identity_root, identity):
+                return f"{entry.root.rstrip('/')}/{identity[len(entry.identity_root) :].lstrip('/')}"
+        return identity
+
+    def locate(self, uri: str) -> str:
+        """The present URI of a picture or corpus that was recorded when its corpus may have been elsewhere."""
+        return relocated(uri, self.moves())
+
+    def moves(self) -> tuple[tuple[str, str], ...]:
+        """Folders that rows may name and where their files are now, the longest first; empty if nothing moved."""
+        if not any(entry.aliases for entry in self.entries):
+            return ()
+        found = {alias: entry.root for entry in self.entries for alias in entry.aliases}
+        found |= {entry.root: entry.root for entry in self.entries}
+        return tuple(sorted(found.items(), key=lambda move: len(move[0]), reverse=True))
+
+    def _name(self, entry: RegisteredCorpus, path: str) -> FileName:
+        identity = f"{entry.identity_root.rstrip('/')}/{path}"
+        others = self._inside[entry.name]
+        if others and any(contains(other, identity) for other in others):
+            # It is in a folder that another corpus was in first.
+            identity = f"{entry.identity_root}//{path}"
+        return FileName(identity, path)
+
+    @cached_property
+    def _by_root(self) -> list[RegisteredCorpus]:
+        return sorted(self.entries, key=lambda entry: len(entry.root), reverse=True)
+
+    @cached_property
+    def _by_identity(self) -> list[RegisteredCorpus]:
+        return sorted(self.entries, key=lambda entry: len(entry.identity_root), reverse=True)
+
+    @cached_property
+    def _inside(self) -> dict[str, list[str]]:
+        """The identity roots within that of each corpus."""
+        roots = {entry.name: entry.identity_root for entry in self.entries}
+        return {name: [r for r in roots.values() if r != root and contains(root, r)] for name, root in roots.items()}
+
+
+def contains(folder: str, uri: str) -> bool:
+    """Whether a path is a folder, or below it.
+
+    >>> [contains("/data", path) for path in ("/data", "/data/a.jpg", "/database")]
+    [True, True, False]
+    """
+    return uri == folder or uri.startswith(folder.rstrip("/") + "/")
+
+
+def read_corpora(dataset: lance.LanceDataset | None) -> Corpora:
+    """The corpora of a table; none if it does not exist."""
+    config = dataset.config() if dataset is not None else {}
+    found = [_entry(json.loads(value)) for key, value in config.items() if key.startswith(_PREFIX)]
+    return Corpora(tuple(sorted(found, key=lambda entry: entry.name)))
+
+
+@retried
+def remember_corpora(table: TableRef, corpora: Corpora) -> None:
+    """Record the corpora of a table. This makes a new version of the table if one is new or has moved."""
+    dataset = open_dataset(table)
+    wanted = {_PREFIX + digest_json(e.identity_root): json.dumps(asdict(e), sort_keys=True) for e in corpora.entries}
+    config = dataset.config()
+    new: dict[str, str | None] = {key: value for key, value in wanted.items() if config.get(key) != value}
+    if new:
+        dataset.update_config(new)
+
+
+def _entry(data: dict[str, Any]) -> RegisteredCorpus:
+    return RegisteredCorpus(**{**data, "aliases": tuple(data["aliases"])})
