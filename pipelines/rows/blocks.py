@@ -41,8 +41,6 @@ WIDTH = "_width"
 OVERLONG = "_overlong"
 REUSED = "_reused"
 READY = "_ready"
-# In `STAGE`: the row is no record. It only says how many records its shard has.
-END = "end"
 KNOWN_PREFIX = "_known_"
 SECONDS_PREFIX = "_seconds_"
 

@@ -84,6 +84,13 @@ class Stage(StrEnum):
     ENCODE = "encode"
 
 
+class Mark(StrEnum):
+    """What a row of a block is, if it is no record."""
+
+    # It says only how many records its shard has.
+    END = "end"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Which column (or field of the format) has which role; for None the source looks for the usual names."""
