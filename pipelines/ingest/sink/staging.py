@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from pipelines.ledger.claims import Claim, claims_of_columns, file_of
 from pipelines.ledger.rejects import REJECT_ID, REJECTS_SCHEMA, TOKEN
 from pipelines.rows.blocks import (
-    END,
     LAST,
     MESSAGE,
     OVERLONG,
@@ -29,7 +28,7 @@ from pipelines.rows.blocks import (
     timing_columns,
     unwrap,
 )
-from pipelines.rows.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD
+from pipelines.rows.contract import CAPTION, IMAGE_URI, POSITION, ROW_ID, SHARD, Mark
 from pipelines.rows.pace import BlockTime
 from pipelines.rows.types import cast, first_misfit
 from pipelines.store.faults import fault, fault_is_set
@@ -154,7 +153,7 @@ def stage_blocks(table: TableRef, schema: pa.Schema, *blocks: pa.Table, files: F
 
 def _without_ends(group: pa.Table) -> tuple[pa.Table, list[Claim]]:
     """The rows, and a claim for each mark that only says where a shard ends; see `end_mark`."""
-    is_mark = pc.equal(group[STAGE], END)
+    is_mark = pc.equal(group[STAGE], Mark.END.value)
     if not pc.any(is_mark).as_py():
         return group, []
     marks = group.filter(pc.fill_null(is_mark, fill_value=False))

@@ -26,7 +26,6 @@ from pipelines.ingest.identity import (
     text_digest,
 )
 from pipelines.rows.blocks import (
-    END,
     LAST,
     MESSAGE,
     REASON,
@@ -49,6 +48,7 @@ from pipelines.rows.contract import (
     ROW_ID,
     SHARD,
     TEXT,
+    Mark,
     Reason,
     Stage,
 )
@@ -352,7 +352,7 @@ class _BlockBuilder:
     def _add_end(self, records: int, work: ShardWork) -> None:
         """Add a mark that says how many records a shard has. Every stage passes it on as it does a rejected row."""
         row = dict.fromkeys(self._own) | {SHARD: work.shard_id, POSITION: records, LAST: True, IMAGE: None}
-        row |= {STAGE: END, REASON: END}
+        row |= {STAGE: Mark.END.value, REASON: Mark.END.value}
         self._rows.append(row)
         self._others.append(_nulls(self._passthrough))
 
