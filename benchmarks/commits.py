@@ -28,6 +28,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from benchmarks.encoded import blocks_of, schema_of, shard_id
 from benchmarks.harness import Goal, report
 from pipelines.ingest.incremental import remaining, stale_shards
+from pipelines.ingest.naming import Fate
 from pipelines.ingest.sink.committing import Committer
 from pipelines.ingest.sink.staging import StagedGroup
 from pipelines.ingest.stages.reading import ShardWork
@@ -172,7 +173,7 @@ def measure_plan(shards: int) -> dict[str, Any]:
     tracemalloc.stop()
     started = time.perf_counter()
     assert not remaining(work, coverage)
-    assert not any(stale_shards(coverage, ids, {}, "/corpus"))
+    assert not any(stale_shards(coverage, ids, {}, lambda identity: Fate.KEPT))
     seconds = time.perf_counter() - started
     return {
         "shards": shards,

@@ -10,7 +10,8 @@ from functools import cached_property
 
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.identity import file_id, part_id
-from pipelines.ingest.placing import Listed, Placed, place
+from pipelines.ingest.moving import Listed
+from pipelines.ingest.placing import Placed, place
 from pipelines.ingest.stages.reading import ShardWork
 from pipelines.ingest.world import Folders
 from pipelines.ledger.claims import file_of

@@ -17,7 +17,8 @@ from typing import IO, Any
 import pyarrow as pa
 
 from pipelines.rows.contract import Columns
-from pipelines.sources.base import CorpusShard
+from pipelines.sources.base import CorpusShard, Source
+from pipelines.sources.empty import EmptySource
 from pipelines.sources.list_lines import read_header, read_rows
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.row_layout import Row, RowLayout, choose_roles, find_root, make_row_layout
@@ -82,7 +83,7 @@ class CaptionsSource:
         return Row(fields=fields, error=row.error)
 
 
-def open_captions(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> CaptionsSource:
+def open_captions(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> Source:
     """The source of a list; reads the list once.
 
     Args:
@@ -92,16 +93,16 @@ def open_captions(corpus: str, info: FileInfo, columns: Columns, storage: Storag
         storage: how to reach it.
 
     Raises:
-        ValueError: the list holds no record, or a named column is missing.
+        ValueError: the list has no such column, or names neither pictures nor captions.
     """
     scan = _Scan(info)
     with open_shard(
         CorpusShard(uri=info.uri, version=info.version), storage, cache_type="readahead", block_size=_READ_AHEAD_BYTES
     ) as handle:
         scan.run(io.BufferedReader(handle, 1 << 20))  # type: ignore[type-var]
-    names = list(scan.names) or scan.tally.names()
     if not scan.shards:
-        raise ValueError(f"corpus {info.uri}: holds no record; columns are {', '.join(names) or 'none'}")
+        return EmptySource(files=(info,))
+    names = list(scan.names) or scan.tally.names()
     roles = choose_roles(names, columns, corpus)
     folder = posixpath.dirname(info.uri)
     probes = [str(row.get(roles.uri or "") or "") for row in scan.probes]

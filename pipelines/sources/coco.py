@@ -11,12 +11,13 @@ import posixpath
 from typing import Any
 
 from pipelines.rows.contract import Columns
-from pipelines.sources.json_list import CAPTIONS, URI, JsonListSource, open_json_list
+from pipelines.sources.base import Source
+from pipelines.sources.json_list import CAPTIONS, URI, open_json_list
 from pipelines.sources.listing import FileInfo
 from pipelines.store.storage import Storage
 
 
-def open_coco(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> JsonListSource:
+def open_coco(corpus: str, info: FileInfo, columns: Columns, storage: Storage) -> Source:
     """The source of a COCO captions file; roles as in `open_json_list`.
 
     Raises:

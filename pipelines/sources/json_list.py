@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.rows.contract import Columns
-from pipelines.sources.base import CorpusShard
+from pipelines.sources.base import CorpusShard, Source
+from pipelines.sources.empty import EmptySource
 from pipelines.sources.listing import FileInfo, open_shard
 from pipelines.sources.records import check_encodable, check_roles
 from pipelines.sources.row_layout import Row, RowLayout, find_root, make_row_layout
@@ -81,7 +82,7 @@ class JsonListSource:
 
 def open_json_list(
     corpus: str, info: FileInfo, parse: Parse, folders: tuple[str, ...], columns: Columns, storage: Storage
-) -> JsonListSource:
+) -> Source:
     """The source of a JSON file.
 
     Args:
@@ -97,7 +98,7 @@ def open_json_list(
     """
     records = load(info, parse, storage)
     if not records:
-        raise ValueError(f"corpus {info.uri}: holds no pictures")
+        return EmptySource(files=(info,))
     tally = TypeTally()
     for record in records:
         tally.add(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.sources.base import CorpusShard
+from pipelines.sources.empty import empty_shard
 from pipelines.sources.listing import FileInfo
 
 MAX_SHARD_BYTES = 32 << 20
@@ -16,7 +17,7 @@ def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[Corpus
     """Contiguous row groups packed into shards.
 
     Shards are bounded to 32 MiB and 16,384 rows. There are at least 16 of them if the file has that many row groups, so
-    that many tasks can read a file of many small row groups.
+    that many tasks can read a file of many small row groups. A file without rows is one shard.
 
     Args:
         info: the file.
@@ -32,7 +33,7 @@ def cut_shards(info: FileInfo, groups: Sequence[tuple[int, int]]) -> list[Corpus
             start, first, rows, size = i, first + rows, 0, 0
         rows, size = rows + group_rows, size + group_bytes
     shards.append(_shard(info, start, len(groups), first, rows, size))
-    return [shard for shard in shards if shard.rows]
+    return [shard for shard in shards if shard.rows] or [empty_shard(info)]
 
 
 def _shard(info: FileInfo, start: int, stop: int, first: int, rows: int, size: int) -> CorpusShard:

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.rows.contract import RESERVED, Columns
-from pipelines.sources.base import CorpusShard
+from pipelines.sources.base import CorpusShard, Source
+from pipelines.sources.empty import EmptySource
 from pipelines.sources.file_names import has_bad_name
 from pipelines.sources.listing import FileInfo, open_shard, well_named
 from pipelines.sources.records import (
@@ -115,7 +116,7 @@ class WebDatasetSource:
         return ids | {"image": sample.image, "image_uri": sample.image_uri, "captions": as_captions(caption)}
 
 
-def open_webdataset(corpus: str, files: list[FileInfo], columns: Columns, storage: Storage) -> WebDatasetSource:
+def open_webdataset(corpus: str, files: list[FileInfo], columns: Columns, storage: Storage) -> Source:
     """The source of a corpus of tars; reads the beginnings of the first ones.
 
     Args:
@@ -128,6 +129,8 @@ def open_webdataset(corpus: str, files: list[FileInfo], columns: Columns, storag
         ValueError: a named field is in no sampled record, a field's name is reserved, or no record can be read.
     """
     sampled = _sample(well_named(files, corpus), columns, storage)
+    if not sampled and len(files) <= _SAMPLE_TARS:
+        return EmptySource(files=tuple(files))
     whole = [sample for sample in sampled if sample.error is None]
     if sampled and not whole:
         raise ValueError(f"corpus {corpus}: no record can be read; {sampled[0].error}")

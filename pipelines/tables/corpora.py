@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import lance
 
 _PREFIX = "isthmus.corpus."
+# What the identities of corpora begin with that have a name; others begin with a folder.
+NAMED = "corpus:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,8 @@ class FileName:
 
     Attributes:
         identity: its identity within a table.
-        path: its path below the root of its corpus; row ids are derived from it.
+        path: what row ids are derived from: its path below the root of its corpus, with the corpus' name if the user
+            gave it one.
     """
 
     identity: str
@@ -122,7 +125,7 @@ class Corpora:
         if others and any(contains(other, identity) for other in others):
             # It is in a folder that another corpus was in first.
             identity = f"{entry.identity_root}//{path}"
-        return FileName(identity, path)
+        return FileName(identity, identity if entry.identity_root.startswith(NAMED) else path)
 
     @cached_property
     def _by_root(self) -> list[RegisteredCorpus]:

@@ -94,11 +94,20 @@ def test_pictures_may_lie_in_images(tmp_path: Path) -> None:
     assert column(read(tmp_path), "@image_uri") == ["http://x/y.jpg", str(tmp_path / "images" / "1.jpg")]
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.csv", b"image,caption\n"), ("a.jsonl", b""), ("a.tsv", b""), ("a.json", b'{"images": [], "annotations": []}')],
+)
+def test_a_list_without_records_is_a_shard_of_no_rows(name: str, data: bytes, tmp_path: Path) -> None:
+    """It may have held some, and a run must see that they are gone."""
+    source = opened(touch(tmp_path / name, data))
+    assert [shard.rows for shard in source.shards()] == [0]
+    assert rows_of(source) == []
+
+
 def test_a_list_without_a_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither pictures nor captions.*first line of a CSV holds the names"):
         opened(touch(tmp_path / "a.csv", b"1.jpg,a cat\n2.jpg,a dog\n"))
-    with pytest.raises(ValueError, match="holds no record; columns are image, caption"):
-        opened(touch(tmp_path / "b.csv", b"image,caption\n"))
     with pytest.raises(ValueError, match=r"no column 'x' \(--columns.key\); columns are image, caption"):
         opened(touch(tmp_path / "c.csv", b"image,caption\n1.jpg,a\n"), key="x")
     with pytest.raises(ValueError, match="name each column once"):

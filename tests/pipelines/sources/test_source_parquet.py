@@ -315,8 +315,11 @@ def test_the_pickled_source_does_not_grow_with_the_files(tmp_path: Path) -> None
     assert len(pickle.dumps(source)) == one, "it travels with every read task"
 
 
-def test_an_empty_file_gives_no_shard(tmp_path: Path) -> None:
+def test_an_empty_file_is_a_shard_of_no_rows(tmp_path: Path) -> None:
+    """It may have held some, and a run must see that they are gone."""
     buffer = io.BytesIO()
     pq.write_table(pa.table({"caption": pa.array([], pa.string())}), buffer)
     touch(tmp_path / "e.parquet", buffer.getvalue())
-    assert opened(tmp_path).shards() == []
+    source = opened(tmp_path)
+    assert [shard.rows for shard in source.shards()] == [0]
+    assert rows_of(source) == []
