@@ -113,7 +113,7 @@ def embed(
         remember_corpora(table, plan.corpora)
         if settings.job is not None:
             remember_job(table, settings.corpus, settings.job)
-        stale = StaleRows(plan.stale)
+        stale = StaleRows(plan.stale, plan.replaceable)
         stale.find(open_dataset(table))
         committer = Committer(table, ledger, lease, stale=stale, max_reject_rate=settings.max_reject_rate)
         if settings.retry and committer.reopen(settings.retry, plan.current):

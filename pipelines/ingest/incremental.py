@@ -32,6 +32,7 @@ class Plan:
         work: the shards that are not complete.
         skipped_rows: rows that are already settled.
         stale: ids of the shards whose rows must be removed.
+        replaceable: ids of the shards of gone files, whose rows stay unless a row with the same id comes.
         changed: identities of the files of stale shards that are still in the corpus, perhaps under another name.
         gone: identities of the files of stale shards that were deleted from the corpus.
         changed_rows: settled rows of the changed files, including rejected ones.
@@ -46,6 +47,7 @@ class Plan:
     work: list[ShardWork]
     skipped_rows: int
     stale: frozenset[str] = frozenset()
+    replaceable: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     changed_rows: int = 0
@@ -80,11 +82,12 @@ def make_plan(
         [description.card.fingerprint, vars(settings.columns), list(settings.modalities), sorted(settings.needs)]
     )
     named = name_shards(corpus, coverage, settings, digest, registered)
-    changed, gone = stale_shards(coverage, named.ids, named.files, named.fate)
+    changed, gone = stale_shards(coverage, named.ids, named.files, named.fate, named.unnamed_fate)
     if not changed and all(shard.rows == 0 for shard in named.shards):
         raise ValueError(f"corpus {settings.corpus}: holds no rows")
-    if not settings.delete_gone:
-        gone = {}
+    # Rows of gone files stay, but a row that comes again in another file takes the place of the one that is there.
+    kept = {} if settings.delete_gone else gone
+    gone = gone if settings.delete_gone else {}
     work = remaining(named.work(), coverage)
     stale = frozenset(changed) | frozenset(gone)
     read = {file_of(item.shard_id) for item in work}
@@ -97,7 +100,8 @@ def make_plan(
         gone=frozenset(gone.values()),
         changed_rows=sum(map(coverage.rows, changed)),
         gone_rows=sum(map(coverage.rows, gone)),
-        files=Files(uris={name: named.files[name] for name in read}, bring_successors=bool(stale)),
+        replaceable=frozenset(kept),
+        files=Files(uris={name: named.files[name] for name in read}, bring_successors=bool(stale or kept)),
         current=frozenset(named.ids),
         corpora=named.corpora,
         registers=named.corpora != registered,
@@ -114,7 +118,11 @@ def remaining(work: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
 
 
 def stale_shards(
-    coverage: Coverage, current: Iterable[str], files: Mapping[str, str], fate: Callable[[str], Fate]
+    coverage: Coverage,
+    current: Iterable[str],
+    files: Mapping[str, str],
+    fate: Callable[[str], Fate],
+    unnamed: Fate = Fate.KEPT,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Settled shards that no longer belong to the corpus.
 
@@ -126,10 +134,11 @@ def stale_shards(
         current: ids of the corpus' shards.
         files: file id → identity of the corpus' files.
         fate: what became of a file, given its identity.
+        unnamed: what became of files whose identity is not known.
 
     Returns:
         Two maps, shard id → the file's identity: the shards of changed and renamed files, and those of deleted files.
-        Shards of other corpora in the same table are in neither, nor are shards whose file was not recorded.
+        Shards of other corpora in the same table are in neither.
     """
     ids = frozenset(current)
     parts = {part_of(shard) for shard in ids}
@@ -140,9 +149,9 @@ def stale_shards(
             continue
         name = file_of(shard)
         identity = files.get(name) or coverage.files.get(name)
-        became = fate(identity) if identity is not None else Fate.KEPT
-        if identity is not None and became is not Fate.KEPT:
-            (changed if became is Fate.CHANGED or part_of(shard) in parts else gone)[shard] = identity
+        became = fate(identity) if identity is not None else unnamed
+        if became is not Fate.KEPT:
+            (changed if became is Fate.CHANGED or part_of(shard) in parts else gone)[shard] = identity or name
     return changed, gone
 
 

@@ -19,7 +19,7 @@ from pipelines.ledger.coverage import Coverage
 from pipelines.sources import Corpus
 from pipelines.sources.base import CorpusShard
 from pipelines.store.storage import is_remote
-from pipelines.tables.corpora import Corpora, FileName, contains
+from pipelines.tables.corpora import Corpora, FileName, RegisteredCorpus, contains
 
 
 class Fate(Enum):
@@ -78,6 +78,16 @@ class NamedShards:
             return Fate.CHANGED
         return Fate.GONE if self.corpus.listing.misses(path) else Fate.KEPT
 
+    @property
+    def unnamed_fate(self) -> Fate:
+        """What became of a file that the table has rows of, and whose name was lost with the ledger.
+
+        If the run lists everything in the only corpus of the table, the file is gone. Otherwise nobody can tell.
+        """
+        everything = not self.corpus.listing.pattern.segments
+        is_only = [entry.root for entry in self.corpora.entries] == [self.folder]
+        return Fate.GONE if everything and is_only else Fate.KEPT
+
     @cached_property
     def _names(self) -> dict[str, FileName]:
         """URI → name of each file that gives records."""
@@ -112,6 +122,8 @@ def name_shards(
         real=folder if is_remote(folder) else os.path.realpath(folder),
         parts=[(corpus.path_of(shard.uri), part_id(shard)) for shard in shards],
     )
+    _recover_names(coverage, registered, listed, job_digest)
+    registered = _with_implied(registered, coverage, listed)
     placed: Placed = place(
         registered,
         listed,
@@ -120,6 +132,45 @@ def name_shards(
         Folders(settings.corpus_storage),
     )
     return NamedShards(corpus, shards, placed.corpora, placed.folder, job_digest)
+
+
+def _with_implied(registered: Corpora, coverage: Coverage, listed: Listed) -> Corpora:
+    """The corpora of a table, with those whose record was lost when an older version of the table was restored.
+
+    The run's files tell their roots: a file that the table knows in the same version under a longer path.
+    """
+    by_part: dict[str, list[str]] = {}
+    roots = [entry.identity_root for entry in registered.entries]
+    for shard in coverage:
+        identity = coverage.files.get(file_of(shard))
+        if identity is not None and not any(contains(root, identity) for root in roots):
+            by_part.setdefault(part_of(shard), []).append(identity)
+    implied = {
+        identity.removesuffix(f"/{path}")
+        for path, part in (listed.parts if by_part else ())
+        for identity in by_part.get(part, ())
+        if identity.endswith(f"/{path}")
+    }
+    for root in sorted(implied, key=len):
+        if not any(contains(entry.identity_root, root) for entry in registered.entries):
+            registered = registered.with_entry(RegisteredCorpus(name=root, identity_root=root, root=root))
+    return registered
+
+
+def _recover_names(coverage: Coverage, registered: Corpora, listed: Listed, job_digest: str) -> None:
+    """Name the listed files that the table has rows of, if their names were lost with the ledger.
+
+    Their ids are recomputed, as files of each corpus of the table.
+    """
+    unnamed = {file_of(shard) for shard in coverage} - coverage.files.keys()
+    if not unnamed:
+        return
+    for entry in registered.entries:
+        name = registered.namer(entry.root)
+        for path in dict.fromkeys(path for path, _ in listed.parts):
+            identity = name(path).identity
+            if (found := file_id(identity, job_digest)) in unnamed:
+                coverage.files[found] = identity
 
 
 def part_of(shard: str) -> str:

@@ -48,10 +48,16 @@ class StaleRow:
 
 
 class StaleRows:
-    """The rows of stale shards that are still in the table. Only these rows' identities are held in memory."""
+    """The rows of stale shards that are still in the table. Only these rows' identities are held in memory.
 
-    def __init__(self, shards: Iterable[str]) -> None:
+    Args:
+        shards: the stale shards.
+        replaceable: shards whose rows leave only if a row with the same id comes.
+    """
+
+    def __init__(self, shards: Iterable[str], replaceable: Iterable[str] = ()) -> None:
         self.shards = frozenset(shards)
+        self._looked_for = self.shards | frozenset(replaceable)
         self._version = 0
         self._by_record: dict[Record, list[StaleRow]] = {}
         # A corpus may repeat a key, so an id may stand for several records.
@@ -64,9 +70,9 @@ class StaleRows:
 
     def _find(self, dataset: lance.LanceDataset) -> None:
         self._by_record, self._by_row_id = {}, {}
-        if not self.shards:
+        if not self._looked_for:
             return
-        wanted = pa.array(sorted(self.shards), pa.string())
+        wanted = pa.array(sorted(self._looked_for), pa.string())
         for batch in dataset.scanner(columns=[ROW_ID, SHARD, POSITION], with_row_address=True).to_batches():
             shards = pc.cast(batch.column(SHARD), pa.string())
             rows = batch.filter(pc.is_in(shards, value_set=wanted))
@@ -88,7 +94,7 @@ class StaleRows:
 
     def all(self) -> list[StaleRow]:
         """All stale rows that are left."""
-        return [row for rows in self._by_record.values() for row in rows]
+        return [row for rows in self._by_record.values() for row in rows if row.shard in self.shards]
 
     def left_at(self, rows: Sequence[StaleRow], dataset: lance.LanceDataset) -> None:
         """Drop rows that left the table in the commit that made this version."""
