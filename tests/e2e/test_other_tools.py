@@ -259,6 +259,21 @@ def test_maintain_says_that_the_ledger_did_not_match(
     assert_whole(place, range(30))
 
 
+@_SLOW
+def test_a_run_after_upkeep_trusts_the_ledger(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Compaction and cleanup are no mismatch: rows that a user deleted stay away."""
+    corpus = write(tmp_path / "a.parquet", range(60))
+    run(corpus, place)
+    table = database(place).open_table("t")
+    table.create_scalar_index("row_id")
+    table.delete("row_id = '0003'")
+    maintain(MaintainConfig(table=str(place), keep_versions=1))
+    with caplog.at_level(logging.WARNING):
+        assert run(corpus, place).rows_in == 0
+    assert "rebuilt" not in caplog.text
+    assert rows(place).num_rows == 59
+
+
 # Nothing beside the table is destroyed before the commit that justifies it.
 
 

@@ -139,6 +139,8 @@ def _maintain(table: TableRef, retention: Retention, lease: Lease) -> list[Table
     settled = _record(table)
     before = {ref.name: (folder_of(dataset), _count(dataset)) for ref, dataset in _tables(table)}
     merged = {ref.name: _rewrite(ref, before[ref.name][1], lease) for ref, _ in _tables(table)}
+    # Lance cannot show some compactions, and the ledger must name a version whose commit can be read.
+    lease.touch()
     if _record(table) != settled:
         raise RuntimeError(
             f"table {table}: the ledger no longer agrees with the table; no version was removed. "
