@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-heavy bench docs lint types format check clean
+.PHONY: help demo test test-all test-heavy test-histories bench docs lint types format check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -21,6 +21,9 @@ test-all: $(VENV)/.dev ## Run the slower tests: both engines, S3, kills, trainin
 
 test-heavy: $(VENV)/.dev ## Run the heavy tests: kills, many rows, a real S3 server
 	HYPOTHESIS_PROFILE=free $(BIN)/python -m pytest -m heavy $(ARGS)
+
+test-histories: $(VENV)/.dev ## Compare random histories of a table with a model: 10,000 steps
+	ISTHMUS_HISTORY_STEPS=10000 $(BIN)/python -m pytest -m 'slow or not slow' -n 2 tests/e2e/test_any_history.py $(ARGS)
 
 bench: $(VENV)/.dev ## The benches in small; fails on a gross regression (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks.quick
