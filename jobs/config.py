@@ -89,6 +89,17 @@ class CorpusStoreConfig(StoreConfig):
 
         return Storage.from_options(self.corpus_storage_options)
 
+    def picture_storage(self, table: TableRef) -> Storage:
+        """The store of the pictures of a table's rows, which finds them also if their corpus has moved.
+
+        Raises:
+            FileNotFoundError: there is no such table.
+            ValueError: an option is unknown, or a timeout is not a number of seconds.
+        """
+        from pipelines.tables.corpora import moves_of
+
+        return self.corpus_storage().with_moves(moves_of(table))
+
 
 class Report(Protocol):
     """The result of a job."""

@@ -111,5 +111,5 @@ def _write_page(config: DedupConfig, table: TableRef, found: Deduplicated) -> st
     from pipelines.curate.deduplication.duplicates_page import write_groups
 
     assert config.html is not None
-    storage = config.corpus_storage()
+    storage = config.picture_storage(table)
     return str(write_groups(config.html, table, found.largest, storage))

@@ -190,7 +190,7 @@ def run(config: EvaluateConfig) -> EvaluateReport:
         if config.markdown is not None:
             pages.append(report.write(config.markdown, report.markdown(page)))
         if config.html is not None:
-            storage = config.corpus_storage()
+            storage = config.picture_storage(table)
             pages.append(report.write(config.html, report.html(page, table, storage)))
     return EvaluateReport(evaluation=evaluation, other=other, extra=extra, pages=pages)
 
@@ -307,7 +307,7 @@ def _reranked(config: EvaluateConfig, table: TableRef, settings: EvaluationSetti
     from pipelines.train.reranking.evaluating import evaluate_reranked
 
     assert config.rerank is not None
-    read = reader(config.corpus_storage())
+    read = reader(config.picture_storage(table))
     found = evaluate_reranked(
         table, settings, load(config.rerank), read, depth=config.rerank_depth, queries=config.rerank_queries
     )

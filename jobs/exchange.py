@@ -95,15 +95,16 @@ def run_export(config: ExportConfig) -> ExchangeReport:
     from pipelines.curate.exchange.exporting import export_table
     from pipelines.store.storage import Storage
 
+    table = config.ref(config.table, versions=True)
     done = export_table(
-        config.ref(config.table, versions=True),
+        table,
         config.out,
         format=config.format,
         storage=Storage.from_options(config.out_storage_options),
         vectors=[name.strip() for name in config.vectors.split(",")] if config.vectors else (),
         where=config.where,
         rows_per_file=config.rows_per_file,
-        pictures=config.corpus_storage() if config.pictures else None,
+        pictures=config.picture_storage(table) if config.pictures else None,
     )
     return ExchangeReport(facts={"table": config.table, **asdict(done)})
 

@@ -124,7 +124,7 @@ def run(config: ExploreConfig) -> ExploreReport:
         seed=config.seed,
     )
     explored = explore(table, dataset, settings)
-    page = write_map(config.html, explored, config.found, config.corpus_storage())
+    page = write_map(config.html, explored, config.found, config.picture_storage(table))
     files = _write_tables(config.out, explored) if config.out is not None else ()
     return ExploreReport(explored=explored, found=config.found, page=str(page), files=files)
 

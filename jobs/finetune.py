@@ -245,7 +245,7 @@ def run_settings(config: FinetuneConfig, samples: TableRef, teacher: TableRef | 
         batch_size=config.batch_size,
         epochs=config.epochs,
         augmentation=config.augment,
-        corpus_storage=config.corpus_storage(),
+        corpus_storage=config.picture_storage(samples),
         teacher=teacher,
         negatives=TableRef.parse(config.negatives, storage) if config.negatives else None,
         negatives_per_row=config.negatives_per_row,

@@ -109,6 +109,6 @@ def run(
     options = EncoderOptions(
         device=config.device, precision=config.precision, threads=config.threads, batch_size=3 * config.batch_rows
     )
-    read = reader(config.corpus_storage())
+    read = reader(config.picture_storage(table))
     report = train(config.model, triplets, read, config.out, settings, options, progress or (lambda done, total: None))
     return FinetuneRerankerReport(out=str(config.out), report=report)

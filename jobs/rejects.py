@@ -64,7 +64,7 @@ def run(config: RejectsConfig) -> RejectsReport:
         reasons = [config.reason] if config.reason else list(summary.by_reason)
         each = [read_rejects(table, reason=reason, limit=config.limit).rows for reason in reasons]
         shown = RejectsSummary(by_reason=summary.by_reason, rows=[row for rows in each for row in rows])
-        storage = config.corpus_storage()
+        storage = config.picture_storage(table)
         page = str(write_rejects_page(config.html, table.name, shown, storage))
     return RejectsReport(by_reason=summary.by_reason, rows=summary.rows, page=page)
 

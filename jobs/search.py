@@ -155,7 +155,7 @@ def run(config: SearchConfig) -> SearchReport:
     from pipelines.search.retrieval.search import search
 
     table = config.ref(config.table, versions=True)
-    storage = config.corpus_storage()
+    storage = config.picture_storage(table)
     hits = search(table, _query(config), encoder=config.encoder, original=config.original, corpus_storage=storage)
     page = None
     if config.html is not None:

@@ -186,7 +186,9 @@ def table_schema(source: Source, description: Description, settings: EmbedSettin
     ]
     if settings.thumbnail_px and "image" in settings.modalities:
         fields.append(pa.field(THUMBNAIL, pa.binary()))
-    for modality in settings.modalities:
+    # A corpus that was emptied excludes no modality; it needs no vector that the table lacks.
+    is_empty = all(shard.rows == 0 for shard in source.shards())
+    for modality in () if is_empty else settings.modalities:
         tower = description.card.tower(modality)
         assert tower is not None
         fields.append(pa.field(VECTOR_COLUMNS[modality], vector_type(tower.dim, settings.vector_dtype)))

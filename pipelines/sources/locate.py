@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 import pyarrow.parquet as pq
 
 from pipelines.store.retries import retry
-from pipelines.store.storage import Storage, is_remote, relocated
+from pipelines.store.storage import Storage, is_remote
 
 # Matched only at the end: file names may contain a `#` too.
 _ROW = re.compile(r"(?s)(.+)#row=(\d+)&column=([^#&]*)")
@@ -54,7 +54,7 @@ def read_image(image_uri: str, storage: Storage) -> bytes:
         ConnectionError: the store failed as often as the retry policy allows.
         OSError: the disk cannot be read.
     """
-    uri = relocated(image_uri, storage.moves)
+    uri = storage.locate(image_uri)
     return retry(lambda: _read_once(uri, storage), uri)
 
 

@@ -109,6 +109,10 @@ class Storage:
         """The same store, for the pictures of a table whose corpora may have moved; see `moves`."""
         return replace(self, moves=moves)
 
+    def locate(self, uri: str) -> str:
+        """Where a picture is now that a row names; see `moves`."""
+        return relocated(uri, self.moves)
+
     def lance_options(self, uri: str) -> dict[str, str] | None:
         """`storage_options` for Lance and LanceDB; None for a local path."""
         if not is_remote(uri):

@@ -16,6 +16,7 @@ from encoders.digest import digest_json
 from pipelines.store.retries import retried
 from pipelines.store.storage import TableRef, relocated
 from pipelines.tables.opening import open_dataset
+from pipelines.tables.promotion import promotions
 
 if TYPE_CHECKING:
     import lance
@@ -156,6 +157,17 @@ def read_corpora(dataset: lance.LanceDataset | None) -> Corpora:
     config = dataset.config() if dataset is not None else {}
     found = [_entry(json.loads(value)) for key, value in config.items() if key.startswith(_PREFIX)]
     return Corpora(tuple(sorted(found, key=lambda entry: entry.name)))
+
+
+def moves_of(table: TableRef) -> tuple[tuple[str, str], ...]:
+    """Where the pictures of a table's rows, and of the table that answers for it, are now; see `Storage.moves`."""
+    latest = replace(table, version=None)
+    dataset = open_dataset(latest)
+    found = dict(read_corpora(dataset).moves())
+    for promotion in promotions(dataset)[-1:]:
+        promoted = TableRef(database=table.database, name=promotion.name, storage=table.storage)
+        found |= read_corpora(open_dataset(promoted, missing_ok=True)).moves()
+    return tuple(sorted(found.items(), key=lambda move: len(move[0]), reverse=True))
 
 
 @retried

@@ -21,6 +21,7 @@ from pipelines.curate.exchange.folder import OutputFolder
 from pipelines.curate.exchange.layout import IMAGE_PATH, PARQUET_PREFIX, array_name, metadata_name
 from pipelines.rows.contract import FUSED_VECTOR, IMAGE_URI, INTERNAL
 from pipelines.store.storage import Storage, TableRef
+from pipelines.tables.corpora import Corpora, read_corpora
 from pipelines.tables.filters import check_filter
 from pipelines.tables.promotion import answering
 from pipelines.tables.provenance import Provenance
@@ -164,10 +165,20 @@ def _export_files(
     )
 
 
+def _located(part: pa.Table, corpora: Corpora) -> pa.Table:
+    """Rows that name their pictures where they are now."""
+    if not corpora.moves() or IMAGE_URI not in part.column_names:
+        return part
+    uris = [corpora.locate(uri) if uri else uri for uri in part[IMAGE_URI].to_pylist()]
+    index = part.column_names.index(IMAGE_URI)
+    return part.set_column(index, part.schema.field(IMAGE_URI), pa.array(uris, part[IMAGE_URI].type))
+
+
 def _export_samples(source: _Rows, folder: OutputFolder, pictures: Storage | None) -> Exported:
-    """Write the rows as samples of FiftyOne."""
+    """Write the rows as samples of FiftyOne, which opens the pictures where they are."""
+    corpora = read_corpora(source.dataset)
     written = write_dataset(
-        _parts(source, _BATCH_ROWS, nulls=True),
+        (_located(part, corpora) for part in _parts(source, _BATCH_ROWS, nulls=True)),
         folder,
         name=source.name,
         vectors=source.vectors,

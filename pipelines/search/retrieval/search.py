@@ -27,6 +27,7 @@ from pipelines.search.retrieval.known import Known
 from pipelines.search.retrieval.queries import Query, Term
 from pipelines.sources.row_pictures import ReadPictures, reader
 from pipelines.store.storage import Storage, TableRef
+from pipelines.tables.corpora import read_corpora
 from pipelines.tables.filters import check_filter, quote
 from pipelines.tables.opening import open_dataset
 from pipelines.tables.promotion import answering
@@ -78,7 +79,7 @@ class OpenTable:
                 environment.
         """
         self.table = table
-        self._read = read or reader(Storage.from_options({}))
+        self._read = read or reader(Storage.from_options({}).with_moves(read_corpora(dataset).moves()))
         self._rerankers: dict[str, Reranker] = {}
         self._lock = threading.Lock()
         self.dataset = dataset

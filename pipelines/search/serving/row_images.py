@@ -15,6 +15,7 @@ from encoders.images import thumbnail
 from pipelines.rows.contract import IMAGE_URI, ROW_ID, THUMBNAIL
 from pipelines.sources.locate import file_of, read_image
 from pipelines.store.storage import Storage, is_remote
+from pipelines.tables.corpora import read_corpora
 from pipelines.tables.filters import quote
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def row_picture(dataset: lance.LanceDataset, row_id: str, roots: Sequence[str], 
     uri = row.get(IMAGE_URI)
     if not uri:
         raise KeyError(row_id)
+    here = storage.with_moves(read_corpora(dataset).moves())
+    uri = here.locate(uri)
     if not is_within(uri, roots):
         raise PermissionError(f"row {row_id!r}: its picture lies outside the table's corpora")
     return thumbnail(read_image(uri, storage), _SHOWN_SIDE)
