@@ -7,13 +7,13 @@ renamed or deleted file, of a caption whose picture has come, or of the same fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from encoders.description import Description
 from encoders.digest import digest_json
 from pipelines.ingest.embed_settings import EmbedSettings
-from pipelines.ingest.naming import Fate, name_shards, part_of
+from pipelines.ingest.naming import Fate, Judge, name_shards, part_of
 from pipelines.ingest.sink.claims import Coverage, file_of
 from pipelines.ingest.sink.staging import Files
 from pipelines.ingest.stages.reading import ShardWork
@@ -113,18 +113,15 @@ def remaining(work: Iterable[ShardWork], coverage: Coverage) -> list[ShardWork]:
 
 
 def stale_shards(
-    coverage: Coverage, current: Iterable[str], files: Mapping[str, str], fate: Callable[[str], Fate]
+    coverage: Coverage, current: Iterable[str], files: Mapping[str, str], fate: Judge
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Settled shards that no longer belong to the corpus.
-
-    A file that is gone, while the corpus has the same version of the same part under another name, was renamed: its
-    rows come again under that name.
 
     Args:
         coverage: the settled records.
         current: ids of the corpus' shards.
         files: file id → identity of the corpus' files.
-        fate: what became of a file, given its identity.
+        fate: what became of a file, given its identity and whether the corpus has the same version of its part.
 
     Returns:
         Two maps, shard id → the file's identity: the shards of changed and renamed files, and those of deleted files.
@@ -139,9 +136,11 @@ def stale_shards(
             continue
         name = file_of(shard)
         identity = files.get(name) or coverage.files.get(name)
-        became = fate(identity) if identity is not None else Fate.KEPT
-        if identity is not None and became is not Fate.KEPT:
-            (changed if became is Fate.CHANGED or part_of(shard) in parts else gone)[shard] = identity
+        if identity is None:
+            continue
+        became = fate(identity, is_here=part_of(shard) in parts)
+        if became is not Fate.KEPT:
+            (changed if became is Fate.CHANGED else gone)[shard] = identity
     return changed, gone
 
 

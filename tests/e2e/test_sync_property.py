@@ -103,14 +103,15 @@ class World:
 
 
 def run(job: Any, config: Any, corpus: str, table: Path, **more: Any) -> str | None:
-    """Run a job; returns why it refuses a corpus that holds nothing."""
+    """Run a job; returns why it refuses a corpus that holds nothing, or nothing for this table."""
     try:
         job(config(corpus=corpus, table=str(table), encoder="fake", engine="process", embed="any", **more))
     except FileNotFoundError as error:
         return str(error)
     except ValueError as error:
-        if any(word in str(error) for word in ("holds no rows", "none of which isthmus", "so it is not")):
-            return "nothing"
+        # A table of captions alone takes no pictures.
+        if any(said in str(error) for said in ("holds no rows", "none of which isthmus", "has no column")):
+            return str(error)
         raise
     return None
 
