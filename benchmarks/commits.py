@@ -173,7 +173,7 @@ def measure_plan(shards: int) -> dict[str, Any]:
     tracemalloc.stop()
     started = time.perf_counter()
     assert not remaining(work, coverage)
-    assert not any(stale_shards(coverage, ids, {}, lambda identity: Fate.KEPT))
+    assert not any(stale_shards(coverage, ids, {}, lambda identity, *, is_here: Fate.KEPT))
     seconds = time.perf_counter() - started
     return {
         "shards": shards,

@@ -7,13 +7,13 @@ renamed or deleted file, of a caption whose picture has come, or of the same fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from encoders.description import Description
 from encoders.digest import digest_json
 from pipelines.ingest.embed_settings import EmbedSettings
-from pipelines.ingest.naming import Fate, name_shards, part_of
+from pipelines.ingest.naming import Fate, Judge, name_shards, part_of
 from pipelines.ingest.sink.staging import Files
 from pipelines.ingest.stages.reading import ShardWork
 from pipelines.ledger.claims import file_of
@@ -121,19 +121,16 @@ def stale_shards(
     coverage: Coverage,
     current: Iterable[str],
     files: Mapping[str, str],
-    fate: Callable[[str], Fate],
+    fate: Judge,
     unnamed: Fate = Fate.KEPT,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Settled shards that no longer belong to the corpus.
-
-    A file that is gone, while the corpus has the same version of the same part under another name, was renamed: its
-    rows come again under that name.
 
     Args:
         coverage: the settled records.
         current: ids of the corpus' shards.
         files: file id → identity of the corpus' files.
-        fate: what became of a file, given its identity.
+        fate: what became of a file, given its identity and whether the corpus has the same version of its part.
         unnamed: what became of files whose identity is not known.
 
     Returns:
@@ -149,9 +146,13 @@ def stale_shards(
             continue
         name = file_of(shard)
         identity = files.get(name) or coverage.files.get(name)
-        became = fate(identity) if identity is not None else unnamed
+        is_here = part_of(shard) in parts
+        if identity is not None:
+            became = fate(identity, is_here=is_here)
+        else:
+            became = Fate.CHANGED if unnamed is Fate.GONE and is_here else unnamed
         if became is not Fate.KEPT:
-            (changed if became is Fate.CHANGED or part_of(shard) in parts else gone)[shard] = identity or name
+            (changed if became is Fate.CHANGED else gone)[shard] = identity or name
     return changed, gone
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
+from pathlib import Path
+from typing import Protocol
 
 from pipelines.ingest.embed_settings import EmbedSettings
 from pipelines.ingest.identity import file_id, part_id
@@ -28,6 +30,14 @@ class Fate(Enum):
     KEPT = auto()
     CHANGED = auto()
     GONE = auto()
+
+
+class Judge(Protocol):
+    """Says what became of a file; see `NamedShards.fate`."""
+
+    def __call__(self, identity: str, *, is_here: bool) -> Fate:
+        """What became of a file."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,17 +76,31 @@ class NamedShards:
         """File id → identity of the files that the shards read."""
         return {file_id(name.identity, self.job_digest): name.identity for name in self._known.values()}
 
-    def fate(self, identity: str) -> Fate:
-        """What became of a file, given its identity. A file of another corpus is kept."""
+    def fate(self, identity: str, *, is_here: bool) -> Fate:
+        """What became of a file that the table knows.
+
+        Args:
+            identity: the file's identity.
+            is_here: whether the corpus has the same version of its part. Then a file that is gone was renamed.
+        """
         if identity in self._identities:
             return Fate.CHANGED
         location = self.corpora.location(identity)
         if not contains(self.folder, location):
-            return Fate.KEPT
+            return Fate.CHANGED if is_here and self._has_vanished(location) else Fate.KEPT
         path = location[len(self.folder.rstrip("/")) + 1 :]
         if path in self._known:  # It belongs to another corpus now, by whose name it is known.
             return Fate.CHANGED
-        return Fate.GONE if self.corpus.listing.misses(path) else Fate.KEPT
+        if self.corpus.listing.misses(path):
+            return Fate.CHANGED if is_here else Fate.GONE
+        return Fate.CHANGED if is_here and self._has_vanished(location) else Fate.KEPT
+
+    def _has_vanished(self, location: str) -> bool:
+        """Whether a file on disk is not there, and the folder of its corpus is. A disk may not be mounted."""
+        home = self.corpora.home(location)
+        if home is None or is_remote(home.root) or not Path(home.root).is_dir():
+            return False
+        return not os.path.lexists(location)
 
     @property
     def unnamed_fate(self) -> Fate:

@@ -5,7 +5,6 @@ Pure, except for what `World` asks of disks and stores.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
@@ -23,8 +22,6 @@ from pipelines.tables.jobs import jobs_of
 
 if TYPE_CHECKING:
     import lance
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,6 @@ def place(corpora: Corpora, listed: Listed, name: str | None, settled: Callable[
     known = settled()
     moved = moved_corpus(corpora, listed, known, world)
     if moved is not None and (name is None or not moved.entry.has_own_name):
-        log.info("corpus %s has moved from %s to %s", moved.entry.name, moved.entry.root, moved.root)
         return place(rerooted(corpora, moved.entry, moved.root), listed, name, lambda: known, world)
     if name is not None:
         return Placed(corpora.with_entry(_named_entry(corpora, listed, name)), listed.real)
@@ -109,7 +105,6 @@ def _place_registered(
             f"corpus_name {entry.name!r}: its folder is {entry.root}, which is within {listed.folder}; "
             "name the same folder as before, or give another --corpus-name"
         )
-    log.info("corpus %s is now in %s, and no longer in %s", entry.name, listed.real, entry.root)
     corpora = rerooted(corpora, entry, listed.real)
     found = corpora.named(entry.name)
     assert found is not None

@@ -7,6 +7,7 @@ by another path, keeps its files, shards and row ids.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from pipelines.tables.promotion import promotions
 if TYPE_CHECKING:
     import lance
 
+log = logging.getLogger(__name__)
 _PREFIX = "isthmus.corpus."
 # What the identities of corpora begin with that have a name; others begin with a folder.
 NAMED = "corpus:"
@@ -101,6 +103,10 @@ class Corpora:
 
         return name
 
+    def home(self, location: str) -> RegisteredCorpus | None:
+        """The corpus that a file belongs to, given where it is."""
+        return next((entry for entry in self._by_root if contains(entry.root, location)), None)
+
     def location(self, identity: str) -> str:
         """Where the file of an identity is now, or would be if it were there."""
         for entry in self._by_identity:
@@ -126,7 +132,8 @@ class Corpora:
         if others and any(contains(other, identity) for other in others):
             # It is in a folder that another corpus was in first.
             identity = f"{entry.identity_root}//{path}"
-        return FileName(identity, identity if entry.identity_root.startswith(NAMED) else path)
+        identity = _printable(identity)
+        return FileName(identity, identity if entry.identity_root.startswith(NAMED) else _printable(path))
 
     @cached_property
     def _by_root(self) -> list[RegisteredCorpus]:
@@ -141,6 +148,15 @@ class Corpora:
         """The identity roots within that of each corpus."""
         roots = {entry.name: entry.identity_root for entry in self.entries}
         return {name: [r for r in roots.values() if r != root and contains(root, r)] for name, root in roots.items()}
+
+
+def _printable(path: str) -> str:
+    """A path as a table can hold it. Names from old archives may not be UTF-8; two of them stay two.
+
+    >>> _printable("caf\\udce9")
+    'caf\\\\udce9'
+    """
+    return path if path.isascii() else path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def contains(folder: str, uri: str) -> bool:
@@ -174,6 +190,10 @@ def moves_of(table: TableRef) -> tuple[tuple[str, str], ...]:
 def remember_corpora(table: TableRef, corpora: Corpora) -> None:
     """Record the corpora of a table. This makes a new version of the table if one is new or has moved."""
     dataset = open_dataset(table)
+    roots = {entry.identity_root: entry.root for entry in read_corpora(dataset).entries}
+    for entry in corpora.entries:
+        if (before := roots.get(entry.identity_root, entry.root)) != entry.root:
+            log.warning("corpus %s of table %s is in %s now; it was in %s", entry.name, table, entry.root, before)
     wanted = {_PREFIX + digest_json(e.identity_root): json.dumps(asdict(e), sort_keys=True) for e in corpora.entries}
     config = dataset.config()
     new: dict[str, str | None] = {key: value for key, value in wanted.items() if config.get(key) != value}

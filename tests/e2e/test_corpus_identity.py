@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,9 @@ def names(table: Path) -> list[str]:
     return [Path(uri).name for uri in rows(table, "image_uri")]
 
 
-def test_a_moved_corpus_is_the_same_corpus_and_its_pictures_are_found(table: Path, tmp_path: Path) -> None:
+def test_a_moved_corpus_is_the_same_corpus_and_its_pictures_are_found(
+    table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     corpus = write_folder(tmp_path / "old", ITEMS)
     embed_into(table, corpus)
     before = rows(table)
@@ -61,6 +64,9 @@ def test_a_moved_corpus_is_the_same_corpus_and_its_pictures_are_found(table: Pat
     report = embed_into(table, moved)
     assert (report.rows_in, report.skipped, report.replaced, report.removed) == (0, 8, 0, 0)
     assert rows(table) == before
+    said = f"corpus {corpus} of table {table} is in {moved} now; it was in {corpus}"
+    embed_into(table, moved)
+    assert [record.getMessage() for record in caplog.records].count(said) == 1
 
     ref = TableRef.parse(str(table))
     assert read_corpora(open_dataset(ref)).locate(f"{corpus}/00000.jpg") == f"{moved}/00000.jpg"
@@ -73,6 +79,44 @@ def test_a_moved_corpus_is_the_same_corpus_and_its_pictures_are_found(table: Pat
     (moved / "00001.jpg").unlink()
     (moved / "00001.txt").unlink()
     assert (sync_into(table, moved).removed, len(rows(table))) == (1, 7)
+
+
+def test_a_table_from_before_corpora_were_registered_knows_them_by_its_jobs(table: Path, tmp_path: Path) -> None:
+    corpus = write_folder(tmp_path / "old", ITEMS)
+    one = write_parquet(tmp_path / "first" / "one.parquet", ITEMS[:2])
+    embed_into(table, corpus)
+    embed_into(table.with_name("u"), one)
+    for old in (table, table.with_name("u")):
+        dataset = lance.dataset(f"{old}.lance")
+        dataset.delete_config_keys([key for key in dataset.config() if key.startswith("isthmus.corpus.")])
+    moved = corpus.rename(tmp_path / "new")
+    assert (embed_into(table, moved).rows_in, len(rows(table))) == (0, 8)
+    one.parent.rename(tmp_path / "second")
+    assert embed_into(table.with_name("u"), tmp_path / "second" / "one.parquet").rows_in == 0
+
+
+def test_a_file_that_moves_from_one_corpus_to_another_is_not_there_twice(table: Path, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a" / "1.parquet", ITEMS[:2])
+    write_parquet(tmp_path / "a" / "2.parquet", ITEMS[2:4])
+    write_parquet(tmp_path / "b" / "3.parquet", ITEMS[4:])
+    embed_into(table, tmp_path / "a")
+    embed_into(table, tmp_path / "b")
+    (tmp_path / "a" / "2.parquet").rename(tmp_path / "b" / "2.parquet")
+    embed_into(table, tmp_path / "b")
+    assert rows(table, "id") == [item.key for item in ITEMS]
+    assert embed_into(table, tmp_path / "a").rows_in == 0
+
+
+def test_a_name_that_is_not_utf_8_costs_no_other_file_and_is_seen_to_go(table: Path, tmp_path: Path) -> None:
+    corpus = write_folder(tmp_path / "c", ITEMS)
+    strange = os.fsencode(corpus) + b"/caf\xe9.jpg"
+    os.rename(corpus / "00001.jpg", strange)  # noqa: PTH104  (bytes are no Path)
+    report = embed_into(table, corpus, embed="any")
+    assert (report.rows_in, report.written + sum(report.rejected.values())) == (9, 9)
+    assert embed_into(table, corpus, embed="any").rows_in == 0
+    os.unlink(strange)  # noqa: PTH108
+    gone = sync_into(table, corpus, embed="any")
+    assert (gone.files_gone, gone.rows_in, len(rows(table))) == (1, 0, 8)
 
 
 def test_another_path_to_a_corpus_is_the_same_corpus(table: Path, tmp_path: Path) -> None:
