@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 from pipelines.ingest.world import World
@@ -24,12 +25,17 @@ class Listed:
     Attributes:
         folder: the folder that their paths start from, as the user named it.
         real: the same folder without links.
-        parts: the path of each shard's file, and the second half of the shard's id (its version and part).
+        find_parts: gives the path of each shard's file, and the second half of the shard's id (its version and part).
     """
 
     folder: str
     real: str
-    parts: Sequence[tuple[str, str]]
+    find_parts: Callable[[], Sequence[tuple[str, str]]]
+
+    @cached_property
+    def parts(self) -> Sequence[tuple[str, str]]:
+        """What `find_parts` gives. Only a folder that is not registered needs it."""
+        return self.find_parts()
 
 
 @dataclass(frozen=True)

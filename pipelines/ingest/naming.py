@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,20 +62,20 @@ class NamedShards:
     @cached_property
     def ids(self) -> list[str]:
         """The id of each shard."""
-        files = {uri: file_id(name.identity, self.job_digest) for uri, name in self._names.items()}
+        files = self._file_ids
         return [f"{files[shard.uri]}-{part_id(shard)}" for shard in self.shards]
 
     def work(self) -> list[ShardWork]:
         """All shards, as work that is still to do."""
         return [
-            ShardWork(shard=shard, shard_id=identity, path=self._names[shard.uri].path)
+            ShardWork(shard=shard, shard_id=identity, path=self._names[shard.uri].row_path)
             for shard, identity in zip(self.shards, self.ids, strict=True)
         ]
 
     @cached_property
     def files(self) -> dict[str, str]:
         """File id → identity of the files that the shards read."""
-        return {file_id(name.identity, self.job_digest): name.identity for name in self._known.values()}
+        return {file: self._names[uri].identity for uri, file in self._file_ids.items()}
 
     def fate(self, identity: str, *, is_here: bool) -> Fate:
         """What became of a file that the table knows.
@@ -89,7 +90,7 @@ class NamedShards:
         if not contains(self.folder, location):
             return Fate.CHANGED if is_here and self._has_vanished(location) else Fate.KEPT
         path = location[len(self.folder.rstrip("/")) + 1 :]
-        if path in self._known:  # It belongs to another corpus now, by whose name it is known.
+        if path in self._paths:  # It belongs to another corpus now, by whose name it is known.
             return Fate.CHANGED
         if self.corpus.listing.misses(path):
             return Fate.CHANGED if is_here else Fate.GONE
@@ -114,21 +115,23 @@ class NamedShards:
 
     @cached_property
     def _names(self) -> dict[str, FileName]:
-        """URI → name of each file that gives records."""
-        name = self.corpora.namer(self.folder)
-        return {uri: name(self.corpus.path_of(uri)) for uri in dict.fromkeys(shard.uri for shard in self.shards)}
+        """URI → name of each file that gives records or is consumed by those of another."""
+        name, root = self.corpora.namer(self.folder), len(self.corpus.listing.root.rstrip("/")) + 1
+        consumed = (uri for shard in self.shards for uri in shard.consumes)
+        return {uri: name(uri[root:]) for uri in itertools.chain((shard.uri for shard in self.shards), consumed)}
 
     @cached_property
-    def _known(self) -> dict[str, FileName]:
-        """Path in the corpus → name of each file that gives records or is consumed by those of another."""
-        name = self.corpora.namer(self.folder)
-        consumed = (uri for shard in self.shards for uri in shard.consumes)
-        paths = (self.corpus.path_of(uri) for uri in (*self._names, *consumed))
-        return {path: name(path) for path in paths}
+    def _file_ids(self) -> dict[str, str]:
+        """URI → id of each of these files."""
+        return {uri: file_id(name.identity, self.job_digest) for uri, name in self._names.items()}
 
     @cached_property
     def _identities(self) -> frozenset[str]:
-        return frozenset(name.identity for name in self._known.values())
+        return frozenset(name.identity for name in self._names.values())
+
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        return frozenset(self.corpus.path_of(uri) for uri in self._names)
 
 
 def name_shards(
@@ -144,7 +147,7 @@ def name_shards(
     listed = Listed(
         folder=folder,
         real=folder if is_remote(folder) else os.path.realpath(folder),
-        parts=[(corpus.path_of(shard.uri), part_id(shard)) for shard in shards],
+        find_parts=lambda: [(corpus.path_of(shard.uri), part_id(shard)) for shard in shards],
     )
     _recover_names(coverage, registered, listed, job_digest)
     registered = _with_implied(registered, coverage, listed)

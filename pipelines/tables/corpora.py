@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from encoders.digest import digest_json
 from pipelines.store.retries import retried
@@ -55,18 +55,17 @@ class RegisteredCorpus:
         return replace(self, root=root, aliases=tuple(alias for alias in known if alias != root))
 
 
-@dataclass(frozen=True)
-class FileName:
+class FileName(NamedTuple):
     """What a file of a corpus is known by.
 
     Attributes:
         identity: its identity within a table.
-        path: what row ids are derived from: its path below the root of its corpus, with the corpus' name if the user
-            gave it one.
+        row_path: what row ids are derived from: its path below the root of its corpus, after the corpus' name if the
+            user gave it one.
     """
 
     identity: str
-    path: str
+    row_path: str
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,16 @@ class Corpora:
             folder: the folder, as registered roots name it. A corpus contains it.
         """
         near = [entry for entry in self._by_root if contains(entry.root, folder) or contains(folder, entry.root)]
-        homes = [(entry, entry.root.rstrip("/") + "/") for entry in near]
-        start = folder.rstrip("/") + "/"
+        homes = [(_slashed(entry.root), self._namer(entry)) for entry in near]
+        if len(homes) == 1 and homes[0][0] == _slashed(folder):
+            return homes[0][1]  # The usual case, in which a run may have a million files.
+        start = _slashed(folder)
 
         def name(path: str) -> FileName:
             location = start + path
-            for entry, root in homes:
+            for root, inside in homes:
                 if location.startswith(root):
-                    return self._name(entry, location[len(root) :])
+                    return inside(location[len(root) :])
             return FileName(location, path)
 
         return name
@@ -126,14 +127,24 @@ class Corpora:
         found |= {entry.root: entry.root for entry in self.entries}
         return tuple(sorted(found.items(), key=lambda move: len(move[0]), reverse=True))
 
-    def _name(self, entry: RegisteredCorpus, path: str) -> FileName:
-        identity = f"{entry.identity_root.rstrip('/')}/{path}"
-        others = self._inside[entry.name]
-        if others and any(contains(other, identity) for other in others):
-            # It is in a folder that another corpus was in first.
-            identity = f"{entry.identity_root}//{path}"
-        identity = _printable(identity)
-        return FileName(identity, identity if entry.identity_root.startswith(NAMED) else _printable(path))
+    def _namer(self, entry: RegisteredCorpus) -> Callable[[str], FileName]:
+        """A function that names the files of a corpus, given their paths below its root."""
+        root = _slashed(entry.identity_root)
+        others = [
+            o.identity_root for o in self.entries if o is not entry and contains(entry.identity_root, o.identity_root)
+        ]
+        has_own_name = entry.identity_root.startswith(NAMED)
+
+        def name(path: str) -> FileName:
+            identity = root + path
+            if others and any(contains(other, identity) for other in others):
+                # It is in a folder that another corpus was in first.
+                identity = f"{root}/{path}"
+            if not identity.isascii():
+                identity, path = _printable(identity), _printable(path)
+            return FileName(identity, identity if has_own_name else path)
+
+        return name
 
     @cached_property
     def _by_root(self) -> list[RegisteredCorpus]:
@@ -143,12 +154,6 @@ class Corpora:
     def _by_identity(self) -> list[RegisteredCorpus]:
         return sorted(self.entries, key=lambda entry: len(entry.identity_root), reverse=True)
 
-    @cached_property
-    def _inside(self) -> dict[str, list[str]]:
-        """The identity roots within that of each corpus."""
-        roots = {entry.name: entry.identity_root for entry in self.entries}
-        return {name: [r for r in roots.values() if r != root and contains(root, r)] for name, root in roots.items()}
-
 
 def _printable(path: str) -> str:
     """A path as a table can hold it. Names from old archives may not be UTF-8; two of them stay two.
@@ -156,7 +161,11 @@ def _printable(path: str) -> str:
     >>> _printable("caf\\udce9")
     'caf\\\\udce9'
     """
-    return path if path.isascii() else path.encode("utf-8", "backslashreplace").decode("utf-8")
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _slashed(folder: str) -> str:
+    return folder.rstrip("/") + "/"
 
 
 def contains(folder: str, uri: str) -> bool:

@@ -65,7 +65,7 @@ class Table:
         return len(new)
 
     def place(self, disk: Disk, folder: str, name: str | None = None) -> Placed:
-        listed = Listed(folder, disk.real(folder), list(disk.files(folder).items()))
+        listed = Listed(folder, disk.real(folder), lambda: list(disk.files(folder).items()))
         return place(self.corpora, listed, name, lambda: set(self.settled.items()), disk)
 
 
